@@ -1,0 +1,212 @@
+"""SamplingParams: what a request asks of the sampler and when it stops. Checked at birth.
+
+A field that is not given holds `UNSET` until the runtime resolves it (`resolved`): from the model's own
+`generation_config.json` where that has one, else from `DEFAULTS`.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from octavo.errors import RequestError, UnsupportedError
+
+MAX_LOGPROBS: Final = 20
+MAX_STOP_STRINGS: Final = 16
+MAX_STOP_STRING_CHARS: Final = 256
+MAX_IDS: Final = 65_536  # entries in any list of token ids
+
+
+class _Unset:
+    """The mark of a field that was not given; there is one, `UNSET`."""
+
+    def __repr__(self) -> str:
+        return "UNSET"
+
+    def __bool__(self) -> bool:
+        return False
+
+
+UNSET: Final[Any] = _Unset()
+
+DEFAULTS: Final[Mapping[str, Any]] = {
+    "n": 1, "best_of": None, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0,
+    "presence_penalty": 0.0, "frequency_penalty": 0.0, "repetition_penalty": 1.0, "seed": None,
+    "stop": None, "stop_token_ids": None, "include_stop_str_in_output": False, "ignore_eos": False,
+    "max_tokens": 16, "min_tokens": 0, "logprobs": None, "prompt_logprobs": None, "logit_bias": None,
+    "bad_words": None, "allowed_token_ids": None, "structured_outputs": None, "skip_special_tokens": True,
+    "spaces_between_special_tokens": True, "truncate_prompt_tokens": None,
+}  # fmt: skip
+
+_NULLABLE: Final = {name for name, value in DEFAULTS.items() if value is None} | {"max_tokens"}
+
+# generation_config.json fields that a request's own defaults come from
+MODEL_DEFAULTS: Final = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """How one request is sampled.
+
+    Order of filters: penalties, bias and masks, temperature, top-k, top-p, min-p. `temperature=0` is greedy. `top_k` 0
+    or -1 is off. Top-p keeps the smallest set whose probability reaches p, never fewer than one token. `logprobs=k`
+    asks for the chosen token and the k most likely at each position (0: the chosen one alone). `max_tokens=None` means
+    up to the model's length. `min_tokens` holds back every way to stop until that many tokens exist.
+
+    Raises RequestError (a ValueError) that names the field, and UnsupportedError for what does not exist yet.
+    """
+
+    n: int = UNSET
+    best_of: int | None = UNSET
+    temperature: float = UNSET
+    top_k: int = UNSET
+    top_p: float = UNSET
+    min_p: float = UNSET
+    presence_penalty: float = UNSET
+    frequency_penalty: float = UNSET
+    repetition_penalty: float = UNSET
+    seed: int | None = UNSET
+    stop: str | Sequence[str] | None = UNSET
+    stop_token_ids: Sequence[int] | None = UNSET
+    include_stop_str_in_output: bool = UNSET
+    ignore_eos: bool = UNSET
+    max_tokens: int | None = UNSET
+    min_tokens: int = UNSET
+    logprobs: int | None = UNSET
+    prompt_logprobs: int | None = UNSET
+    logit_bias: Mapping[int, float] | None = UNSET
+    bad_words: Sequence[str] | None = UNSET
+    allowed_token_ids: Sequence[int] | None = UNSET
+    structured_outputs: Mapping[str, Any] | None = UNSET
+    skip_special_tokens: bool = UNSET
+    spaces_between_special_tokens: bool = UNSET
+    truncate_prompt_tokens: int | None = UNSET
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value is UNSET or (value is None and name in _NULLABLE):
+                continue
+            _CHECKS[name](name, value)
+        if self.max_tokens and self.min_tokens:
+            if self.min_tokens > self.max_tokens:
+                raise RequestError(f"min_tokens={self.min_tokens} is more than max_tokens={self.max_tokens}", "min_tokens")
+
+    def resolved(self, model_defaults: Mapping[str, Any] | None = None) -> "SamplingParams":
+        """All fields set: own value, else the model's (`generation_config.json`), else `DEFAULTS`."""
+        given = model_defaults or {}
+        unset = [name for name, value in vars(self).items() if value is UNSET]
+        return replace(self, **{name: given.get(name, DEFAULTS[name]) for name in unset})
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        """`stop` as a tuple, whichever way it was given."""
+        if not self.stop:
+            return ()
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+
+def _refuse(name: str, value: Any, allowed: str) -> None:
+    shown = repr(value)
+    raise RequestError(f"{name}={shown if len(shown) <= 80 else shown[:80] + '…'}: {allowed}", name)
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _integer(minimum: int, maximum: int | None = None) -> Any:
+    upper = "" if maximum is None else f" and at most {maximum}"
+
+    def check(name: str, value: Any) -> None:
+        if not _is_int(value) or value < minimum or (maximum is not None and value > maximum):
+            _refuse(name, value, f"must be a whole number, at least {minimum}{upper}")
+
+    return check
+
+
+def _number(low: float, high: float, *, above_low: bool = False) -> Any:
+    rule = f"must be a finite number {'above' if above_low else 'from'} {low:g}{'' if math.isinf(high) else f' to {high:g}'}"
+
+    def check(name: str, value: Any) -> None:
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not is_number or not low <= value <= high or (above_low and value == low) or math.isinf(value):
+            _refuse(name, value, rule)
+
+    return check
+
+
+def _boolean(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        _refuse(name, value, "must be true or false")
+
+
+def _strings(name: str, value: Any) -> None:
+    items = [value] if isinstance(value, str) else value
+    if not isinstance(items, (list, tuple)) or not all(isinstance(item, str) for item in items):
+        _refuse(name, value, "must be a string or a list of strings")
+    if len(items) > MAX_STOP_STRINGS:
+        _refuse(name, value, f"must hold at most {MAX_STOP_STRINGS} strings")
+    if not all(1 <= len(item) <= MAX_STOP_STRING_CHARS for item in items):
+        _refuse(name, value, f"each string must have 1 to {MAX_STOP_STRING_CHARS} characters")
+
+
+def _token_ids(name: str, value: Any) -> None:
+    if not isinstance(value, (list, tuple)) or not all(_is_int(item) and item >= 0 for item in value):
+        _refuse(name, value, "must be a list of token ids (whole numbers, at least 0)")
+    if len(value) > MAX_IDS:
+        _refuse(name, value, f"must hold at most {MAX_IDS} ids")
+
+
+def _allowed_ids(name: str, value: Any) -> None:
+    _token_ids(name, value)
+    if not value:
+        _refuse(name, value, "must allow at least one token")
+
+
+def _bias(name: str, value: Any) -> None:
+    if not isinstance(value, Mapping) or len(value) > MAX_IDS:
+        _refuse(name, value, f"must map at most {MAX_IDS} token ids to numbers")
+    for token, amount in value.items():
+        if not _is_int(token) or token < 0:
+            _refuse(name, token, "its keys must be token ids (whole numbers, at least 0)")
+        if isinstance(amount, bool) or not isinstance(amount, (int, float)) or not -100 <= amount <= 100:
+            _refuse(name, amount, "its values must be numbers from -100 to 100")
+
+
+def _only_one(name: str, value: Any) -> None:
+    _integer(1)(name, value)
+    if value != 1:
+        raise UnsupportedError(f"{name}={value}: more than one sequence a request is not offered yet", name)
+
+
+def _not_yet(name: str, value: Any) -> None:
+    raise UnsupportedError(f"{name} is not offered yet", name)
+
+
+_CHECKS: Final[dict[str, Any]] = {
+    "n": _only_one,
+    "best_of": _only_one,
+    "temperature": _number(0.0, math.inf),
+    "top_k": _integer(-1),
+    "top_p": _number(0.0, 1.0, above_low=True),
+    "min_p": _number(0.0, 1.0),
+    "presence_penalty": _number(-2.0, 2.0),
+    "frequency_penalty": _number(-2.0, 2.0),
+    "repetition_penalty": _number(0.0, math.inf, above_low=True),
+    "seed": _integer(-(2**63), 2**64 - 1),
+    "stop": _strings,
+    "stop_token_ids": _token_ids,
+    "include_stop_str_in_output": _boolean,
+    "ignore_eos": _boolean,
+    "max_tokens": _integer(1),
+    "min_tokens": _integer(0),
+    "logprobs": _integer(0, MAX_LOGPROBS),
+    "prompt_logprobs": _integer(0, MAX_LOGPROBS),
+    "logit_bias": _bias,
+    "bad_words": _strings,
+    "allowed_token_ids": _allowed_ids,
+    "structured_outputs": _not_yet,
+    "skip_special_tokens": _boolean,
+    "spaces_between_special_tokens": _boolean,
+    "truncate_prompt_tokens": _integer(1),
+}
