@@ -50,7 +50,7 @@ _HOMES = {
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = sorted(_HOME_OF)  # type: ignore[no-redef]
+__all__ = sorted(_HOME_OF)
 
 
 def __getattr__(name: str) -> Any:

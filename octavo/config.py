@@ -11,14 +11,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from octavo.errors import ConfigError
+from octavo.errors import ConfigError, shown
 
 DEFAULT_MODEL = "smollm2-135m"
 DTYPES = ("auto", "float32", "bfloat16", "float16", "half", "float")
+MAX_COUNT = 2**31 - 1  # of anything: a number above it could not be held by the index arrays
 DTYPE_ALIASES = {"half": "float16", "float": "float32"}
-_BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*(B|KB|MB|GB|TB|KiB|MiB|GiB|TiB)?", re.IGNORECASE)
+_BYTES = re.compile(r"([0-9]{1,18})(?:\.([0-9]{1,9}))?\s*(B|KB|MB|GB|TB|KiB|MiB|GiB|TiB)?", re.IGNORECASE)
 _UNITS = {"": 1, "b": 1} | {
     letter + suffix: base**power
     for power, letter in enumerate("kmgt", start=1)
@@ -38,14 +39,17 @@ def parse_bytes(value: int | str) -> int:
     match = _BYTES.fullmatch(value.strip()) if isinstance(value, str) else None
     if match is None:
         raise ValueError(f"{value!r} is not a number of bytes such as 2147483648 or '2GiB'")
-    return int(float(match[1]) * _UNITS[(match[2] or "").lower()])
+    unit = _UNITS[(match[3] or "").lower()]
+    digits = match[2] or "0"
+    fraction: int = int(digits) * unit // 10 ** len(digits)
+    return int(match[1]) * unit + fraction
 
 
 class _Checks:
     """What the parts share: each complaint names the field, its value and what is allowed."""
 
-    def _refuse(self, name: str, allowed: str) -> None:
-        raise ConfigError(f"{name}={vars(self)[name]!r}: {allowed}")
+    def _refuse(self, name: str, allowed: str) -> NoReturn:
+        raise ConfigError(f"{name}={shown(vars(self)[name])}: {allowed}")
 
     def _check_kinds(self) -> None:
         """Each field has its annotated type, one of its choices, and is finite."""
@@ -64,10 +68,10 @@ class _Checks:
             if isinstance(value, float) and not math.isfinite(value):
                 self._refuse(item.name, "must be finite")
 
-    def _check_min(self, name: str, minimum: int) -> None:
+    def _check_range(self, name: str, minimum: int, maximum: int = MAX_COUNT) -> None:
         value = vars(self)[name]
-        if value is not None and value < minimum:
-            self._refuse(name, f"must be at least {minimum}")
+        if value is not None and not minimum <= value <= maximum:
+            self._refuse(name, f"must be at least {minimum} and at most {maximum}")
 
 
 def _kinds_of(item: "dataclasses.Field[Any]") -> tuple[type, ...]:
@@ -106,15 +110,15 @@ class ModelConfig(_Checks):
 
     def __post_init__(self) -> None:
         self._check_kinds()
-        self._check_min("max_model_len", 1)
-        self._check_min("threads", 1)
-        self._check_min("seed", 0)
+        self._check_range("max_model_len", 1)
+        self._check_range("threads", 1, 4096)
+        self._check_range("seed", 0, 2**63 - 1)
         if not self.model or "\0" in self.model:
             self._refuse("model", "must be a path, a Hugging Face id or a built-in name")
-        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+        if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,4})?", self.device):
             self._refuse("device", "must be auto, cpu, cuda or cuda:N")
         if self.quantization not in (None, "none"):
-            self._refuse("quantization", "this release has None (as the checkpoint is) and 'none'; int8 and int4 come later")
+            self._refuse("quantization", "must be None (as the checkpoint is) or 'none'; int8 and int4 come later")
         if self.backend == "transformers":
             self._refuse("backend", "this release has 'octavo' only; the transformers backend comes later")
         if self.compile:
@@ -141,10 +145,8 @@ class CacheConfig(_Checks):
 
     def __post_init__(self) -> None:
         self._check_kinds()
-        self._check_min("block_size", 1)
-        self._check_min("num_blocks", 1)
-        if self.block_size > 1024:
-            self._refuse("block_size", "must be at most 1024")
+        self._check_range("block_size", 1, 1024)
+        self._check_range("num_blocks", 1)
         if not 0.0 < self.memory_fraction <= 1.0:
             self._refuse("memory_fraction", "must be more than 0 and at most 1")
         if self.swap_space != 0:
@@ -152,11 +154,15 @@ class CacheConfig(_Checks):
         if self.persist_dir is not None:
             self._refuse("persist_dir", "must be None: keeping blocks across runs comes later")
         if self.kv_cache_memory is not None:
-            try:
-                if parse_bytes(self.kv_cache_memory) <= 0:
-                    self._refuse("kv_cache_memory", "must be more than 0 bytes")
-            except ValueError as error:
-                raise ConfigError(f"kv_cache_memory={self.kv_cache_memory!r}: {error}") from None
+            self._check_kv_cache_memory(self.kv_cache_memory)
+
+    def _check_kv_cache_memory(self, value: int | str) -> None:
+        try:
+            num_bytes = parse_bytes(value)
+        except ValueError:
+            self._refuse("kv_cache_memory", "must be a number of bytes such as 2147483648 or '2GiB'")
+        if not 0 < num_bytes < 2**63:
+            self._refuse("kv_cache_memory", "must be more than 0 bytes, and less than 2**63")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,9 +178,9 @@ class SchedulerConfig(_Checks):
 
     def __post_init__(self) -> None:
         self._check_kinds()
-        self._check_min("max_num_batched_tokens", 1)
-        self._check_min("max_num_seqs", 1)
-        self._check_min("max_queued_requests", 1)
+        self._check_range("max_num_batched_tokens", 1)
+        self._check_range("max_num_seqs", 1)
+        self._check_range("max_queued_requests", 1)
         if self.speculative is not None:
             self._refuse("speculative", "must be None: speculative decoding comes later")
 
@@ -228,10 +234,13 @@ class EngineConfig:
                 if not isinstance(value, Mapping):
                     raise ConfigError(f"{name}: must be a mapping, not {type(value).__name__}")
                 parts[name].update(value)
-            elif name in _PART_OF:
-                parts[_PART_OF[name]][name] = value
-            else:
+            elif name not in _PART_OF:
                 raise ConfigError(f"{name!r} is not a configuration field; known: {', '.join(sorted(_PART_OF))}")
+        for name, part in _PART_OF.items():
+            if name in values:
+                if name in parts[part]:
+                    raise ConfigError(f"{name!r} is given twice: alone and in {part}")
+                parts[part][name] = values[name]
         for part, given in parts.items():
             for name in given:
                 if _PART_OF.get(name) != part:
@@ -241,22 +250,24 @@ class EngineConfig:
     @classmethod
     def from_json(cls, text_or_path: str | Path) -> "EngineConfig":
         """From a JSON file (a Path, or a str that does not begin with '{') or from JSON text."""
+        text = _text_of(text_or_path, "{")
         try:
-            values = json.loads(_text_of(text_or_path, "{"))
-        except json.JSONDecodeError as error:
+            values = json.loads(text)
+        except (ValueError, RecursionError) as error:  # ValueError: bad JSON, and a number of 4,300 digits
             raise ConfigError(f"configuration is not JSON: {error}") from None
         return cls._from_parsed(values)
 
     @classmethod
     def from_yaml(cls, text_or_path: str | Path) -> "EngineConfig":
-        """From a YAML file (a Path, or a one-line str without ':') or from YAML text."""
+        """From a YAML file (a Path, or a one-line str without ': ') or from YAML text."""
         import yaml
 
         source = str(text_or_path)
         is_text = isinstance(text_or_path, str) and ("\n" in source or ": " in source)
+        text = source if is_text else _text_of(Path(source), "")
         try:
-            values = yaml.safe_load(source if is_text else _text_of(Path(source), ""))
-        except yaml.YAMLError as error:
+            values = yaml.safe_load(text)
+        except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2026-99-99
             raise ConfigError(f"configuration is not YAML: {error}") from None
         return cls._from_parsed({} if values is None else values)
 

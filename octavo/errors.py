@@ -55,3 +55,12 @@ class ModelFormatError(OctavoError):
 
 class EngineError(OctavoError):
     """Our own fault, or the machine's: a step failed while this request was in it."""
+
+
+def shown(value: object, most: int = 80) -> str:
+    """`value` as a message shows it: its repr, cut to `most` characters."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no number of more than 4,300 digits
+        return f"<{type(value).__name__} of thousands of digits>"
+    return text if len(text) <= most else text[:most] + "…"

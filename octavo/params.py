@@ -4,17 +4,18 @@ A field that is not given holds `UNSET` until the runtime resolves it (`resolved
 `generation_config.json` where that has one, else from `DEFAULTS`.
 """
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Final
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, NoReturn
 
-from octavo.errors import RequestError, UnsupportedError
+from octavo.errors import RequestError, UnsupportedError, shown
 
 MAX_LOGPROBS: Final = 20
 MAX_STOP_STRINGS: Final = 16
 MAX_STOP_STRING_CHARS: Final = 256
 MAX_IDS: Final = 65_536  # entries in any list of token ids
+MAX_COUNT: Final = 2**31 - 1  # of anything: a number above it could not be held by the index arrays
+MAX_NUMBER: Final = 3.4e38  # what a float32 holds
 
 
 class _Unset:
@@ -44,6 +45,11 @@ _NULLABLE: Final = {name for name, value in DEFAULTS.items() if value is None} |
 MODEL_DEFAULTS: Final = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
+def _unset(help: str) -> Any:
+    """A field that is not given by default and carries its own help text, for `--help`."""
+    return field(default=UNSET, metadata={"help": help})
+
+
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
     """How one request is sampled.
@@ -56,46 +62,48 @@ class SamplingParams:
     Raises RequestError (a ValueError) that names the field, and UnsupportedError for what does not exist yet.
     """
 
-    n: int = UNSET
-    best_of: int | None = UNSET
-    temperature: float = UNSET
-    top_k: int = UNSET
-    top_p: float = UNSET
-    min_p: float = UNSET
-    presence_penalty: float = UNSET
-    frequency_penalty: float = UNSET
-    repetition_penalty: float = UNSET
-    seed: int | None = UNSET
-    stop: str | Sequence[str] | None = UNSET
-    stop_token_ids: Sequence[int] | None = UNSET
-    include_stop_str_in_output: bool = UNSET
-    ignore_eos: bool = UNSET
-    max_tokens: int | None = UNSET
-    min_tokens: int = UNSET
-    logprobs: int | None = UNSET
-    prompt_logprobs: int | None = UNSET
-    logit_bias: Mapping[int, float] | None = UNSET
-    bad_words: Sequence[str] | None = UNSET
-    allowed_token_ids: Sequence[int] | None = UNSET
-    structured_outputs: Mapping[str, Any] | None = UNSET
-    skip_special_tokens: bool = UNSET
-    spaces_between_special_tokens: bool = UNSET
-    truncate_prompt_tokens: int | None = UNSET
+    n: int = _unset("sequences to generate for one prompt")
+    best_of: int | None = _unset("sequences to generate, of which the n best are kept")
+    temperature: float = _unset("0 = always the likeliest token; higher is more varied")
+    top_k: int = _unset("keep the k likeliest tokens; 0 or -1 = all")
+    top_p: float = _unset("keep the smallest set of tokens whose probability reaches p")
+    min_p: float = _unset("drop tokens less likely than min_p times the likeliest")
+    presence_penalty: float = _unset("subtracted once from the logit of each generated token, -2 to 2")
+    frequency_penalty: float = _unset("subtracted from a token's logit each time it was generated, -2 to 2")
+    repetition_penalty: float = _unset("divides the logits of tokens in prompt and output; above 1 discourages them")
+    seed: int | None = _unset("makes sampling repeatable (default: drawn anew for each request)")
+    stop: str | Sequence[str] | None = _unset("text that ends the output")
+    stop_token_ids: Sequence[int] | None = _unset("token ids that end the output")
+    include_stop_str_in_output: bool = _unset("keep the stop text in the output")
+    ignore_eos: bool = _unset("generate on past the end-of-text token")
+    max_tokens: int | None = _unset("most tokens to generate; none = up to the model's length")
+    min_tokens: int = _unset("tokens to generate before anything may end the output")
+    logprobs: int | None = _unset("log-probabilities of the chosen and the k likeliest tokens")
+    prompt_logprobs: int | None = _unset("the same for the prompt's tokens")
+    logit_bias: Mapping[int, float] | None = _unset("token ids and what is added to their logits, -100 to 100")
+    bad_words: Sequence[str] | None = _unset("text that must not be generated")
+    allowed_token_ids: Sequence[int] | None = _unset("the only token ids that may be generated")
+    structured_outputs: Mapping[str, Any] | None = _unset("schema, regex, choice or grammar for the output")
+    skip_special_tokens: bool = _unset("leave special tokens out of the text")
+    spaces_between_special_tokens: bool = _unset("put spaces between special tokens in the text")
+    truncate_prompt_tokens: int | None = _unset("keep only the last tokens of the prompt, this many")
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if value is UNSET or (value is None and name in _NULLABLE):
                 continue
             _CHECKS[name](name, value)
-        if self.max_tokens and self.min_tokens:
-            if self.min_tokens > self.max_tokens:
-                raise RequestError(f"min_tokens={self.min_tokens} is more than max_tokens={self.max_tokens}", "min_tokens")
+        if self.max_tokens and self.min_tokens and self.min_tokens > self.max_tokens:
+            _refuse("min_tokens", self.min_tokens, f"must be at most max_tokens={self.max_tokens}")
 
     def resolved(self, model_defaults: Mapping[str, Any] | None = None) -> "SamplingParams":
-        """All fields set: own value, else the model's (`generation_config.json`), else `DEFAULTS`."""
-        given = model_defaults or {}
+        """All fields set: own value, else the model's (`generation_config.json`), else `DEFAULTS`.
+
+        Of the model's, only the fields named in `MODEL_DEFAULTS` count, and those that are not null.
+        """
+        given = {name: value for name, value in (model_defaults or {}).items() if name in MODEL_DEFAULTS}
         unset = [name for name, value in vars(self).items() if value is UNSET]
-        return replace(self, **{name: given.get(name, DEFAULTS[name]) for name in unset})
+        return replace(self, **{name: DEFAULTS[name] if given.get(name) is None else given[name] for name in unset})
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
@@ -105,31 +113,29 @@ class SamplingParams:
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
 
-def _refuse(name: str, value: Any, allowed: str) -> None:
-    shown = repr(value)
-    raise RequestError(f"{name}={shown if len(shown) <= 80 else shown[:80] + '…'}: {allowed}", name)
+def _refuse(name: str, value: Any, allowed: str) -> NoReturn:
+    raise RequestError(f"{name}={shown(value)}: {allowed}", name)
 
 
 def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _integer(minimum: int, maximum: int | None = None) -> Any:
-    upper = "" if maximum is None else f" and at most {maximum}"
-
+def _integer(minimum: int, maximum: int = MAX_COUNT) -> Any:
     def check(name: str, value: Any) -> None:
-        if not _is_int(value) or value < minimum or (maximum is not None and value > maximum):
-            _refuse(name, value, f"must be a whole number, at least {minimum}{upper}")
+        if not _is_int(value) or not minimum <= value <= maximum:
+            _refuse(name, value, f"must be a whole number, at least {minimum} and at most {maximum}")
 
     return check
 
 
 def _number(low: float, high: float, *, above_low: bool = False) -> Any:
-    rule = f"must be a finite number {'above' if above_low else 'from'} {low:g}{'' if math.isinf(high) else f' to {high:g}'}"
+    upper = "" if high == MAX_NUMBER else f" to {high:g}"
+    rule = f"must be a finite number {'above' if above_low else 'from'} {low:g}{upper}"
 
     def check(name: str, value: Any) -> None:
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not is_number or not low <= value <= high or (above_low and value == low) or math.isinf(value):
+        if not is_number or not low <= value <= high or (above_low and value == low):  # NaN fails the comparison
             _refuse(name, value, rule)
 
     return check
@@ -141,13 +147,18 @@ def _boolean(name: str, value: Any) -> None:
 
 
 def _strings(name: str, value: Any) -> None:
-    items = [value] if isinstance(value, str) else value
-    if not isinstance(items, (list, tuple)) or not all(isinstance(item, str) for item in items):
-        _refuse(name, value, "must be a string or a list of strings")
-    if len(items) > MAX_STOP_STRINGS:
+    if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) for item in value):
+        _refuse(name, value, "must be a list of strings")
+    if len(value) > MAX_STOP_STRINGS:
         _refuse(name, value, f"must hold at most {MAX_STOP_STRINGS} strings")
-    if not all(1 <= len(item) <= MAX_STOP_STRING_CHARS for item in items):
+    if not all(1 <= len(item) <= MAX_STOP_STRING_CHARS for item in value):
         _refuse(name, value, f"each string must have 1 to {MAX_STOP_STRING_CHARS} characters")
+    if any("\ud800" <= char <= "\udfff" for item in value for char in item):
+        _refuse(name, value, "must be text, without lone surrogates")
+
+
+def _stop(name: str, value: Any) -> None:
+    _strings(name, [value] if isinstance(value, str) else value)
 
 
 def _token_ids(name: str, value: Any) -> None:
@@ -176,25 +187,25 @@ def _bias(name: str, value: Any) -> None:
 def _only_one(name: str, value: Any) -> None:
     _integer(1)(name, value)
     if value != 1:
-        raise UnsupportedError(f"{name}={value}: more than one sequence a request is not offered yet", name)
+        raise UnsupportedError(f"{name}={shown(value)}: more than one sequence a request is not offered yet", name)
 
 
-def _not_yet(name: str, value: Any) -> None:
+def _not_yet(name: str, _value: Any) -> None:
     raise UnsupportedError(f"{name} is not offered yet", name)
 
 
 _CHECKS: Final[dict[str, Any]] = {
     "n": _only_one,
     "best_of": _only_one,
-    "temperature": _number(0.0, math.inf),
+    "temperature": _number(0.0, MAX_NUMBER),
     "top_k": _integer(-1),
     "top_p": _number(0.0, 1.0, above_low=True),
     "min_p": _number(0.0, 1.0),
     "presence_penalty": _number(-2.0, 2.0),
     "frequency_penalty": _number(-2.0, 2.0),
-    "repetition_penalty": _number(0.0, math.inf, above_low=True),
+    "repetition_penalty": _number(0.0, MAX_NUMBER, above_low=True),
     "seed": _integer(-(2**63), 2**64 - 1),
-    "stop": _strings,
+    "stop": _stop,
     "stop_token_ids": _token_ids,
     "include_stop_str_in_output": _boolean,
     "ignore_eos": _boolean,

@@ -1,0 +1,114 @@
+"""What this machine offers: processor, caches, cores and memory, container limits included.
+
+Knows the operating system; knows nothing of models or kernels. Which kernel path or cache size follows from these
+facts is decided by those who ask.
+"""
+
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from octavo.ops import _machine
+
+
+@dataclass(frozen=True, slots=True)
+class Processor:
+    """`features` are the instruction sets that processor and operating system both support, in a fixed order.
+
+    `caches` maps "l1d", "l2", "l3" to bytes, as far as known. `num_cores` counts those that this process may use:
+    its affinity, and no more than a container's CPU quota (at least 1).
+    """
+
+    architecture: str
+    brand: str
+    features: tuple[str, ...]
+    caches: dict[str, int]
+    num_cores: int
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes. `available` can be taken without swapping, within `container_limit` (None: there is none)."""
+
+    total: int
+    available: int
+    container_limit: int | None
+
+
+def processor(root: Path = Path("/")) -> Processor:
+    """This machine's processor. `root` is where /proc and /sys are looked up."""
+    cores = _machine.usable_cores()
+    quotas = [quota for group in _control_groups(root) if (quota := _cpu_quota(group)) is not None]
+    return Processor(
+        architecture=platform.machine(),
+        brand=_machine.brand() or platform.processor() or "unknown",
+        features=tuple(_machine.features()),
+        caches=_machine.caches(),
+        num_cores=max(1, min([cores, *(int(quota) for quota in quotas)])),
+    )
+
+
+def memory(root: Path = Path("/")) -> Memory:
+    """This machine's memory now. `root` is where /proc and /sys are looked up."""
+    system = psutil.virtual_memory()
+    available = system.available
+    limits = []
+    for group in _control_groups(root):
+        limit = _memory_limit(group)
+        if limit is not None and limit < system.total:
+            limits.append(limit)
+            available = min(available, max(0, limit - _memory_used(group)))
+    return Memory(total=system.total, available=available, container_limit=min(limits, default=None))
+
+
+def _control_groups(root: Path) -> Iterator[Path]:
+    """The control groups (Linux cgroups, version 2 and 1) that hold this process, innermost first.
+
+    A limit of any of them binds. Within a container the inner path may not be visible; its mount point then is.
+    """
+    for line in _lines(root / "proc/self/cgroup"):
+        _, controllers, inner = line.split(":", 2)
+        for controller in controllers.split(",") if controllers else [""]:
+            if controller not in ("", "memory", "cpu"):
+                continue
+            top = root / "sys/fs/cgroup" / controller
+            group = top / inner.strip("/")
+            while group.is_relative_to(top):
+                yield group
+                group = group.parent
+
+
+def _memory_limit(group: Path) -> int | None:
+    return _number(group / "memory.max") or _number(group / "memory.limit_in_bytes")
+
+
+def _memory_used(group: Path) -> int:
+    """Bytes in use, less the file cache that the kernel gives back when asked."""
+    used = _number(group / "memory.current") or _number(group / "memory.usage_in_bytes") or 0
+    counters = dict(line.split(" ", 1) for line in _lines(group / "memory.stat") if " " in line)
+    return used - int(counters.get("inactive_file", counters.get("total_inactive_file", 0)))
+
+
+def _cpu_quota(group: Path) -> float | None:
+    """Cores' worth of time that the group may use; None without a quota."""
+    words = " ".join(_lines(group / "cpu.max")).split()
+    if len(words) == 2 and words[0].isdigit() and int(words[1]) > 0:
+        return int(words[0]) / int(words[1])
+    quota, period = _number(group / "cpu.cfs_quota_us"), _number(group / "cpu.cfs_period_us")
+    return quota / period if quota and period else None
+
+
+def _number(path: Path) -> int | None:
+    """The number that a file holds; None where there is no file, or no number in it ("max", "-1")."""
+    text = "".join(_lines(path))
+    return int(text) if text.isdecimal() else None
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return []
