@@ -20,7 +20,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16", "half", "float")
 MAX_COUNT = 2**31 - 1  # of anything: a number above it could not be held by the index arrays
 DTYPE_ALIASES = {"half": "float16", "float": "float32"}
 _BYTES = re.compile(r"([0-9]{1,18})(?:\.([0-9]{1,9}))?\s*(B|KB|MB|GB|TB|KiB|MiB|GiB|TiB)?", re.IGNORECASE)
-_UNITS = {"": 1, "b": 1} | {
+_UNITS: dict[str, int] = {"": 1, "b": 1} | {
     letter + suffix: base**power
     for power, letter in enumerate("kmgt", start=1)
     for suffix, base in (("b", 1000), ("ib", 1024))

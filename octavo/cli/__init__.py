@@ -1,0 +1,1 @@
+"""The command line: `main` has the table of commands, `flags` the flags made from the configuration's dataclasses."""

@@ -1,0 +1,133 @@
+"""Flags made from the dataclasses: every field of EngineConfig and SamplingParams, with its help text.
+
+`max_num_seqs` is `--max-num-seqs`; a bool is `--x` or `--no-x`; a flag that is not given leaves its field unset.
+A list of texts is a flag given several times, a list of ids is one with commas, a mapping is a JSON object.
+Which values are allowed is the dataclasses' affair; here is only how a value is written.
+"""
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Callable
+from typing import Any
+
+from octavo.config import PARTS, EngineConfig
+from octavo.params import DEFAULTS, SamplingParams
+
+_TITLES = {
+    "model_config": "model",
+    "cache_config": "KV cache",
+    "scheduler_config": "scheduler",
+    "parallel_config": "parallelism",
+}
+
+
+def add_config_flags(parser: argparse.ArgumentParser) -> None:
+    """A flag for each field of EngineConfig.
+
+    `ModelConfig.seed` is `--model-seed` too: sampling flags, where they are added afterwards, take `--seed`.
+    """
+    for part, kind in PARTS.items():
+        group = parser.add_argument_group(_TITLES[part])
+        for item in dataclasses.fields(kind):
+            spellings = [_flag(item.name)] + (["--model-seed"] if item.name == "seed" else [])
+            help = _with_default(item.metadata["help"], item.default)
+            _add(group, spellings, f"config.{item.name}", item, help)
+
+
+def config_from(args: argparse.Namespace) -> EngineConfig:
+    """The configuration that the flags describe. Raises ConfigError."""
+    return EngineConfig.from_fields(**_given(args, "config."))
+
+
+def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
+    """A flag for each field of SamplingParams. The parser's conflict handler must be "resolve" beside config flags."""
+    group = parser.add_argument_group("sampling", "what is not given comes from the model's generation_config.json")
+    for item in dataclasses.fields(SamplingParams):
+        help = _with_default(item.metadata["help"], DEFAULTS[item.name])
+        _add(group, [_flag(item.name)], f"sampling.{item.name}", item, help)
+
+
+def sampling_from(args: argparse.Namespace) -> SamplingParams:
+    """The sampling parameters that the flags describe. Raises RequestError."""
+    return SamplingParams(**_given(args, "sampling."))
+
+
+def _given(args: argparse.Namespace, prefix: str) -> dict[str, Any]:
+    return {name.removeprefix(prefix): value for name, value in vars(args).items() if name.startswith(prefix)}
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _with_default(help: str, default: Any) -> str:
+    shown = "" if default is None or "default:" in help else f" (default: {_spelled(default)})"
+    return (help + shown).replace("%", "%%")
+
+
+def _spelled(value: Any) -> str:
+    return ("yes" if value else "no") if isinstance(value, bool) else str(value)
+
+
+def _add(group: Any, spellings: list[str], dest: str, item: "dataclasses.Field[Any]", help: str) -> None:
+    kind = item.type.__name__ if isinstance(item.type, type) else str(item.type)
+    kind = kind.replace("collections.abc.", "").replace("typing.", "")
+    shared: dict[str, Any] = {"dest": dest, "default": argparse.SUPPRESS, "help": help}
+    match kind.removesuffix(" | None"):
+        case "bool":
+            group.add_argument(*spellings, action=argparse.BooleanOptionalAction, **shared)
+        case "str | Sequence[str]" | "Sequence[str]":
+            group.add_argument(*spellings, action="append", metavar="TEXT", **shared)
+        case "Sequence[int]":
+            group.add_argument(*spellings, type=_ids, metavar="ID[,ID...]", **shared)
+        case "Mapping[int, float]":
+            group.add_argument(*spellings, type=_bias, metavar="JSON", **shared)
+        case "Mapping[str, Any]" | "dict[str, Any]":
+            group.add_argument(*spellings, type=_json_object, metavar="JSON", **shared)
+        case "int" | "float" as number:
+            can_be_none = kind.endswith("None") and DEFAULTS.get(item.name) is not None
+            parse = _number(int if number == "int" else float, can_be_none)
+            group.add_argument(*spellings, type=parse, metavar="N" if number == "int" else "X", **shared)
+        case _:
+            choices = item.metadata.get("choices")
+            group.add_argument(*spellings, choices=choices, metavar=None if choices else "TEXT", **shared)
+
+
+def _number(kind: type[int] | type[float], can_be_none: bool) -> Callable[[str], float | None]:
+    """A parser of numbers; where None means something else than "not given", it is written `none`."""
+
+    def parse(text: str) -> float | None:
+        if can_be_none and text.lower() == "none":
+            return None
+        try:
+            return kind(text)
+        except ValueError:
+            what = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"{text!r} is not {what}") from None
+
+    return parse
+
+
+def _ids(text: str) -> list[int]:
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of token ids such as 1,2,3") from None
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object")
+    return value
+
+
+def _bias(text: str) -> dict[int, Any]:
+    try:
+        return {int(token): amount for token, amount in _json_object(text).items()}
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: its keys must be token ids") from None
