@@ -1,0 +1,27 @@
+"""The bytes of the KV cache: one opaque K and V per layer, sized before they are taken. Knows no sequences."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from octavo.ops.interface import KV, KVShape, Ops, Place
+
+ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class KVCache:
+    """Keys and values of every layer; block b of a layer holds its tokens' K and V, whichever group the layer is in."""
+
+    layers: Sequence[KV]
+    num_bytes: int
+
+
+def block_bytes(shape: KVShape, num_layers: int, dtype: str) -> int:
+    """Bytes that one block takes over `num_layers` layers: K and V of `block_size` tokens each."""
+    return 2 * num_layers * shape.block_size * shape.num_kv_heads * shape.head_dim * ITEM_BYTES[dtype]
+
+
+def new_cache(ops: Ops, place: Place, shape: KVShape, num_layers: int, dtype: str) -> KVCache:
+    """Take the memory of `shape.num_blocks` blocks in each of `num_layers` layers."""
+    layers = [ops.new_kv(place, shape, dtype) for _ in range(num_layers)]
+    return KVCache(layers, shape.num_blocks * block_bytes(shape, num_layers, dtype))

@@ -1,0 +1,102 @@
+"""The sampler: from the draws and scores of a plan to the arrays that `ops.sample` and `ops.score` take, and back.
+
+Knows which rules a row brings; what they mean is in `ops`. Logits exist only in tiles of rows, never for a whole batch.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from octavo.engine.random import uniforms
+from octavo.engine.sequence import Draw, TokenLogprobs
+from octavo.ops.interface import Ops, Tensor
+from octavo.ops.sampling import Ints, SampleRules, Scored, Verdict
+
+TILE = 64  # rows of logits at a time: 64 x 151,936 float32 are 39 MB
+
+_COMPLAINTS = {
+    Verdict.NOT_FINITE: "the model's logits are not finite at this position (numerical error)",
+    Verdict.NOTHING_ALLOWED: "no token is allowed at this position (allowed_token_ids, logit_bias, bad_words, min_tokens)",
+}
+
+Outcome = TokenLogprobs | str  # a token, or what is wrong with the row
+
+
+def sample(ops: Ops, logits: Tensor, draws: Sequence[Draw]) -> list[Outcome]:
+    """One token for each of `draws`, whose rows of `logits` [len(draws), vocab] come in the same order."""
+    wanted = [0 if draw.params.logprobs is None else draw.params.logprobs for draw in draws]
+    return _outcomes(ops.sample(logits, rules_of(draws), max(wanted)), wanted)
+
+
+def score(ops: Ops, logits: Tensor, targets: Sequence[int], wanted: Sequence[int]) -> list[Outcome]:
+    """Logprobs of `targets`, with the `wanted[i]` most likely tokens beside each."""
+    return _outcomes(ops.score(logits, np.array(targets, np.int64), max(wanted)), wanted)
+
+
+def rules_of(draws: Sequence[Draw]) -> SampleRules:
+    """The draws as arrays."""
+    params = [draw.params for draw in draws]
+    seeds = np.array([draw.seed % 2**64 for draw in draws], np.uint64)
+    positions = np.array([draw.position for draw in draws], np.uint64)
+    seen_at, seen_counts = _seen(draws)
+    bias = [p.logit_bias or {} for p in params]
+    return SampleRules(
+        temperature=_floats(p.temperature for p in params),
+        top_k=np.array([max(p.top_k, 0) for p in params], np.int64),
+        top_p=_floats(p.top_p for p in params),
+        min_p=_floats(p.min_p for p in params),
+        uniform=uniforms(seeds, positions),
+        repetition=_floats(p.repetition_penalty for p in params),
+        frequency=_floats(p.frequency_penalty for p in params),
+        presence=_floats(p.presence_penalty for p in params),
+        seen_at=seen_at,
+        seen_counts=seen_counts,
+        bias_at=_pairs([list(b) for b in bias]),
+        bias=_floats(value for b in bias for value in b.values()),
+        banned_at=_pairs([draw.banned for draw in draws]),
+        allowed_at=_pairs([p.allowed_token_ids or () for p in params]),
+    )
+
+
+def _seen(draws: Sequence[Draw]) -> tuple[tuple[Ints, Ints], NDArray[np.float32]]:
+    """The tokens that penalties touch, each once a row, and how often each is in the output."""
+    rows, ids, counts = [], [], []
+    for row, draw in enumerate(draws):
+        if not draw.prompt_ids and not draw.output_ids:
+            continue
+        output, output_counts = np.unique(np.array(draw.output_ids, np.int64), return_counts=True)
+        prompt = np.setdiff1d(np.array(draw.prompt_ids, np.int64), output)
+        ids += [output, prompt]
+        counts += [output_counts, np.zeros(len(prompt), np.int64)]
+        rows.append(np.full(len(output) + len(prompt), row, np.int64))
+    if not rows:
+        return (_NO_IDS.copy(), _NO_IDS.copy()), np.zeros(0, np.float32)
+    return (np.concatenate(rows), np.concatenate(ids)), np.concatenate(counts).astype(np.float32)
+
+
+_NO_IDS = np.zeros(0, np.int64)
+
+
+def _pairs(ids_of_rows: Sequence[Sequence[int]]) -> tuple[Ints, Ints]:
+    lengths = [len(ids) for ids in ids_of_rows]
+    rows = np.repeat(np.arange(len(lengths), dtype=np.int64), lengths)
+    return rows, np.array([token for ids in ids_of_rows for token in ids], np.int64)
+
+
+def _floats(values: Iterable[float]) -> NDArray[np.float32]:
+    return np.array(list(values), np.float32)
+
+
+def _outcomes(scored: Scored, wanted: Sequence[int]) -> list[Outcome]:
+    columns: list[list[Any]] = [scored.ids.tolist(), scored.logprobs.tolist(), scored.ranks.tolist()]
+    top_ids, top_logprobs = scored.top_ids.tolist(), scored.top_logprobs.tolist()
+    outcomes: list[Outcome] = []
+    for row, (token, logprob, rank) in enumerate(zip(*columns, strict=True)):
+        if scored.verdicts[row] != Verdict.OK:
+            outcomes.append(_COMPLAINTS[Verdict(int(scored.verdicts[row]))])
+            continue
+        top = tuple(zip(top_ids[row][: wanted[row]], top_logprobs[row][: wanted[row]], strict=True))
+        outcomes.append(TokenLogprobs(token, logprob, rank, top))
+    return outcomes
