@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from octavo import __version__, hub
+from octavo.cli.text import size_text
 from octavo.config import DEFAULT_MODEL
 from octavo.ops import machine
 
@@ -135,13 +136,3 @@ def _device_lines(report: dict[str, Any]) -> list[tuple[str, str]]:
         )
         for index, device in enumerate(report["cuda_devices"])
     ]
-
-
-def size_text(num_bytes: int) -> str:
-    """Bytes for people: 98,362,432 -> "93.8 MiB"."""
-    size, unit = float(num_bytes), "B"
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if size < 1024 or unit == "TiB":
-            break
-        size /= 1024
-    return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"

@@ -11,7 +11,7 @@ from collections import Counter
 from typing import Any
 
 from octavo import hub
-from octavo.cli.doctor import size_text
+from octavo.cli.text import printable, size_text
 from octavo.config import DEFAULT_MODEL
 
 
@@ -113,8 +113,3 @@ def _tensor_lines(tensors: list[dict[str, Any]]) -> list[str]:
         f"{name:<{width}}  {tensor['dtype']:<5}  {' x '.join(map(str, tensor['shape'])) or 'scalar'}"
         for name, tensor in zip(names, tensors, strict=True)
     ]
-
-
-def printable(text: str) -> str:
-    """`text` without what a terminal would act on: names in a model's files are a stranger's words."""
-    return text if text.isprintable() else ascii(text)
