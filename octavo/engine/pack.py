@@ -38,7 +38,9 @@ def pack(plan: Plan, block_size: int) -> Packed:
     offsets = np.arange(row_starts[-1], dtype=np.int32) - row_starts[seq_ids]
     positions = starts[seq_ids] + offsets
     drawn = [index for index, row in enumerate(rows) if row.draw is not None]
-    scores = [(index, place, target) for index, row in enumerate(rows) for place, target in _scores(row, row_starts[index])]
+    scores = [
+        (index, place, target) for index, row in enumerate(rows) for place, target in _scores(row, row_starts[index])
+    ]
     batch = Batch(
         tokens=np.array([token for row in rows for token in row.token_ids], np.int32),
         positions=positions,
@@ -80,4 +82,6 @@ def _group(
     for row, table in enumerate(tables):
         block_table[row, : len(table)] = table
     blocks = block_table[seq_ids, positions // block_size].astype(np.int64)
-    return GroupBatch(slots=blocks * block_size + positions % block_size, block_table=block_table, context_lens=context_lens)
+    return GroupBatch(
+        slots=blocks * block_size + positions % block_size, block_table=block_table, context_lens=context_lens
+    )

@@ -93,7 +93,9 @@ class Sequence:
     block_tables: list[list[int]]
     status: SequenceStatus = SequenceStatus.WAITING
     num_computed: int = 0
-    num_freed: list[int] = field(default_factory=list)  # per group: leading blocks given back because a window passed them
+    num_freed: list[int] = field(
+        default_factory=list
+    )  # per group: leading blocks given back because a window passed them
     num_cached_tokens: int = 0  # prompt tokens found in the prefix cache when first admitted
     num_preemptions: int = 0
     num_scored: int = 0  # prompt positions whose logprob is known

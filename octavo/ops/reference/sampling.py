@@ -19,7 +19,9 @@ def sample(logits: Tensor, rules: SampleRules, num_top: int) -> Scored:
     drawn = _draw(edited, rules, greedy)
     nothing = edited.amax(dim=-1) == -torch.inf
     scored = score(logits, drawn.cpu().numpy(), num_top)
-    verdicts = np.where(nothing.cpu().numpy() & (scored.verdicts == Verdict.OK), Verdict.NOTHING_ALLOWED, scored.verdicts)
+    verdicts = np.where(
+        nothing.cpu().numpy() & (scored.verdicts == Verdict.OK), Verdict.NOTHING_ALLOWED, scored.verdicts
+    )
     return Scored(scored.ids, scored.logprobs, scored.ranks, scored.top_ids, scored.top_logprobs, verdicts)
 
 

@@ -1,0 +1,175 @@
+"""From a model's path and a configuration to an Engine: the only place that knows all parts.
+
+Resolves every None of the configuration, counts memory before it is taken, and refuses what does not fit with the
+largest setting that would.
+"""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from octavo.cache.blocks import BlockPool
+from octavo.cache.kv import block_bytes, new_cache
+from octavo.config import DTYPE_ALIASES, EngineConfig, parse_bytes
+from octavo.engine.clock import Clock
+from octavo.engine.engine import Engine
+from octavo.engine.runner import Runner
+from octavo.engine.scheduler import Limits, Scheduler
+from octavo.engine.tables import BlockTables
+from octavo.errors import ConfigError, DoesNotFitError
+from octavo.models.config import ArchConfig
+from octavo.models.load import LoadOptions, load_decoder, read_arch, weight_bytes
+from octavo.ops.interface import KVShape, Ops, Place
+
+log = logging.getLogger("octavo")
+
+GIB = 2**30
+DEFAULT_KV_BYTES = 4 * GIB
+DEFAULT_STEP_TOKENS = {"cpu": 512, "cuda": 8192}
+WORKSPACE_BYTES = 200 * 2**20  # activations, logits tiles and the process itself, beyond weights and KV
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """What the configuration came to on this machine. Bytes are planned, before anything is taken."""
+
+    arch: ArchConfig
+    device: str
+    dtype: str
+    kv_dtype: str
+    num_blocks: int
+    block_size: int
+    weight_bytes: int
+    kv_bytes: int
+    limits: Limits
+
+    def describe(self) -> str:
+        """One line for people."""
+        return (
+            f"{self.arch.family} on {self.device} in {self.dtype}: weights {_mib(self.weight_bytes)}, "
+            f"KV cache {_mib(self.kv_bytes)} ({self.num_blocks} blocks of {self.block_size} tokens, {self.kv_dtype}), "
+            f"max_model_len {self.limits.max_model_len}, max_num_batched_tokens {self.limits.max_num_batched_tokens}, "
+            f"max_num_seqs {self.limits.max_num_seqs}"
+        )
+
+
+def build_engine(path: Path, config: EngineConfig, *, trace: bool = False) -> tuple[Engine, Resolved]:
+    """The engine for the model at `path` (a directory or a .gguf file), and what was resolved.
+
+    Raises ModelFormatError, ConfigError or DoesNotFitError before memory is taken.
+    """
+    arch = read_arch(path)
+    ops = _choose_ops()
+    place = ops.open_place(config.model_config.device, _choose_dtype(arch, config), config.model_config.threads)
+    resolved = resolve(arch, config, ops, place)
+    log.info("%s", resolved.describe())
+    options = LoadOptions(config.model_config.load_format, place.dtype, config.model_config.seed)
+    model = load_decoder(path, options, ops, place)
+    shape = _kv_shape(arch, resolved.num_blocks, resolved.block_size)
+    cache = new_cache(ops, place, shape, arch.num_layers, resolved.kv_dtype)
+    pools = [BlockPool(resolved.num_blocks, resolved.block_size) for _ in arch.kv_groups]
+    windows = [group.window for group in arch.kv_groups]
+    tables = BlockTables(pools, windows, share_prefixes=config.cache_config.enable_prefix_caching)
+    clock = Clock(trace=trace)
+    scheduler = Scheduler(resolved.limits, tables, f"{path}:{place.dtype}")
+    return Engine(scheduler, Runner(model, cache, ops, clock), clock), resolved
+
+
+def resolve(arch: ArchConfig, config: EngineConfig, ops: Ops, place: Place) -> Resolved:
+    """Every None made a number, and the sum of memory held against what there is."""
+    cache = config.cache_config
+    kv_dtype = DTYPE_ALIASES.get(cache.kv_dtype, cache.kv_dtype)
+    kv_dtype = place.dtype if kv_dtype == "auto" else kv_dtype
+    weights = weight_bytes(arch, place.dtype)
+    one_block = block_bytes(_kv_shape(arch, 1, cache.block_size), arch.num_layers, kv_dtype)
+    room = _room_for_kv(config, ops, place, weights)
+    num_blocks = cache.num_blocks or _num_blocks(config, _default_kv_bytes(ops, place, room), one_block)
+    kv_bytes = num_blocks * one_block
+    if kv_bytes > room:
+        most = max(0, room // one_block)
+        raise DoesNotFitError(
+            f"KV cache of {num_blocks} blocks takes {_mib(kv_bytes)}, but beside {_mib(weights)} of weights and "
+            f"{_mib(WORKSPACE_BYTES)} of workspace this machine has room for {_mib(max(room, 0))}: the largest that "
+            f"fits is num_blocks={most} (kv_cache_memory={most * one_block})"
+        )
+    limits = _limits(arch, config, place.device, num_blocks)
+    return Resolved(arch, place.device, place.dtype, kv_dtype, num_blocks, cache.block_size, weights, kv_bytes, limits)
+
+
+def _choose_ops() -> Ops:
+    """The backend: a module with the functions of `Ops`. There is one so far."""
+    from octavo.ops import reference
+
+    return reference
+
+
+def _choose_dtype(arch: ArchConfig, config: EngineConfig) -> str:
+    wanted = DTYPE_ALIASES.get(config.model_config.dtype, config.model_config.dtype)
+    return arch.dtype if wanted == "auto" else wanted
+
+
+def _kv_shape(arch: ArchConfig, num_blocks: int, block_size: int) -> KVShape:
+    return KVShape(num_blocks, block_size, arch.num_kv_heads, arch.head_dim)
+
+
+def _room_for_kv(config: EngineConfig, ops: Ops, place: Place, weights: int) -> int:
+    """Bytes that the KV cache may take beside weights and workspace."""
+    available = ops.free_memory(place)
+    if place.device != "cpu":
+        spared = int(ops.total_memory(place) * (1.0 - config.cache_config.memory_fraction))
+        available -= spared
+    room = available - weights - WORKSPACE_BYTES
+    if room <= 0:
+        raise DoesNotFitError(
+            f"the weights take {_mib(weights)} and the workspace {_mib(WORKSPACE_BYTES)}, but only "
+            f"{_mib(available)} of memory are available: use a smaller model or dtype"
+        )
+    return room
+
+
+def _default_kv_bytes(ops: Ops, place: Place, room: int) -> int:
+    """On a GPU all the room there is; on a CPU, which others use too, 4 GiB or a quarter of memory at most."""
+    return room if place.device != "cpu" else min(room, DEFAULT_KV_BYTES, ops.total_memory(place) // 4)
+
+
+def _num_blocks(config: EngineConfig, default: int, one_block: int) -> int:
+    """Blocks from `kv_cache_memory`, else what `default` bytes hold."""
+    asked = config.cache_config.kv_cache_memory
+    if asked is not None:
+        num_blocks = parse_bytes(asked) // one_block
+        if num_blocks < 1:
+            raise ConfigError(f"kv_cache_memory={asked!r}: one block of this model takes {one_block} bytes")
+        return num_blocks
+    return max(1, default // one_block)
+
+
+def _limits(arch: ArchConfig, config: EngineConfig, device: str, num_blocks: int) -> Limits:
+    scheduler, block_size = config.scheduler_config, config.cache_config.block_size
+    asked = config.model_config.max_model_len
+    capacity = num_blocks * block_size
+    if asked is not None and asked > arch.max_position:
+        raise ConfigError(f"max_model_len={asked}: the model's positions end at {arch.max_position}")
+    if asked is not None and asked > capacity:
+        raise DoesNotFitError(f"max_model_len={asked}: the KV cache holds {capacity} tokens; at most that fits")
+    max_model_len = asked or min(arch.max_position, capacity)
+    step_tokens = scheduler.max_num_batched_tokens or DEFAULT_STEP_TOKENS[device.partition(":")[0]]
+    if not scheduler.enable_chunked_prefill:
+        if scheduler.max_num_batched_tokens is None:
+            step_tokens = max(step_tokens, max_model_len)
+        elif step_tokens < max_model_len:
+            raise ConfigError(
+                f"max_num_batched_tokens={step_tokens}: without chunked prefill it must be at least max_model_len "
+                f"({max_model_len}), or a long prompt could never run"
+            )
+    return Limits(
+        max_num_batched_tokens=step_tokens,
+        max_num_seqs=scheduler.max_num_seqs,
+        max_model_len=max_model_len,
+        enable_chunked_prefill=scheduler.enable_chunked_prefill,
+        policy=scheduler.policy,
+        max_queued_requests=scheduler.max_queued_requests,
+    )
+
+
+def _mib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**20:,.0f} MiB"
