@@ -1,0 +1,193 @@
+"""Devices, memory, packed weights and KV blocks in PyTorch: where tensors live. No arithmetic of a model here."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from octavo.errors import ConfigError
+from octavo.ops import machine
+from octavo.ops.interface import Host, KVShape, Place
+from octavo.ops.sampling import Ints
+
+Tensor = torch.Tensor
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SCRATCH = 1 << 20  # elements of a tile of weights that is widened to float32: 4 MiB, the fastest of 0.5 to 64 MiB
+
+_BF16_FEATURES = {"avx512_bf16", "amx_bf16", "bf16"}
+_FP16_FEATURES = {"avx512_fp16", "amx_fp16", "fp16"}
+
+
+@dataclass(frozen=True, slots=True)
+class Handle:
+    """The reference's own part of a Place.
+
+    `scratch` is where tiles of 16-bit weights are widened to float32: on a CPU, None for float32. `is_native` says
+    whether matrix products of the place's dtype may be left to torch as they are. On a processor without bfloat16
+    arithmetic torch has a fast product for one row only (measured on AVX2: 10 to 20 times slower from 32 rows on).
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    scratch: Tensor | None
+    is_native: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """A packed matrix [out, in] with a bias [out] or none; also an embedding [vocab, hidden]."""
+
+    weight: Tensor
+    bias: Tensor | None
+    handle: Handle
+
+
+@dataclass(frozen=True, slots=True)
+class Rope:
+    """Inverse frequencies [head_dim / 2], float32, and the factor of sines and cosines."""
+
+    inverse_frequencies: Tensor
+    scale: float
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """One layer's keys and values, each [num_blocks * block_size, num_kv_heads, head_dim]."""
+
+    keys: Tensor
+    values: Tensor
+    shape: KVShape
+
+
+def open_place(device: str, dtype: str, threads: int | None) -> Place:
+    """See `Ops.open_place`. Sets the number of threads of the whole process's torch."""
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype={dtype!r}: must be one of {', '.join(DTYPES)}")
+    target = _find_device(device)
+    features = set(machine.processor().features)
+    if target.type == "cuda":
+        handle = Handle(target, DTYPES[dtype], None, is_native=True)
+        return Place(str(target), dtype, handle)
+    torch.set_num_threads(threads or machine.processor().num_cores)
+    if dtype == "float16" and not features & _FP16_FEATURES:
+        dtype = "bfloat16"
+    is_native = dtype != "bfloat16" or bool(features & _BF16_FEATURES)
+    scratch = None if dtype == "float32" else torch.empty(SCRATCH, dtype=torch.float32)
+    return Place("cpu", dtype, Handle(target, DTYPES[dtype], scratch, is_native))
+
+
+def _find_device(device: str) -> torch.device:
+    kind, _, index = device.partition(":")
+    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "cpu" or (device == "auto" and not num_gpus):
+        return torch.device("cpu")
+    if kind not in ("auto", "cuda") or (device != kind and not index.isdecimal()):
+        raise ConfigError(f"device={device!r}: must be auto, cpu, cuda or cuda:N")
+    if not num_gpus:
+        raise ConfigError(f"device={device!r}: this machine, or this build of torch, has no CUDA device")
+    number = int(index or 0)
+    if number >= num_gpus:
+        raise ConfigError(
+            f"device={device!r}: this machine has {num_gpus} CUDA devices, the last is cuda:{num_gpus - 1}"
+        )
+    return torch.device("cuda", number)
+
+
+def total_memory(place: Place) -> int:
+    """Bytes of the GPU, or of the machine within a container's limit."""
+    if place.device != "cpu":
+        return int(torch.cuda.mem_get_info(place.handle.device)[1])
+    memory = machine.memory()
+    return min(memory.total, memory.container_limit or memory.total)
+
+
+def free_memory(place: Place) -> int:
+    """Bytes that can be taken now, without swapping and within a container's limit."""
+    if place.device != "cpu":
+        return int(torch.cuda.mem_get_info(place.handle.device)[0])
+    return machine.memory().available
+
+
+@torch.inference_mode()
+def upload(place: Place, array: Host) -> Tensor:
+    """A copy of `array` on the place's device, in its own dtype."""
+    return torch.from_numpy(np.array(array, order="C")).to(place.handle.device)
+
+
+@torch.inference_mode()
+def download(tensor: Tensor) -> Host:
+    """A copy on the host: float32, or whole numbers as they are."""
+    if tensor.is_floating_point():
+        tensor = tensor.float()
+    array: Host = np.array(tensor.cpu().numpy())
+    return array
+
+
+@torch.inference_mode()
+def new_kv(place: Place, shape: KVShape, dtype: str) -> Blocks:
+    """Zeroed keys and values; on a CPU the system gives the memory page by page as blocks are first written."""
+    size = (shape.num_blocks * shape.block_size, shape.num_kv_heads, shape.head_dim)
+    device, kind = place.handle.device, DTYPES[dtype]
+    return Blocks(torch.zeros(size, dtype=kind, device=device), torch.zeros(size, dtype=kind, device=device), shape)
+
+
+@torch.inference_mode()
+def copy_blocks(kv: Blocks, src_ids: Ints, dst_ids: Ints) -> None:
+    """Block src_ids[i] to block dst_ids[i]."""
+    for tensor in (kv.keys, kv.values):
+        blocks = tensor.view(kv.shape.num_blocks, -1)
+        source = torch.from_numpy(np.asarray(src_ids, np.int64)).to(tensor.device)
+        target = torch.from_numpy(np.asarray(dst_ids, np.int64)).to(tensor.device)
+        blocks.index_copy_(0, target, blocks.index_select(0, source))
+
+
+@torch.inference_mode()
+def pack_linear(place: Place, shape: tuple[int, int], parts: Iterable[Host], bias: Host | None) -> Matrix:
+    """`parts` [some of out, in], stacked; a single one that lies in host memory becomes the matrix itself."""
+    num_filled, weight = 0, None
+    for part in parts:
+        if len(part) == shape[0]:
+            weight = _tensor(place, part)
+        elif weight is None:
+            weight = torch.empty(shape, dtype=place.handle.dtype, device=place.handle.device)
+        if len(part) < shape[0]:
+            weight[num_filled : num_filled + len(part)] = _tensor(place, part)
+        num_filled += len(part)
+    assert weight is not None
+    assert num_filled == shape[0]
+    return Matrix(weight, None if bias is None else _tensor(place, bias), place.handle)
+
+
+@torch.inference_mode()
+def pack_embedding(place: Place, matrix: Host) -> Matrix:
+    """An embedding [vocab, hidden]."""
+    return Matrix(_tensor(place, matrix), None, place.handle)
+
+
+def tie_head(embedding: Matrix) -> Matrix:
+    """The embedding itself: rows of it are looked up, and it is multiplied with."""
+    return embedding
+
+
+@torch.inference_mode()
+def pack_vector(place: Place, vector: NDArray[np.float32]) -> Tensor:
+    """A vector, in float32."""
+    return torch.from_numpy(np.array(vector, np.float32)).to(place.handle.device)
+
+
+@torch.inference_mode()
+def pack_rope(place: Place, inverse_frequencies: NDArray[np.float32], scale: float) -> Rope:
+    """The frequencies, in float32."""
+    return Rope(pack_vector(place, inverse_frequencies), scale)
+
+
+def _tensor(place: Place, array: Host) -> Tensor:
+    """A host array of weights in the place's dtype; on a CPU without a copy."""
+    words = array.view(np.int16) if array.dtype == np.uint16 else array
+    tensor = torch.from_numpy(np.ascontiguousarray(words))
+    tensor = tensor.view(torch.bfloat16) if array.dtype == np.uint16 else tensor
+    assert tensor.dtype == place.handle.dtype, f"weights came as {tensor.dtype}, the place holds {place.dtype}"
+    return tensor.to(place.handle.device)
