@@ -1,0 +1,198 @@
+"""A tokenizer from GGUF metadata: byte-level BPE ("gpt2") and SentencePiece vocabularies of the Llama kind ("llama").
+
+Knows the keys under `tokenizer.ggml` and how llama.cpp, whose format this is, reads them; where transformers' converter
+and llama.cpp disagree, llama.cpp and the model's own tokenizer.json are right (the tests name the cases). Knows nothing
+of the file: it gets a plain mapping.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from enum import IntEnum
+from typing import Final
+
+from tokenizers import AddedToken, decoders, models, normalizers
+from tokenizers import Tokenizer as Backend
+
+from octavo.errors import ModelFormatError
+from octavo.text import gguf_fields
+from octavo.text.codec import MAX_VOCAB_SIZE, SPM_SPACE, Tokenizer
+from octavo.text.directory import with_bos_eos
+from octavo.text.pretokenizers import cut_rule
+
+MAX_MERGES: Final = 4 * MAX_VOCAB_SIZE
+MAX_SPM_TOKEN_CHARS: Final = 512  # every cut of a token is tried when merges are made from scores
+
+# Tokens that end a turn whether or not the file says so; only where they are marked as control or user-defined,
+# because Gemma has a plain token "</s>" for HTML.
+_END_OF_TURN: Final = frozenset([
+    "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|eot|>", "<end_of_turn>", "<|end|>", "<|endoftext|>",
+    "<|end_of_text|>", "<|return|>", "<|call|>", "<end_of_utterance>", "<EOT>", "[EOT]",
+    "<\uff5cend\u2581of\u2581sentence\uff5c>",
+])  # fmt: skip
+
+
+class TokenType(IntEnum):
+    """`tokenizer.ggml.token_type` (the GGUF specification; the numbers are SentencePiece's)."""
+
+    UNDEFINED = 0
+    NORMAL = 1
+    UNKNOWN = 2
+    CONTROL = 3
+    USER_DEFINED = 4
+    UNUSED = 5
+    BYTE = 6
+
+
+def tokenizer_from_gguf(metadata: Mapping[str, object]) -> Tokenizer:
+    """The tokenizer that GGUF metadata describes. `ModelFormatError` for kinds that are not read and for metadata that
+    is broken or contradicts itself."""
+    kind = gguf_fields.text(metadata, "tokenizer.ggml.model")
+    tokens = _tokens(metadata)
+    types = _token_types(metadata, len(tokens))
+    match kind:
+        case "gpt2":
+            rule = cut_rule(gguf_fields.text(metadata, "tokenizer.ggml.pre") or "default")
+            backend = Backend(_byte_level_model(metadata, tokens, rule.ignore_merges))
+            backend.pre_tokenizer = rule.pre_tokenizer()
+            backend.decoder = decoders.ByteLevel()
+            adds_bos, bos, eos = rule.adds_bos, None, None
+        case "llama":
+            backend = _spm_backend(metadata, tokens, types)
+            adds_bos, bos, eos = True, 1, 2  # what llama.cpp takes for granted in such vocabularies
+        case _:
+            raise ModelFormatError(f"tokenizer.ggml.model: {kind!r:.60} is not supported; gpt2 and llama are")
+    _mark_added_tokens(backend, tokens, types)
+    bos = gguf_fields.token_id(metadata, "tokenizer.ggml.bos_token_id", len(tokens), bos)
+    eos = gguf_fields.token_id(metadata, "tokenizer.ggml.eos_token_id", len(tokens), eos)
+    put_bos = gguf_fields.flag(metadata, "tokenizer.ggml.add_bos_token", adds_bos) and bos is not None
+    put_eos = gguf_fields.flag(metadata, "tokenizer.ggml.add_eos_token", False) and eos is not None
+    with_bos_eos(
+        backend,
+        (tokens[bos], bos) if put_bos and bos is not None else None,
+        (tokens[eos], eos) if put_eos and eos is not None else None,
+    )
+    return Tokenizer(backend, bos_id=bos, eos_ids=_eos_ids(metadata, tokens, types, eos))
+
+
+def _tokens(metadata: Mapping[str, object]) -> list[str]:
+    key = "tokenizer.ggml.tokens"
+    found = gguf_fields.texts(metadata, key, MAX_VOCAB_SIZE)
+    if not found:
+        raise ModelFormatError(f"{key}: missing or empty; the file has no tokenizer")
+    tokens = [token or f"[EMPTY_{id}]" for id, token in enumerate(found)]  # as llama.cpp names them
+    if not "".join(tokens).isascii():
+        for id, token in enumerate(tokens):
+            if not token.isascii() and token.encode(errors="replace").decode() != token:
+                raise ModelFormatError(f"{key}: token {id} is not valid UTF-8")
+    first = {token: id for id, token in reversed(list(enumerate(tokens)))}
+    if len(first) != len(tokens):
+        twice = next(token for id, token in enumerate(tokens) if first[token] != id)
+        raise ModelFormatError(f"{key}: {twice!r:.60} is there twice")
+    return tokens
+
+
+def _token_types(metadata: Mapping[str, object], vocab_size: int) -> list[int]:
+    types = gguf_fields.numbers(metadata, "tokenizer.ggml.token_type", vocab_size)
+    return [int(TokenType.NORMAL)] * vocab_size if types is None else [int(type) for type in types]
+
+
+def _byte_level_model(metadata: Mapping[str, object], tokens: Sequence[str], ignore_merges: bool) -> models.BPE:
+    vocab = {token: id for id, token in enumerate(tokens)}
+    merges = _merges(metadata, vocab)
+    if merges is None:
+        raise ModelFormatError("tokenizer.ggml.merges: missing; a byte-level vocabulary needs them")
+    return _bpe(vocab, merges, ignore_merges=ignore_merges)
+
+
+def _merges(metadata: Mapping[str, object], vocab: Mapping[str, int]) -> list[tuple[str, str]] | None:
+    key = "tokenizer.ggml.merges"
+    lines = gguf_fields.texts(metadata, key, MAX_MERGES)
+    if lines is None:
+        return None
+    merges = []
+    for line in lines:
+        # The first character is part of the left side even where it is a space.
+        left, _, right = line[1:].partition(" ")
+        left = line[:1] + left
+        if left not in vocab or right not in vocab or left + right not in vocab:
+            raise ModelFormatError(f"{key}: {line!r:.60} joins or makes a token that is not in the vocabulary")
+        merges.append((left, right))
+    return merges
+
+
+def _bpe(vocab: dict[str, int], merges: list[tuple[str, str]], *, ignore_merges: bool) -> models.BPE:
+    try:
+        return models.BPE(vocab=vocab, merges=merges, ignore_merges=ignore_merges)
+    except Exception as error:
+        raise ModelFormatError(f"tokenizer.ggml: the vocabulary was refused: {error!s:.200}") from error
+
+
+def _spm_backend(metadata: Mapping[str, object], tokens: Sequence[str], types: Sequence[int]) -> Backend:
+    """SentencePiece BPE: characters are joined as long as some join is a token, the best-scored one first; a character
+    without a token becomes its bytes. Spaces are written U+2581, with one in front of the text, and again after every
+    special token (llama.cpp, and the tokenizer.json of Llama 2, Mistral and TinyLlama, do so)."""
+    vocab = {token: id for id, token in enumerate(tokens)}
+    merges = _merges(metadata, vocab)
+    if merges is None:
+        scores = gguf_fields.numbers(metadata, "tokenizer.ggml.scores", len(tokens))
+        if scores is None:
+            raise ModelFormatError("tokenizer.ggml.scores: missing, and there are no merges either")
+        merges = _merges_from_scores(vocab, [float(score) for score in scores], types)
+    unknown = gguf_fields.token_id(metadata, "tokenizer.ggml.unknown_token_id", len(tokens), 0)
+    model = _bpe(vocab, merges, ignore_merges=False)
+    model.byte_fallback, model.fuse_unk = True, True
+    model.unk_token = tokens[unknown] if unknown is not None else None
+    backend = Backend(model)
+    add_prefix = gguf_fields.flag(metadata, "tokenizer.ggml.add_space_prefix", True)
+    escape = normalizers.Replace(" ", SPM_SPACE)
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend(SPM_SPACE), escape]) if add_prefix else escape
+    strip = [decoders.Strip(content=" ", left=1)] if add_prefix else []
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace(SPM_SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+    )
+    return backend
+
+
+def _merges_from_scores(
+    vocab: Mapping[str, int], scores: Sequence[float], types: Sequence[int]
+) -> list[tuple[str, str]]:
+    """Every way to make a token from two others, best-scored token first. Tokens that text cannot make (control, byte,
+    unknown, unused) take no part."""
+    plain = {token: id for token, id in vocab.items() if types[id] in (TokenType.NORMAL, TokenType.USER_DEFINED)}
+    found: list[tuple[float, int, int, str, str]] = []
+    for token, id in plain.items():
+        if len(token) > MAX_SPM_TOKEN_CHARS:
+            raise ModelFormatError(f"tokenizer.ggml.tokens: token {id} has {len(token)} characters")
+        for cut in range(1, len(token)):
+            left, right = token[:cut], token[cut:]
+            if left in plain and right in plain:
+                found.append((-scores[id], id, -cut, left, right))
+    found.sort()
+    return [(left, right) for *_, left, right in found]
+
+
+def _mark_added_tokens(backend: Backend, tokens: Sequence[str], types: Sequence[int]) -> None:
+    """Tokens that are found whole in text: control and unknown ones are special, user-defined ones are not."""
+    special = (TokenType.CONTROL, TokenType.UNKNOWN)
+    added = [
+        AddedToken(token, normalized=False, special=type in special)
+        for token, type in zip(tokens, types, strict=True)
+        if type in special or type == TokenType.USER_DEFINED
+    ]
+    backend.add_tokens(added)
+
+
+def _eos_ids(
+    metadata: Mapping[str, object], tokens: Sequence[str], types: Sequence[int], eos: int | None
+) -> Iterator[int]:
+    if eos is not None:
+        yield eos
+    for name in ("eot", "eom"):
+        id = gguf_fields.token_id(metadata, f"tokenizer.ggml.{name}_token_id", len(tokens))
+        if id is not None:
+            yield id
+    # In OpenAI's harmony format "<|end|>" only ends a message, and the answer goes on.
+    harmony = {"<|return|>", "<|call|>"} <= set(tokens)
+    ending = _END_OF_TURN - {"<|end|>"} if harmony else _END_OF_TURN
+    for id, token in enumerate(tokens):
+        if token in ending and types[id] in (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN):
+            yield id
