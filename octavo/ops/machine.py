@@ -70,10 +70,9 @@ def _control_groups(root: Path) -> Iterator[Path]:
     A limit of any of them binds. Within a container the inner path may not be visible; its mount point then is.
     """
     for line in _lines(root / "proc/self/cgroup"):
-        _, controllers, inner = line.split(":", 2)
-        for controller in controllers.split(",") if controllers else [""]:
-            if controller not in ("", "memory", "cpu"):
-                continue
+        _, _, rest = line.partition(":")
+        controllers, _, inner = rest.partition(":")
+        for controller in {"", "memory", "cpu"}.intersection(controllers.split(",")):
             top = root / "sys/fs/cgroup" / controller
             group = top / inner.strip("/")
             while group.is_relative_to(top):
