@@ -13,8 +13,9 @@ from octavo.weights.source import FileSource, quote
 _MAX_HEADER_BYTES = 100 << 20
 _MAX_STRING_BYTES = 16 << 20
 _MAX_STRINGS = 1 << 22  # in the arrays of one file; a Python string takes several times its bytes in the file
-_MAX_ARRAYS = 65_536  # in one file, for the same reason
+_MAX_INNER_ARRAYS = 65_536  # arrays in arrays of one file, for the same reason
 _MAX_NESTING = 4
+_MIN_ARRAY_BYTES = 4 + 8  # an empty one
 _FIRST_WINDOW = 1 << 20
 
 _BOOL, _STRING, _ARRAY = 7, 8, 9
@@ -29,7 +30,7 @@ class HeaderReader:
     def __init__(self, source: FileSource) -> None:
         self.source = source
         self.position = 0
-        self.num_arrays = 0
+        self.num_inner_arrays = 0
         self.num_strings = 0
         self._end = min(source.size, _MAX_HEADER_BYTES)  # no header reaches past it
         self._window = b""
@@ -127,15 +128,16 @@ def read_value(header: HeaderReader, key: str) -> tuple[int, object]:
 
 def _read_array(header: HeaderReader, what: str, depth: int) -> object:
     """An array of numbers as a NumPy array; one of strings or of arrays as a list."""
-    header.num_arrays += 1
-    if depth > _MAX_NESTING or header.num_arrays > _MAX_ARRAYS:
-        limits = f"arrays in arrays go {_MAX_NESTING} deep and a file has {_MAX_ARRAYS} arrays at most"
-        raise header.error(f"{what} is nested too deep or has too many arrays; {limits}")
+    if depth > _MAX_NESTING:
+        raise header.error(f"{what} is nested too deep; the limit is {_MAX_NESTING} arrays in each other")
     kind, count = header.u32(what), header.u64(what)
     if kind == _STRING:
         return header.texts(count, what)
     if kind == _ARRAY:
-        header.require(count * 12, what)
+        header.require(count * _MIN_ARRAY_BYTES, what)
+        header.num_inner_arrays += count
+        if header.num_inner_arrays > _MAX_INNER_ARRAYS:
+            raise header.error(f"has more than {_MAX_INNER_ARRAYS} arrays in arrays, at {what}")
         return [_read_array(header, what, depth + 1) for _ in range(count)]
     return _read_numbers(header, kind, count, what)
 
