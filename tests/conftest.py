@@ -1,4 +1,4 @@
-"""What the tests share: the built-in model's file. (Sweeps that take minutes are marked `slow`; `-m slow` runs them.)"""
+"""What the tests share: the built-in model's file. (`slow` sweeps run with `-m slow` only, see pyproject.)"""
 
 from pathlib import Path
 
