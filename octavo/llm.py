@@ -8,6 +8,8 @@ import math
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -58,7 +60,9 @@ class LLM:
         each = [params] * len(many) if params is None or isinstance(params, SamplingParams) else list(params)
         if len(each) != len(many):
             raise RequestError(f"params: {len(each)} for {len(many)} prompts", "params")
-        return self._run([lambda p=p, s=s: self.engine.add_request(p, s) for p, s in zip(many, each)], progress)  # type: ignore[misc]
+        return self._run(
+            [lambda p=p, s=s: self.engine.add_request(p, s) for p, s in zip(many, each, strict=True)], progress
+        )  # type: ignore[misc]
 
     def generate_stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[RequestOutput]:
         """Complete one prompt; an output after every step, each with the whole text so far.
@@ -160,7 +164,7 @@ class LLM:
 
     def _score(self, sequences: Sequence[list[int]]) -> list[list[float]]:
         """Logprob of every token but the first, of each token sequence."""
-        outputs = self._run([lambda ids=ids: self.engine.add_score_request(ids) for ids in sequences], False)  # type: ignore[misc]
+        outputs = self._run([partial(self.engine.add_score_request, ids) for ids in sequences], False)
         scores = []
         for output in outputs:
             if output.outputs[0].finish_reason == "error":
@@ -170,7 +174,7 @@ class LLM:
         return scores
 
     def _run(self, submissions: Sequence[Callable[[], str]], progress: bool) -> list[RequestOutput]:
-        """Submit all, run all to the end. Nothing is left behind when a submission is refused or the run interrupted."""
+        """Submit all, run all to the end. Nothing is left behind when one is refused or the run is interrupted."""
         ids: list[str] = []
         finished: dict[str, RequestOutput] = {}
         try:
@@ -298,17 +302,28 @@ class AsyncLLM:
         return submit
 
     def _work(self, engine: LLMEngine, loop: asyncio.AbstractEventLoop) -> None:
-        """The engine's thread: commands, then a step, then one wake-up of the loop for all that the step found."""
-        while not self._is_closing:
+        """The engine's thread. Should it ever fail itself, every request is told."""
+        try:
+            while not self._is_closing:
+                self._turn(engine, loop)
             while self._inbox:
                 self._inbox.popleft()(engine)
-            if not engine.has_unfinished_requests():
-                self._wake.wait()
-                self._wake.clear()
-                continue
-            outputs = engine.step()
-            if outputs:
-                _post(loop, self._deliver, [(output.request_id, output) for output in outputs])
+        except Exception as error:
+            self._is_closing = True
+            failure = EngineError(f"the engine failed: {type(error).__name__}: {error}")
+            _post(loop, lambda: self._deliver([(request_id, failure) for request_id in self._streams]))
+
+    def _turn(self, engine: LLMEngine, loop: asyncio.AbstractEventLoop) -> None:
+        """Commands, then a step, then one wake-up of the loop for all that the step found; or sleep till the next."""
+        while self._inbox:
+            self._inbox.popleft()(engine)
+        if not engine.has_unfinished_requests():
+            self._wake.wait()
+            self._wake.clear()
+            return
+        outputs = engine.step()
+        if outputs:
+            _post(loop, self._deliver, [(output.request_id, output) for output in outputs])
 
     def _deliver(self, items: Sequence[tuple[str, RequestOutput | Exception]]) -> None:
         for request_id, item in items:
@@ -337,10 +352,8 @@ def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
 
 def _post(loop: asyncio.AbstractEventLoop, callback: Callable[..., object], *args: Any) -> None:
     """Call on the event loop's thread; a loop that is closed has nobody left to tell."""
-    try:
+    with suppress(RuntimeError):
         loop.call_soon_threadsafe(callback, *args)
-    except RuntimeError:
-        pass
 
 
 class _Progress:

@@ -8,17 +8,19 @@ import secrets
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from octavo import hub
 from octavo.config import EngineConfig
-from octavo.engine.build import build_engine
+from octavo.engine.build import build_engine, read_metadata
 from octavo.engine.sequence import Event, Request, SequenceStatus, TokenLogprobs
 from octavo.errors import RequestError
 from octavo.outputs import CompletionOutput, FinishReason, Logprob, LogprobsAt, RequestMetrics, RequestOutput
 from octavo.params import UNSET, SamplingParams
+from octavo.text.chat import ChatTemplate, chat_template_from_directory, chat_template_from_gguf
 from octavo.text.stream import StreamOptions, TextStream
-from octavo.text.load import load_text
+from octavo.text.tokenizer import Tokenizer, tokenizer_from_directory, tokenizer_from_gguf
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
 
@@ -56,7 +58,7 @@ class LLMEngine:
         model = self.config.model_config
         path = hub.resolve(model.model, model.revision, progress=progress)
         text_path = path if model.tokenizer is None else hub.resolve(model.tokenizer, progress=progress)
-        self.tokenizer, self.chat_template = load_text(text_path)
+        self.tokenizer, self.chat_template = _load_text(text_path)
         self.engine, self.resolved = build_engine(path, self.config, trace=trace)
         self.model_defaults = self.resolved.sampling_defaults
         self._eos_ids = frozenset(self.tokenizer.eos_ids) | frozenset(self.resolved.arch.eos_ids)
@@ -159,7 +161,7 @@ class LLMEngine:
         return outputs
 
     def abort_request(self, request_id: str) -> None:
-        """End a request now. Its last output, with finish_reason "abort", comes with the next step. Unknown ids pass."""
+        """End a request now. Its last output (finish_reason "abort") comes with the next step. Unknown ids pass."""
         live = self._live.pop(request_id, None)
         if live is not None:
             self.engine.finish(live.request.sequences[0], SequenceStatus.FINISHED_ABORTED)
@@ -231,7 +233,7 @@ class LLMEngine:
 
     def _check_range(self, name: str, ids: Sequence[int]) -> None:
         vocab_size = self.resolved.arch.vocab_size
-        if ids and not (0 <= min(ids) and max(ids) < vocab_size):
+        if ids and (min(ids) < 0 or max(ids) >= vocab_size):
             bad = next(token for token in ids if not 0 <= token < vocab_size)
             raise RequestError(
                 f"{name}: token id {bad} is outside the model's vocabulary (0 to {vocab_size - 1})", name
@@ -314,6 +316,14 @@ class LLMEngine:
             num_cached_tokens=sequence.num_cached_tokens,
             seed=request.seed,
         )
+
+
+def _load_text(path: Path) -> tuple[Tokenizer, ChatTemplate | None]:
+    """Tokenizer and chat template of a model directory or a GGUF file."""
+    metadata = read_metadata(path)
+    if metadata is None:
+        return tokenizer_from_directory(path), chat_template_from_directory(path)
+    return tokenizer_from_gguf(metadata), chat_template_from_gguf(metadata)
 
 
 def _checked_list(ids: Any) -> list[int]:

@@ -134,7 +134,7 @@ class BlockPool:
             self._cached.pop(block, None)
 
     def adopt(self, chain: PrefixChain, blocks: Sequence[int]) -> None:
-        """Take matched `blocks` as the first blocks of the sequence whose chain this is: `fork`, and note where it is."""
+        """Take matched `blocks` as the first ones of the sequence whose chain this is: `fork`, and note where it is."""
         self.fork(blocks)
         contents = [self._contents[block] for block in blocks]
         chain.nodes = [None if content is None else content.node for content in contents]

@@ -18,7 +18,7 @@ TILE = 64  # rows of logits at a time: 64 x 151,936 float32 are 39 MB
 
 _COMPLAINTS = {
     Verdict.NOT_FINITE: "the model's logits are not finite at this position (numerical error)",
-    Verdict.NOTHING_ALLOWED: "no token is allowed at this position (allowed_token_ids, logit_bias, bad_words, min_tokens)",
+    Verdict.NOTHING_ALLOWED: "no token is allowed at this position (allowed_token_ids, bad_words, min_tokens)",
 }
 
 Outcome = TokenLogprobs | str  # a token, or what is wrong with the row

@@ -16,7 +16,6 @@ from octavo.engine.sequence import Event, Plan, Request, Row, RowResult, Sampled
 from octavo.engine.tables import BlockTables
 from octavo.errors import QueueFullError, RequestError
 
-
 Rank = tuple[int, float, int]  # priority, arrival time, number: smaller is served first
 
 

@@ -93,9 +93,7 @@ class Sequence:
     block_tables: list[list[int]]
     status: SequenceStatus = SequenceStatus.WAITING
     num_computed: int = 0
-    num_freed: list[int] = field(
-        default_factory=list
-    )  # per group: leading blocks given back because a window passed them
+    num_freed: list[int] = field(default_factory=list)  # per group: leading blocks that a window left behind
     num_cached_tokens: int = 0  # prompt tokens found in the prefix cache when first admitted
     num_preemptions: int = 0
     num_scored: int = 0  # prompt positions whose logprob is known
@@ -118,7 +116,7 @@ class Sequence:
         return self.request.rank
 
     def fork(self, new_id: str) -> "Sequence":
-        """A sequence with the same past under another id. It shares the blocks: the caller adds an owner in the pool."""
+        """A sequence with the same past under another id. It shares the blocks: the caller forks them in the pool."""
         return Sequence(
             id=new_id,
             request=self.request,
@@ -225,7 +223,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """A token, its natural-log probability under the model's distribution, its rank from 1, and the most likely ones."""
+    """A token, its natural-log probability under the model's distribution, its rank from 1, the most likely ones."""
 
     token_id: int
     logprob: float

@@ -1,0 +1,159 @@
+"""The Python faces: LLM and AsyncLLM on a tiny random model."""
+
+import asyncio
+import math
+from itertools import pairwise
+
+import pytest
+
+from octavo import LLM, AsyncLLM, ConfigError, EngineConfig, EngineError, RequestError, SamplingParams
+
+GREEDY = SamplingParams(temperature=0.0, max_tokens=16, ignore_eos=True)
+FIELDS = {"dtype": "float32", "device": "cpu", "threads": 2, "num_blocks": 512, "max_model_len": 256}
+
+
+@pytest.fixture(scope="module")
+def llm(tiny_model):
+    with LLM(str(tiny_model), **FIELDS) as llm:
+        yield llm
+
+
+def test_one_prompt_or_many_text_or_ids(llm):
+    ids = llm.engine.tokenizer.encode("hello there")
+    many = llm.generate(["hello there", ids, {"prompt_token_ids": ids}, {"prompt": "hello there"}], GREEDY)
+    assert len({tuple(output.outputs[0].token_ids) for output in many}) == 1
+    assert [output.prompt for output in many] == ["hello there", None, None, "hello there"]
+    assert llm.generate("hello there", GREEDY)[0].outputs[0].text == many[0].outputs[0].text
+    assert llm.generate(ids, GREEDY)[0].prompt_token_ids == ids
+
+
+def test_params_one_for_all_or_one_each(llm):
+    each = [SamplingParams(max_tokens=n, ignore_eos=True) for n in (1, 2, 3)]
+    assert [len(o.outputs[0].token_ids) for o in llm.generate(["a"] * 3, each)] == [1, 2, 3]
+    with pytest.raises(RequestError, match="2 for 3 prompts"):
+        llm.generate(["a"] * 3, each[:2])
+
+
+def test_a_refused_prompt_leaves_nothing_behind(llm):
+    with pytest.raises(RequestError, match="empty"):
+        llm.generate(["fine", ""], GREEDY)
+    for bad in ([], None, 5):
+        with pytest.raises(RequestError):
+            llm.generate(bad, GREEDY)
+    assert not llm.engine.has_unfinished_requests()
+    assert llm.get_stats()["blocks_used"] == 0
+
+
+def test_unknown_fields_raise():
+    with pytest.raises(ConfigError, match="max_seqs"):
+        LLM("no-matter", max_seqs=3)
+
+
+def test_streamed_text_grows_to_the_final_text(llm):
+    whole = llm.generate("hello", GREEDY)[0].outputs[0]
+    outputs = list(llm.generate_stream("hello", GREEDY))
+    texts = [output.outputs[0].text for output in outputs]
+    assert all(after.startswith(before) for before, after in pairwise(texts))
+    assert (texts[-1], outputs[-1].finished) == (whole.text, True)
+    assert len(outputs) == 16
+
+
+def test_two_streams_at_once_and_one_left_early(llm):
+    first, second = llm.generate_stream("hello", GREEDY), llm.generate_stream("world", GREEDY)
+    next(first)
+    last = list(second)[-1]
+    assert last.outputs[0].text == llm.generate("world", GREEDY)[0].outputs[0].text
+    first.close()
+    assert not llm.engine.has_unfinished_requests()
+    assert llm.get_stats()["blocks_used"] == 0
+
+
+def test_chat_uses_the_models_template(llm):
+    messages = [{"role": "user", "content": "hello"}]
+    output = llm.chat(messages, SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True))[0]
+    assert output.prompt_token_ids == llm.engine.render_chat(messages)
+    assert len(llm.chat([messages, messages], SamplingParams(max_tokens=2))) == 2
+    capped = llm.chat(messages, SamplingParams(temperature=0.0, ignore_eos=True))[0]  # max_tokens: up to the length
+    assert len(capped.prompt_token_ids) + len(capped.outputs[0].token_ids) == 256
+
+
+def test_score_is_the_sum_of_prompt_logprobs(llm):
+    encode = llm.engine.tokenizer.encode
+    scores = llm.score("the", [" quick brown", " fox"])
+    for score, continuation in zip(scores, [" quick brown", " fox"], strict=True):
+        ids, seam = encode("the" + continuation), len(encode("the"))
+        output = llm.generate(ids, SamplingParams(prompt_logprobs=0, max_tokens=1))[0]
+        entries = list(zip(ids, output.prompt_logprobs, strict=True))[seam:]
+        assert score == pytest.approx(sum(entry[token].logprob for token, entry in entries), abs=1e-3)
+    with pytest.raises(RequestError):
+        llm.score("the", "")
+    with pytest.raises(RequestError, match="3 for 2"):
+        llm.score(["a", "b"], ["a", "b", "c"])
+
+
+def test_perplexity(llm):
+    text = "the quick brown fox jumps over the lazy dog"
+    ids = llm.engine.tokenizer.encode(text)
+    output = llm.generate(ids, SamplingParams(prompt_logprobs=0, max_tokens=1))[0]
+    logprobs = [entry[token].logprob for token, entry in zip(ids[1:], output.prompt_logprobs[1:], strict=True)]
+    assert llm.perplexity(text)[0] == pytest.approx(math.exp(-sum(logprobs) / len(logprobs)), rel=1e-3)
+    long = llm.perplexity([text * 40, text])  # longer than the model
+    assert long[1] == pytest.approx(llm.perplexity(text)[0], rel=1e-3)
+
+
+def test_async_streams_equal_the_offline_ones(tiny_model, llm):
+    prompts = ["hello", "world", "the quick brown fox"] * 4
+    expected = [output.outputs[0].text for output in llm.generate(prompts, GREEDY)]
+
+    async def main():
+        async with AsyncLLM(EngineConfig.from_fields(model=str(tiny_model), **FIELDS)) as server:
+
+            async def one(prompt):
+                last = None
+                async for output in server.generate(prompt, GREEDY):
+                    last = output
+                return last.outputs[0].text
+
+            texts = await asyncio.gather(*(one(prompt) for prompt in prompts))
+            stats = await server.get_stats()
+            assert stats["forwards"] == stats["steps"] < 16 * len(prompts)
+            return texts
+
+    assert asyncio.run(main()) == expected
+
+
+def test_async_cancel_refuse_and_close(tiny_model):
+    long = SamplingParams(temperature=0.0, max_tokens=200, ignore_eos=True)
+
+    async def main():
+        async with AsyncLLM(EngineConfig.from_fields(model=str(tiny_model), **FIELDS)) as server:
+
+            async def consume(prompt, request_id=None):
+                async for _ in server.generate(prompt, long, request_id=request_id):
+                    pass
+
+            task = asyncio.create_task(consume("hello"))
+            await asyncio.sleep(0.2)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            for _ in range(100):
+                stats = await server.get_stats()
+                if stats["blocks_used"] == 0:
+                    break
+                await asyncio.sleep(0.02)
+            assert stats["blocks_used"] == stats["running"] == stats["waiting"] == 0
+            for bad in ("", [10**6]):
+                with pytest.raises(RequestError):
+                    await consume(bad)
+            with pytest.raises(RequestError, match="max_tokens"):
+                await consume([1] * 200)
+            last = asyncio.create_task(consume("hello", "name"))
+            await asyncio.sleep(0.1)
+            with pytest.raises(RequestError, match="in use"):
+                await consume("hello", "name")
+        with pytest.raises(EngineError, match="shut down"):
+            await last
+        with pytest.raises(EngineError, match="not running"):
+            await consume("hello")
+
+    asyncio.run(main())
