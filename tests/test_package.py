@@ -1,4 +1,4 @@
-"""The package as it is installed: names, laziness, the native part; the command line's manners; the README's promises."""
+"""What is installed: names, laziness, the native part; the command line's manners; the README's promises."""
 
 import ast
 import importlib.metadata

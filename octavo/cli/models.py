@@ -74,19 +74,16 @@ def describe(name: str, revision: str | None = None) -> dict[str, Any]:
     path = hub.resolve(name, revision)
     checkpoint = open_checkpoint(path)
     try:
-        tensors = [
-            {"name": tensor.name, "shape": list(tensor.shape), "dtype": tensor.dtype}
-            for tensor in checkpoint.tensors.values()
-        ]
+        tensors = list(checkpoint.tensors.values())
     finally:
         checkpoint.close()
     return {
         "name": name,
         "path": str(path),
         "architecture": dataclasses.asdict(read_arch(path)),
-        "num_parameters": sum(math.prod(tensor["shape"]) for tensor in tensors),
-        "dtypes": dict(Counter(tensor["dtype"] for tensor in tensors)),
-        "tensors": tensors,
+        "num_parameters": sum(math.prod(tensor.shape) for tensor in tensors),
+        "dtypes": dict(Counter(tensor.dtype for tensor in tensors)),
+        "tensors": [{"name": tensor.name, "shape": list(tensor.shape), "dtype": tensor.dtype} for tensor in tensors],
     }
 
 
