@@ -1,0 +1,170 @@
+"""From a model's files to a Decoder: every tensor is accounted for before the first one is read.
+
+Beside the packed weights, one tensor at a time is held. The checkpoint is closed when all are packed.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from octavo.errors import ConfigError, ModelFormatError, ModelNotFoundError
+from octavo.models.config import ArchConfig
+from octavo.models.config_gguf import arch_from_gguf
+from octavo.models.config_huggingface import arch_from_huggingface, read_json, read_optional_json
+from octavo.models.decoder import Decoder, DecoderWeights
+from octavo.models.families import FLOAT32_PARTS, parts_of
+from octavo.models.layers import Attention, FeedForward, Layer
+from octavo.models.rope import inverse_frequencies
+from octavo.models.sources import CheckpointSource, DummySource, Host, Source
+from octavo.ops.interface import FinalNorm, HeadNorms, Ops, Place, Weight
+from octavo.weights.checkpoint import Checkpoint, open_checkpoint
+
+_ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_STORED_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """`load_format`: "auto", "safetensors", "gguf", or "dummy" (random weights, from `seed`, that need a config only).
+
+    `dtype` is what matrices are held in; it is the place's.
+    """
+
+    load_format: str
+    dtype: str
+    seed: int
+
+
+def read_arch(path: Path) -> ArchConfig:
+    """The architecture of the model at `path`: a directory, a .safetensors file in one, or a .gguf file.
+
+    Reads no weights. Raises ModelNotFoundError or ModelFormatError.
+    """
+    if _is_gguf(path):
+        checkpoint = open_checkpoint(path)
+        checkpoint.close()
+        return arch_from_gguf(checkpoint.metadata, checkpoint.tensors)
+    directory = path if path.is_dir() else path.parent
+    if not (directory / "config.json").exists():
+        raise ModelFormatError(f"{directory}: has no config.json, so it is no model's directory")
+    values = read_json(directory / "config.json")
+    generation = read_optional_json(directory / "generation_config.json")
+    names_dtype = values.get("dtype") is not None or values.get("torch_dtype") is not None
+    return arch_from_huggingface(values, generation, None if names_dtype else _stored_dtype(path))
+
+
+def weight_bytes(arch: ArchConfig, dtype: str) -> int:
+    """Bytes that the packed weights take, in `dtype` but for the norms."""
+    return sum(
+        _num_values(part.shape) * (4 if part.name in FLOAT32_PARTS else _ITEM_BYTES[dtype]) for part in parts_of(arch)
+    )
+
+
+def load_decoder(path: Path, options: LoadOptions, ops: Ops, place: Place) -> Decoder:
+    """The model at `path` (see `read_arch`), packed at `place`.
+
+    Raises ModelFormatError that names a tensor that is missing, unknown, misshapen or not finite, and ConfigError for
+    a `load_format` that is not the file's.
+    """
+    if options.dtype != place.dtype:
+        raise ConfigError(f"dtype={options.dtype!r}: this place holds weights in {place.dtype}")
+    _check_format(path, options.load_format)
+    arch = read_arch(path)
+    if options.load_format == "dummy":
+        return Decoder(arch, _pack(arch, DummySource(arch, options.seed, place.dtype), ops, place), ops, place)
+    checkpoint = open_checkpoint(path)
+    try:
+        source = CheckpointSource(arch, checkpoint, place.dtype, is_gguf=_is_gguf(path))
+        return Decoder(arch, _pack(arch, source, ops, place), ops, place)
+    finally:
+        checkpoint.close()
+
+
+def _is_gguf(path: Path) -> bool:
+    if not path.exists():
+        raise ModelNotFoundError(f"{path}: there is no such file or directory")
+    return path.is_file() and path.suffix != ".safetensors"
+
+
+def _check_format(path: Path, load_format: str) -> None:
+    found = "gguf" if _is_gguf(path) else "safetensors"
+    if load_format not in ("auto", "dummy", found):
+        raise ConfigError(f"load_format={load_format!r}: {path} holds {found} weights")
+
+
+def _stored_dtype(path: Path) -> str | None:
+    """The dtype of the first weights in a checkpoint; None where there are none to look at."""
+    try:
+        checkpoint: Checkpoint = open_checkpoint(path)
+    except ModelFormatError:
+        return None  # a dummy needs no weights; for all others the load says what is wrong with them
+    checkpoint.close()
+    stored = (_STORED_DTYPES.get(info.dtype) for info in checkpoint.tensors.values())
+    return next((dtype for dtype in stored if dtype), None)
+
+
+def _num_values(shape: tuple[int, ...]) -> int:
+    num_values = 1
+    for size in shape:
+        num_values *= size
+    return num_values
+
+
+def _pack(arch: ArchConfig, source: Source, ops: Ops, place: Place) -> DecoderWeights:
+    packer = _Packer(arch, source, ops, place)
+    embedding = ops.pack_embedding(place, source.read("embedding", None))
+    factors = source.read("rope_factors", None) if arch.rope.has_factors else None
+    frequencies = inverse_frequencies(arch.rope, arch.head_dim, factors)
+    return DecoderWeights(
+        embedding=embedding,
+        rope=ops.pack_rope(place, frequencies, arch.rope.attention_factor),
+        layers=tuple(packer.layer(layer) for layer in range(arch.num_layers)),
+        norm=FinalNorm(packer.vector("final_norm", None), arch.rms_norm_eps),
+        head=ops.tie_head(embedding) if arch.tie_embeddings else packer.matrix(("head",), None, has_bias=False),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Packer:
+    """Reads parts and packs them, those that belong together as one matrix."""
+
+    arch: ArchConfig
+    source: Source
+    ops: Ops
+    place: Place
+
+    def layer(self, layer: int) -> Layer:
+        arch = self.arch
+        norms = None
+        if arch.qk_norm:
+            norms = HeadNorms(self.vector("q_norm", layer), self.vector("k_norm", layer), arch.rms_norm_eps)
+        return Layer(
+            Attention(
+                norm=self.vector("attention_norm", layer),
+                qkv=self.matrix(("q", "k", "v"), layer, has_bias=arch.qkv_bias),
+                head_norms=norms,
+                output=self.matrix(("output",), layer, has_bias=arch.output_bias),
+            ),
+            FeedForward(
+                norm=self.vector("mlp_norm", layer),
+                gate_up=self.matrix(("gate", "up"), layer, has_bias=arch.mlp_bias),
+                down=self.matrix(("down",), layer, has_bias=arch.mlp_bias),
+            ),
+        )
+
+    def vector(self, name: str, layer: int | None) -> Weight:
+        return self.ops.pack_vector(self.place, self.source.read(name, layer))
+
+    def matrix(self, names: tuple[str, ...], layer: int | None, *, has_bias: bool) -> Weight:
+        """The matrices `names`, stacked along their outputs."""
+        shapes = [self.source.shape(name, layer) for name in names]
+        bias = None
+        if has_bias:
+            bias = np.concatenate([self.source.read(f"{name}_bias", layer) for name in names])
+        size = (sum(shape[0] for shape in shapes), shapes[0][1])
+        return self.ops.pack_linear(self.place, size, self._read(names, layer), bias)
+
+    def _read(self, names: tuple[str, ...], layer: int | None) -> Iterator[Host]:
+        return (self.source.read(name, layer) for name in names)
