@@ -18,7 +18,7 @@ FAMILY = (
     "\U0001f469\u200d\U0001f469\u200d\U0001f467\u200d\U0001f466 \U0001f3f3\ufe0f\u200d\U0001f308 \U0001f44d\U0001f3fd"
 )
 TEXTS = [
-    "The capital of France is Paris, isn't it?", " a  b   c\n\n\td ", FAMILY, "สวัสดีครับ ภาษาไทย", "日本語と中文、漢字𠮷野家",
+    "The capital of France is Paris, isn't it?", " a  b   c\n\n\td ", FAMILY, "สวัสดีครับ ภาษาไทย", "日本語と漢字𠮷野家",
     "naïve café – “quotes” … €", "한국어 텍스트", "مرحبا بالعالم", "x" * 30, '{"a": [1, 2]}\n```', MARK,
     "\x00\x7f\u0301\u200d",
 ]  # fmt: skip
@@ -313,6 +313,14 @@ def test_sentencepiece_keeps_the_space_after_a_prompt_only(llama_like: Vocabular
     assert run(llama_like, ids, ids, StreamOptions(), [1])[0] == " The capital"
     assert run(llama_like, [*ids, 2, 2, 2], ids, StreamOptions(), [1])[0] == " The capital"
     assert run(llama_like, [*ids, *[2] * 600], ids, StreamOptions(), [2])[0] in (" The capital", "The capital")
+
+
+def test_a_lone_space_byte_is_context_enough(llama_like: Vocabulary) -> None:
+    ids = llama_like.bytes_to_ids(TEXTS[2].encode())
+    for cut in (0, 25):
+        output = llama_like.bytes_to_ids(b" ") * (cut == 0) + ids[cut:]
+        text, _, _ = run(llama_like, ids[:cut], output, StreamOptions(), [1])
+        assert text == (TEXTS[2][7:] if cut else TEXTS[2])
 
 
 def test_finished_gives_out_what_was_held(byte_level: Vocabulary) -> None:

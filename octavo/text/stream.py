@@ -17,7 +17,7 @@ _HELD_CHARS: Final = 3  # an unfinished character is at most 3 bytes, which deco
 _CONTEXT_IDS: Final = 8  # a longer context is cut to the ids that came out last
 _PENDING_IDS: Final = 18  # more than this without a clean end (rubbish) is cut to the last `_KEPT_IDS`
 _KEPT_IDS: Final = 9  # `_HELD_CHARS` marks can stand for this many single-byte ids
-_PROMPT_IDS: Final = (8, 64, 512)  # ids of the prompt's end that are tried as context, until some of them make text
+_PROMPT_IDS: Final = (8, 7, 6, 5, 64, 512)  # lengths of the prompt's end that are tried as context
 
 
 class Decoder(Protocol):
@@ -153,10 +153,14 @@ class _Detokenizer:
         """All text is out and no character open: the pending ids become context."""
         self._context += self._pending
         self._base += self._text
-        if len(self._context) > _CONTEXT_IDS:
-            self._context = self._pending
-            self._base = self._decode(self._pending)
+        if len(self._context) > _CONTEXT_IDS or not self._base:
+            self._context, self._base = self._as_context(self._pending)
         self._pending, self._text, self._num_given = [], "", 0
+
+    def _as_context(self, ids: list[int]) -> tuple[list[int], str]:
+        """`ids` and their text; twice where a space is all they are, and is stripped, for a base must show itself."""
+        base = self._decode(ids)
+        return (ids, base) if base else (ids * 2, self._decode(ids * 2))
 
     def _shorten(self) -> None:
         """Drop pending ids that an open character at the end cannot need, so that rubbish costs no more than text."""
@@ -195,9 +199,11 @@ class _Detokenizer:
                 if not base:
                     break
                 context.pop()
-        # No text in sight: still context where something but skipped tokens is there (a space that was stripped).
-        context = [token_id for token_id in ids[-_CONTEXT_IDS:] if not self._is_silent(token_id)]
-        return (context, "") if self._decode(context) == "" else ([], "")
+        # No text in sight; but a space that was stripped is context too, and skipped tokens are not.
+        context, base = self._as_context(
+            [token_id for token_id in ids[-_CONTEXT_IDS:] if not self._is_silent(token_id)]
+        )
+        return ([], "") if base.endswith(_REPLACEMENT) else (context, base)
 
 
 class _StopFinder:
