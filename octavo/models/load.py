@@ -3,7 +3,7 @@
 Beside the packed weights, one tensor at a time is held. The checkpoint is closed when all are packed.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,6 +53,15 @@ def read_arch(path: Path) -> ArchConfig:
     generation = read_optional_json(directory / "generation_config.json")
     names_dtype = values.get("dtype") is not None or values.get("torch_dtype") is not None
     return arch_from_huggingface(values, generation, None if names_dtype else _stored_dtype(path))
+
+
+def read_metadata(path: Path) -> Mapping[str, object] | None:
+    """A GGUF file's key-values, which hold its tokenizer and chat template; None for a directory."""
+    if not _is_gguf(path):
+        return None
+    checkpoint = open_checkpoint(path)
+    checkpoint.close()
+    return checkpoint.metadata
 
 
 def weight_bytes(arch: ArchConfig, dtype: str) -> int:
