@@ -47,6 +47,7 @@ ONLY_IN = {
     "transformers": r"octavo\.models\.huggingface",
     "huggingface_hub": r"octavo\.hub(\..+)?",
     "jinja2": r"octavo\.text(\..+)?",
+    "markupsafe": r"octavo\.text(\..+)?",
     "tokenizers": r"octavo\.text(\..+)?",
     "rich": r"octavo\.(cli|hub|llm)(\..+)?",
 }

@@ -56,6 +56,13 @@ def test_cores_are_those_that_we_may_use():
     assert done.stdout == "1\n", done.stderr
 
 
+def test_a_missing_native_part_is_explained(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.delattr("octavo.ops._machine")
+    monkeypatch.setitem(sys.modules, "octavo.ops._machine", None)
+    assert main(["doctor"]) == 1
+    assert "pip install -e ." in capsys.readouterr().err
+
+
 # --- containers -------------------------------------------------------------------------------------------------
 
 

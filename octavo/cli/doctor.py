@@ -120,7 +120,10 @@ def _lines(report: dict[str, Any]) -> list[tuple[str, str]]:
         *_device_lines(report),
         ("cache", cache["directory"]),
         (cache["built_in_model"], cache["path"] or "not here yet; fetched on first use"),
-        ("would use", f"device {use['device']}, dtype {use['dtype']}, {use['threads']} threads"),
+        (
+            "would use",
+            f"device {use['device']}, {use['threads']} threads; {use['dtype']} for {cache['built_in_model']}",
+        ),
     ]
 
 

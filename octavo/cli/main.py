@@ -14,6 +14,8 @@ from octavo import __version__
 from octavo.errors import OctavoError
 
 COMMANDS = {
+    "generate": ("octavo.cli.generate", "continue one prompt or many"),
+    "chat": ("octavo.cli.chat", "talk with a model"),
     "doctor": ("octavo.cli.doctor", "this machine, its instruction sets and memory, and the versions in use"),
     "models": ("octavo.cli.models", "list, pull, show and remove models"),
 }

@@ -8,10 +8,11 @@ import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import psutil
 
-from octavo.ops import _machine
+from octavo.errors import EngineError
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +41,14 @@ class Memory:
 
 def processor(root: Path = Path("/")) -> Processor:
     """This machine's processor. `root` is where /proc and /sys are looked up."""
-    cores = _machine.usable_cores()
+    native = _native_part()
+    cores: int = native.usable_cores()
     quotas = [quota for group in _control_groups(root) if (quota := _cpu_quota(group)) is not None]
     return Processor(
         architecture=platform.machine(),
-        brand=_machine.brand() or platform.processor() or "unknown",
-        features=tuple(_machine.features()),
-        caches=_machine.caches(),
+        brand=native.brand() or platform.processor() or "unknown",
+        features=tuple(native.features()),
+        caches=native.caches(),
         num_cores=max(1, min([cores, *(int(quota) for quota in quotas)])),
     )
 
@@ -62,6 +64,18 @@ def memory(root: Path = Path("/")) -> Memory:
             limits.append(limit)
             available = min(available, max(0, limit - _memory_used(group)))
     return Memory(total=system.total, available=available, container_limit=min(limits, default=None))
+
+
+def _native_part() -> ModuleType:
+    """The extension, imported at the first use, so that a checkout that lies in the way gets a word of advice."""
+    try:
+        from octavo.ops import _machine
+    except ImportError as error:
+        raise EngineError(
+            f"octavo's native part cannot be loaded ({error}). If octavo is imported from a checkout, as Python does in "
+            f"its directory: install it with `pip install -e .`, or work in another directory"
+        ) from error
+    return _machine
 
 
 def _control_groups(root: Path) -> Iterator[Path]:
