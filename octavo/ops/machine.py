@@ -72,8 +72,8 @@ def _native_part() -> ModuleType:
         from octavo.ops import _machine
     except ImportError as error:
         raise EngineError(
-            f"octavo's native part cannot be loaded ({error}). If octavo is imported from a checkout, as Python does in "
-            f"its directory: install it with `pip install -e .`, or work in another directory"
+            f"octavo's native part cannot be loaded ({error}). If octavo is imported from a checkout, as Python does "
+            f"in its directory: install it with `pip install -e .`, or work in another directory"
         ) from error
     return _machine
 
