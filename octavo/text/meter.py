@@ -101,6 +101,7 @@ class Meter:
     def _measure(self, value: Any) -> tuple[int, int]:
         if isinstance(value, str | bytes):
             return getsizeof(value), 0
+        parts: Any = value  # which type checkers lose at the test below
         if not isinstance(value, _CONTAINERS):
             return getsizeof(value) if isinstance(value, int) else _SCALAR_BYTES, 0
         known = self._known.get(id(value))
@@ -108,7 +109,7 @@ class Meter:
             return known[1], known[2]
         self.tick()
         weight, depth = getsizeof(value), 0
-        for part in _parts(value):
+        for part in _parts(parts):
             part_weight, part_depth = self._measure(part)
             weight, depth = weight + part_weight, max(depth, part_depth)
             if weight > MAX_VALUE_BYTES:
