@@ -147,11 +147,14 @@ class BlockPool:
         """
         index = len(chain.nodes)
         parent: int | bytes | None = chain.nodes[index - 1] if index else chain.root
+        if parent is None:
+            chain.nodes.append(None)
+            return False
         digest = self._digest(chain, tokens, index)
-        content = _Content(digest, self._tokens_of(tokens, index), -1 if parent is None else parent, self._num_nodes)
+        content = _Content(digest, self._tokens_of(tokens, index), parent, self._num_nodes)
         twin = self._twin(content)
-        if parent is None or twin is not None or digest in self._index:
-            chain.nodes.append(None if parent is None or twin is None else twin)
+        if twin is not None or digest in self._index:
+            chain.nodes.append(twin)
             return False
         self._num_nodes += 1
         self._index[digest] = block
@@ -161,10 +164,10 @@ class BlockPool:
 
     def withdraw(self, block: int) -> None:
         """Take back an offer whose step failed: the block holds nothing, whoever owns it must compute anew."""
-        content = self._contents[block]
-        if content is not None:
-            del self._index[content.digest]
-            self._contents[block] = None
+        if block in self._cached:  # its owners have left since
+            self._forget(block)
+        else:
+            self._empty(block)
 
     def release(self, blocks: Iterable[int]) -> None:
         """One owner less for each of `blocks`; the last owner's leaving makes it cached, or free if it holds nothing.
@@ -212,8 +215,15 @@ class BlockPool:
     def _forget(self, block: int) -> None:
         """Evict a cached block: it becomes free."""
         del self._cached[block]
-        self.withdraw(block)
+        self._empty(block)
         self._free.append(block)
+
+    def _empty(self, block: int) -> None:
+        """Nobody finds `block` any more."""
+        content = self._contents[block]
+        if content is not None:
+            del self._index[content.digest]
+            self._contents[block] = None
 
     def _digest(self, chain: PrefixChain, tokens: Sequence[int], index: int) -> bytes:
         while len(chain.digests) <= index:

@@ -154,12 +154,12 @@ class Scheduler:
                 f"which is over the longest sequence of {longest} tokens (max_model_len)",
                 "max_tokens" if num_prompt < longest else "prompt",
             )
-        pool = self.tables.pools[0]
-        num_blocks = -(-(num_prompt + max(request.max_tokens, 1) - 1) // pool.block_size)
-        if num_blocks > pool.num_blocks:
+        num_blocks = -(-(num_prompt + max(request.max_tokens, 1) - 1) // self.tables.block_size)
+        most = min(pool.num_blocks for pool in self.tables.pools)
+        if num_blocks > most:
             raise RequestError(
                 f"the request needs {num_blocks} KV cache blocks ({num_prompt} prompt tokens and {request.max_tokens} "
-                f"more), the cache has {pool.num_blocks}",
+                f"more), the cache has {most}",
                 "max_tokens",
             )
 
