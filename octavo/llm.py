@@ -60,9 +60,7 @@ class LLM:
         each = [params] * len(many) if params is None or isinstance(params, SamplingParams) else list(params)
         if len(each) != len(many):
             raise RequestError(f"params: {len(each)} for {len(many)} prompts", "params")
-        return self._run(
-            [lambda p=p, s=s: self.engine.add_request(p, s) for p, s in zip(many, each, strict=True)], progress
-        )  # type: ignore[misc]
+        return self._run([partial(self.engine.add_request, p, s) for p, s in zip(many, each, strict=True)], progress)
 
     def generate_stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[RequestOutput]:
         """Complete one prompt; an output after every step, each with the whole text so far.
@@ -346,7 +344,7 @@ def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
         case [int(), *_]:
             return [prompts]  # type: ignore[list-item]
         case list() | tuple() if prompts:
-            return list(prompts)  # type: ignore[arg-type]
+            return list(prompts)
     raise RequestError("prompt: is empty, or not text, token ids or a list of these", "prompt")
 
 

@@ -60,7 +60,6 @@ class LLMEngine:
         text_path = path if model.tokenizer is None else hub.resolve(model.tokenizer, progress=progress)
         self.tokenizer, self.chat_template = _load_text(text_path)
         self.engine, self.resolved = build_engine(path, self.config, trace=trace)
-        self.model_defaults = self.resolved.sampling_defaults
         self._eos_ids = frozenset(self.tokenizer.eos_ids) | frozenset(self.resolved.arch.eos_ids)
         self._live: dict[str, LiveRequest] = {}
         self._aborted: list[RequestOutput] = []
@@ -111,7 +110,7 @@ class LLMEngine:
         now = time.time()
         arrival = now if arrival_time is None else arrival_time
         given = params or SamplingParams()
-        resolved = given.resolved(self.model_defaults)
+        resolved = given.resolved(self.resolved.sampling_defaults)
         text, token_ids = self._tokenize(prompt, resolved.truncate_prompt_tokens)
         self._check_ids(resolved)
         seed = secrets.randbits(48) if resolved.seed is None else resolved.seed
@@ -214,14 +213,14 @@ class LLMEngine:
 
     def _tokenize(self, prompt: Prompt, truncate: int | None) -> tuple[str | None, list[int]]:
         """(text if there is any, checked token ids) of a prompt in any of its forms."""
+        text: str | None = None
         match prompt:
             case {"prompt_token_ids": ids}:
-                text, token_ids = None, _checked_list(ids)
-            case str() | {"prompt": str()}:
-                text = prompt if isinstance(prompt, str) else str(prompt["prompt"])
+                token_ids = _checked_list(ids)
+            case (str() as text) | {"prompt": str() as text}:
                 token_ids = self.tokenizer.encode(text) if text else []
             case list() | tuple():
-                text, token_ids = None, _checked_list(prompt)
+                token_ids = _checked_list(prompt)
             case _:
                 raise RequestError(f"prompt: must be text or token ids, not {type(prompt).__name__}", "prompt")
         if not token_ids:
@@ -278,7 +277,7 @@ class LLMEngine:
         if live.logprobs is not None:
             live.logprobs += [self._logprobs_at(token) for token in event.tokens]
         ids = [token.token_id for token in event.tokens]
-        is_hidden_stop = event.status is SequenceStatus.FINISHED_STOPPED and not live.stream.options.include_stop
+        is_hidden_stop = event.status is SequenceStatus.FINISHED_STOPPED and not live.request.params.include_stop_str_in_output
         found = live.stream.push(ids[:-1] if is_hidden_stop else ids, finished=is_finished).stop
         if found is not None:
             self.engine.finish(sequence, SequenceStatus.FINISHED_STOPPED, keep=found.num_tokens)

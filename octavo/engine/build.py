@@ -5,6 +5,7 @@ largest setting that would.
 """
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from octavo.engine.scheduler import Limits, Scheduler
 from octavo.engine.tables import BlockTables
 from octavo.errors import ConfigError, DoesNotFitError
 from octavo.models.config import ArchConfig
-from octavo.models.load import LoadOptions, load_decoder, read_arch, weight_bytes
+from octavo.models.config_huggingface import generation_defaults
+from octavo.models.load import LoadOptions, load_decoder, read_arch, read_metadata, weight_bytes
 from octavo.ops.interface import KVShape, Ops, Place
 
 log = logging.getLogger("octavo")
@@ -42,6 +44,7 @@ class Resolved:
     weight_bytes: int
     kv_bytes: int
     limits: Limits
+    sampling_defaults: Mapping[str, float]  # the model's own, from its generation_config.json
 
     def describe(self) -> str:
         """One line for people."""
@@ -61,7 +64,7 @@ def build_engine(path: Path, config: EngineConfig, *, trace: bool = False) -> tu
     arch = read_arch(path)
     ops = _choose_ops()
     place = ops.open_place(config.model_config.device, _choose_dtype(arch, config), config.model_config.threads)
-    resolved = resolve(arch, config, ops, place)
+    resolved = resolve(arch, config, ops, place, generation_defaults(path))
     log.info("%s", resolved.describe())
     options = LoadOptions(config.model_config.load_format, place.dtype, config.model_config.seed)
     model = load_decoder(path, options, ops, place)
@@ -75,7 +78,9 @@ def build_engine(path: Path, config: EngineConfig, *, trace: bool = False) -> tu
     return Engine(scheduler, Runner(model, cache, ops, clock), clock), resolved
 
 
-def resolve(arch: ArchConfig, config: EngineConfig, ops: Ops, place: Place) -> Resolved:
+def resolve(
+    arch: ArchConfig, config: EngineConfig, ops: Ops, place: Place, sampling_defaults: Mapping[str, float]
+) -> Resolved:
     """Every None made a number, and the sum of memory held against what there is."""
     cache = config.cache_config
     kv_dtype = DTYPE_ALIASES.get(cache.kv_dtype, cache.kv_dtype)
@@ -93,7 +98,18 @@ def resolve(arch: ArchConfig, config: EngineConfig, ops: Ops, place: Place) -> R
             f"fits is num_blocks={most} (kv_cache_memory={most * one_block})"
         )
     limits = _limits(arch, config, place.device, num_blocks)
-    return Resolved(arch, place.device, place.dtype, kv_dtype, num_blocks, cache.block_size, weights, kv_bytes, limits)
+    return Resolved(
+        arch=arch,
+        device=place.device,
+        dtype=place.dtype,
+        kv_dtype=kv_dtype,
+        num_blocks=num_blocks,
+        block_size=cache.block_size,
+        weight_bytes=weights,
+        kv_bytes=kv_bytes,
+        limits=limits,
+        sampling_defaults=sampling_defaults,
+    )
 
 
 def _choose_ops() -> Ops:
