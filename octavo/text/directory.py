@@ -1,20 +1,20 @@
 """A tokenizer from a Hugging Face directory: `tokenizer.json` and the configs beside it.
 
 Knows how transformers 4 and 5 write these files and how they complete each other. `tokenizer.json` is the truth; a
-config that contradicts it is an error that names the token.
+config that contradicts it is an error that names the token. `add_bos_token` and `add_eos_token` say nothing beside a
+tokenizer.json, whose own template puts BOS and EOS around a text (transformers 5 drops them too).
 """
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from tokenizers import AddedToken, processors
+from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
 from octavo.errors import ModelFormatError, ModelNotFoundError
-from octavo.text.codec import MAX_VOCAB_SIZE, Tokenizer
+from octavo.text.codec import Tokenizer
 from octavo.text.files import generation_eos_ids, read_json, read_text, special_token_texts, token_text
 
 MAX_TOKENIZER_BYTES: Final = 40 << 20  # Gemma 3's, the largest in use, has 33 MB
@@ -34,20 +34,8 @@ def tokenizer_from_directory(path: Path) -> Tokenizer:
     texts = special_token_texts(path)
     _add_missing_tokens(backend, config, texts)
     ids = {name: _id_of(backend, name, text) for name, text in texts.items() if name in ("bos_token", "eos_token")}
-    _apply_added_bos_eos(backend, config, texts, ids)
     eos = [ids["eos_token"]] if "eos_token" in ids else []
     return Tokenizer(backend, bos_id=ids.get("bos_token"), eos_ids=[*eos, *generation_eos_ids(path)])
-
-
-def with_bos_eos(backend: Backend, bos: tuple[str, int] | None, eos: tuple[str, int] | None) -> None:
-    """Make `encode` put these tokens (text, id) around what it encodes, and nothing else."""
-    pieces = {name: token for name, token in (("bos", bos), ("eos", eos)) if token is not None}
-    before, after = [name for name in pieces if name == "bos"], [name for name in pieces if name == "eos"]
-    backend.post_processor = processors.TemplateProcessing(
-        single=[*before, "$A", *after],
-        pair=[*before, "$A", *after, *before, "$B", *after],
-        special_tokens=[{"id": name, "ids": [id], "tokens": [text]} for name, (text, id) in pieces.items()],
-    )
 
 
 def _read_backend(path: Path) -> Backend:
@@ -59,23 +47,10 @@ def _read_backend(path: Path) -> Backend:
             f"{path}: no tokenizer.json, {found}. Make one with transformers: "
             "AutoTokenizer.from_pretrained(directory).save_pretrained(directory), or use a GGUF file"
         )
-    _check_ids(text)
     try:
         return Backend.from_str(text)
     except Exception as error:
         raise ModelFormatError(f"tokenizer.json: {error!s:.300}") from error
-
-
-def _check_ids(text: str) -> None:
-    """Refuse absurd ids before the library makes tables for them."""
-    try:
-        vocab = json.loads(text)["model"]["vocab"]
-    except (ValueError, RecursionError, KeyError, TypeError):
-        return  # the library words that better
-    if isinstance(vocab, dict):
-        for token, id in vocab.items():
-            if not isinstance(id, int) or not 0 <= id < MAX_VOCAB_SIZE:
-                raise ModelFormatError(f"tokenizer.json: token {token!r:.60} has the id {id!r:.60}")
 
 
 def _add_missing_tokens(backend: Backend, config: Mapping[str, Any], texts: Mapping[str, str]) -> None:
@@ -110,17 +85,3 @@ def _id_of(backend: Backend, name: str, text: str) -> int:
     if id is None:
         raise ModelFormatError(f"tokenizer_config.json: {name} {text!r:.60} is not in the vocabulary of tokenizer.json")
     return id
-
-
-def _apply_added_bos_eos(
-    backend: Backend, config: Mapping[str, Any], texts: Mapping[str, str], ids: Mapping[str, int]
-) -> None:
-    """`add_bos_token` and `add_eos_token`, where the config states them, decide over tokenizer.json's own template."""
-    flags = {name: config.get(f"add_{name}") for name in ("bos_token", "eos_token")}
-    if all(flag is None for flag in flags.values()):
-        return
-    for name, flag in flags.items():
-        if not isinstance(flag, bool | None):
-            raise ModelFormatError(f"tokenizer_config.json: add_{name}: {flag!r:.60} is not a boolean")
-    bos, eos = ((texts[name], ids[name]) if flags[name] and name in ids else None for name in flags)
-    with_bos_eos(backend, bos, eos)

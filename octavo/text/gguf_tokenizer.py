@@ -9,13 +9,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from enum import IntEnum
 from typing import Final
 
-from tokenizers import AddedToken, decoders, models, normalizers
+from tokenizers import AddedToken, decoders, models, normalizers, processors
 from tokenizers import Tokenizer as Backend
 
 from octavo.errors import ModelFormatError
 from octavo.text import gguf_fields
 from octavo.text.codec import MAX_VOCAB_SIZE, SPM_SPACE, Tokenizer
-from octavo.text.directory import with_bos_eos
 from octavo.text.pretokenizers import cut_rule
 
 MAX_MERGES: Final = 4 * MAX_VOCAB_SIZE
@@ -65,7 +64,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, object]) -> Tokenizer:
     eos = gguf_fields.token_id(metadata, "tokenizer.ggml.eos_token_id", len(tokens), eos)
     put_bos = gguf_fields.flag(metadata, "tokenizer.ggml.add_bos_token", adds_bos) and bos is not None
     put_eos = gguf_fields.flag(metadata, "tokenizer.ggml.add_eos_token", False) and eos is not None
-    with_bos_eos(
+    _put_around(
         backend,
         (tokens[bos], bos) if put_bos and bos is not None else None,
         (tokens[eos], eos) if put_eos and eos is not None else None,
@@ -179,6 +178,17 @@ def _mark_added_tokens(backend: Backend, tokens: Sequence[str], types: Sequence[
         if type in special or type == TokenType.USER_DEFINED
     ]
     backend.add_tokens(added)
+
+
+def _put_around(backend: Backend, bos: tuple[str, int] | None, eos: tuple[str, int] | None) -> None:
+    """Make `encode` put these tokens (text, id) around what it encodes."""
+    pieces = {name: token for name, token in (("bos", bos), ("eos", eos)) if token is not None}
+    before, after = [name for name in pieces if name == "bos"], [name for name in pieces if name == "eos"]
+    backend.post_processor = processors.TemplateProcessing(
+        single=[*before, "$A", *after],
+        pair=[*before, "$A", *after, *before, "$B", *after],
+        special_tokens=[{"id": name, "ids": [id], "tokens": [text]} for name, (text, id) in pieces.items()],
+    )
 
 
 def _eos_ids(
