@@ -100,8 +100,10 @@ def test_same_tokens_whatever_the_company(tiny_model, work, alone, budget, cachi
 
 @pytest.mark.parametrize("budget", [16, 512])
 def test_same_tokens_after_preemptions(tiny_model, work, alone, budget):
-    engine = engine_for(tiny_model, block_size=4, num_blocks=40, max_model_len=160, max_num_batched_tokens=budget)
+    engine = engine_for(tiny_model, block_size=4, num_blocks=48, max_model_len=160, max_num_batched_tokens=budget)
     assert tokens(run(engine, work)) == tokens(alone)
+    engine.reset_prefix_cache()
+    assert tokens(run(engine, work, list(reversed(range(len(work)))))) == tokens(alone)
     stats = engine.get_stats()
     assert stats["preemptions"] >= 20
     assert stats["forwards"] == stats["steps"]
