@@ -35,7 +35,10 @@ def inverse_frequencies(config: RopeConfig, head_dim: int, factors: Float32s | N
 
     `factors` [head_dim / 2] are divisors that the checkpoint gives (GGUF's `rope_freqs.weight`).
     """
-    frequencies = config.theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+    # In float32 throughout, rounded where transformers rounds (models were trained with these very numbers): the last
+    # bits matter, for an angle is a frequency times thousands of positions.
+    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    frequencies: Float32s = np.float32(1.0) / np.float32(config.theta) ** exponents
     match config.kind:
         case "linear":
             frequencies = frequencies / config.factor
@@ -45,7 +48,7 @@ def inverse_frequencies(config: RopeConfig, head_dim: int, factors: Float32s | N
             frequencies = _yarn(config, frequencies, head_dim)
     if factors is not None:
         frequencies = frequencies / factors
-    return frequencies.astype(np.float32)
+    return frequencies
 
 
 def yarn_attention_factor(factor: float, mscale: float = 0.0, mscale_all_dim: float = 0.0) -> float:
@@ -57,15 +60,17 @@ def yarn_attention_factor(factor: float, mscale: float = 0.0, mscale_all_dim: fl
     return temperature(mscale) / temperature(mscale_all_dim) if mscale and mscale_all_dim else temperature(1.0)
 
 
-def _llama3(config: RopeConfig, frequencies: NDArray[np.float64]) -> NDArray[np.float64]:
+def _llama3(config: RopeConfig, frequencies: Float32s) -> Float32s:
     """Slow frequencies divided by `factor`, fast ones kept, a linear blend between."""
-    turns = config.original_max_position * frequencies / (2.0 * math.pi)  # within the original context
+    wavelengths = 2.0 * math.pi / frequencies
+    turns = config.original_max_position / wavelengths  # within the original context
     kept = (turns - config.low_freq_factor) / (config.high_freq_factor - config.low_freq_factor)
     kept = kept.clip(0.0, 1.0)
-    return kept * frequencies + (1.0 - kept) * frequencies / config.factor
+    blend = (1.0 - kept) * frequencies / config.factor + kept * frequencies
+    return blend.astype(np.float32, copy=False)
 
 
-def _yarn(config: RopeConfig, frequencies: NDArray[np.float64], head_dim: int) -> NDArray[np.float64]:
+def _yarn(config: RopeConfig, frequencies: Float32s, head_dim: int) -> Float32s:
     """Dimensions that turn more than `beta_fast` times kept, less than `beta_slow` divided, a ramp between."""
 
     def dimension(num_turns: float) -> float:
@@ -76,6 +81,7 @@ def _yarn(config: RopeConfig, frequencies: NDArray[np.float64], head_dim: int) -
     if config.truncate:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0.0), min(high, head_dim - 1.0)
-    ramp = (np.arange(len(frequencies)) - low) / (high - low if high != low else 0.001)
-    divided = ramp.clip(0.0, 1.0)
-    return (1.0 - divided) * frequencies + divided * frequencies / config.factor
+    ramp = (np.arange(len(frequencies), dtype=np.float32) - low) / (high - low if high != low else 0.001)
+    kept = 1.0 - ramp.clip(0.0, 1.0)
+    blend = frequencies / config.factor * (1.0 - kept) + frequencies * kept
+    return blend.astype(np.float32, copy=False)
