@@ -59,21 +59,30 @@ class ResultFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._is_regular = not path.exists() or path.is_file()
-        found = _Found()
+        self.done: set[EntryId] = set()
+        self._end = 0
         try:
-            self._file = _lock(path)
+            self._file = _open_locked(path)
             if self._is_regular:
-                found = _scan(path)
-                if found.num_failed:
-                    self._file.close()
-                    _drop_failed(path, found.end)
-                    self._file = _lock(path)
-                else:
-                    self._file.truncate(found.end)
-            self._end = self._file.seek(0, os.SEEK_END) if self._is_regular else 0
+                self._take_up()
         except OSError as error:
             raise RequestError(f"--output: cannot write {path}: {error.strerror}") from error
-        self.done = found.done
+
+    def _take_up(self) -> None:
+        """Read what is there, and leave nothing but whole results in the file."""
+        try:
+            found = _scan(self._path)
+            if found.num_failed:
+                self._file.close()
+                _drop_failed(self._path, found.end)
+                self._file = _open_locked(self._path)
+            else:
+                self._file.truncate(found.end)
+            self.done = found.done
+            self._end = self._file.seek(0, os.SEEK_END)
+        except BaseException:
+            self._file.close()
+            raise
 
     def __enter__(self) -> "ResultFile":
         return self
@@ -99,7 +108,7 @@ class ResultFile:
         self._end += len(line)
 
 
-def _lock(path: Path) -> Any:
+def _open_locked(path: Path) -> Any:
     """The file, open to append without a buffer, so that a line is one write; held against other processes."""
     file = path.open("ab", buffering=0)
     try:
