@@ -6,7 +6,6 @@ import pytest
 
 from octavo import hub
 from octavo.errors import OctavoError
-from tests.tiny_models import tiny_model_dir
 
 
 @pytest.fixture(scope="session")
@@ -19,12 +18,6 @@ def smollm2_path() -> Path:
     if path.suffix != ".gguf":
         pytest.skip(f"smollm2-135m: pip could not fetch the GGUF file; there is only the hub's copy in {path}")
     return path
-
-
-@pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with a tiny random Llama, tokenizer included; see `tiny_models.tiny_model_dir`."""
-    return tiny_model_dir(tmp_path_factory.mktemp("models") / "tiny-llama")
 
 
 @pytest.fixture(scope="session")
