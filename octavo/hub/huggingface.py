@@ -12,7 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -48,7 +48,9 @@ class Wanted:
 def parse(name: str, revision: str | None, weights: bool) -> Wanted | None:
     """`owner/name` or `owner/name:file.gguf`; None for anything else."""
     match = _NAME.fullmatch(name)
-    return Wanted(match["repository"], match["file"], revision, weights) if match else None
+    if match is None or "--" in match["repository"] or ".." in match["repository"]:
+        return None
+    return Wanted(match["repository"], match["file"], revision, weights)
 
 
 def resolve(wanted: Wanted, progress: bool) -> Path:
@@ -56,18 +58,17 @@ def resolve(wanted: Wanted, progress: bool) -> Path:
 
     What is in the cache is used where the hub cannot be reached. Raises ModelNotFoundError and ModelFormatError.
     """
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     if _is_offline():
         try:
             return _from_cache(wanted)
-        except LocalEntryNotFoundError as error:
+        except (LocalEntryNotFoundError, HFValidationError) as error:
             raise ModelNotFoundError(
                 f"{wanted.repository} is not in the cache{_at(wanted)}, and HF_HUB_OFFLINE forbids fetching it"
             ) from error
     try:
-        with _progress_bars(progress):
-            return _fetch(wanted)
+        return _fetch(wanted, progress)
     except OctavoError:
         raise
     except Exception as error:  # HTTP errors come from whichever library the hub's client is built on
@@ -76,7 +77,7 @@ def resolve(wanted: Wanted, progress: bool) -> Path:
             raise _explained(wanted, error) from error
         try:
             path = _from_cache(wanted)
-        except (LocalEntryNotFoundError, OctavoError):
+        except (LocalEntryNotFoundError, HFValidationError, OctavoError):
             raise _explained(wanted, error) from error
         print(f"octavo: the hub cannot be reached ({_brief(error)}); using the cache", file=sys.stderr, flush=True)
         return path
@@ -128,17 +129,20 @@ def _at(wanted: Wanted) -> str:
     return "" if wanted.revision is None else f" at revision {wanted.revision!r}"
 
 
-def _fetch(wanted: Wanted) -> Path:
-    from huggingface_hub import HfApi, snapshot_download
+def _fetch(wanted: Wanted, progress: bool) -> Path:
+    from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
 
     info = HfApi(endpoint=_endpoint()).model_info(wanted.repository, revision=wanted.revision, timeout=_LOOKUP_SECONDS)
     chosen = _choose(wanted, [sibling.rfilename for sibling in info.siblings or ()])
-    folder = snapshot_download(
-        wanted.repository,
-        revision=wanted.revision,
-        endpoint=_endpoint(),
-        allow_patterns=[glob.escape(name) for name in chosen],
-    )
+    found = [try_to_load_from_cache(wanted.repository, name, revision=info.sha) for name in chosen]
+    num_missing = sum(not isinstance(path, str) for path in found)
+    with _progress_bars(f"fetching {wanted.repository}" if progress and num_missing else None):
+        folder = snapshot_download(
+            wanted.repository,
+            revision=wanted.revision,
+            endpoint=_endpoint(),
+            allow_patterns=[glob.escape(name) for name in chosen],
+        )
     missing = [name for name in chosen if not (Path(folder) / name).is_file()]
     if missing:
         raise ModelNotFoundError(f"{wanted.repository}: {len(missing)} files did not arrive, {missing[0]} first")
@@ -159,12 +163,12 @@ def _from_cache(wanted: Wanted) -> Path:
     except OctavoError as error:
         raise ModelNotFoundError(f"the copy in the cache may be incomplete: {error}") from error
     if _INDEX in chosen:
-        shards = set(json.loads((folder / _INDEX).read_bytes())["weight_map"].values())
-        missing = sorted(shards.difference(chosen))
-        if missing:
-            raise ModelNotFoundError(
-                f"{wanted.repository}: the copy in the cache is incomplete, {missing[0]} is missing; fetch it online"
-            )
+        with suppress(ValueError, KeyError, TypeError, AttributeError):  # a broken index is for the loader to name
+            shards = set(json.loads((folder / _INDEX).read_bytes())["weight_map"].values())
+            for missing in sorted(shards.difference(chosen)):
+                raise ModelNotFoundError(
+                    f"{wanted.repository}: the copy in the cache is incomplete, {missing} is missing; fetch it online"
+                )
     return _place(folder, chosen)
 
 
@@ -239,11 +243,14 @@ def _explained(wanted: Wanted, error: Exception) -> OctavoError:
 
 
 @contextmanager
-def _progress_bars(shown: bool) -> Iterator[None]:
-    """The hub's own bars (on stderr, and only where that is a terminal), or none."""
+def _progress_bars(label: str | None) -> Iterator[None]:
+    """The hub's own bars on stderr; one line where that is no terminal; nothing without a label."""
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-    if shown or are_progress_bars_disabled():
+    if label is not None and not sys.stderr.isatty():
+        print(f"octavo: {label}", file=sys.stderr, flush=True)
+        label = None
+    if label is not None or are_progress_bars_disabled():
         yield
         return
     disable_progress_bars()
