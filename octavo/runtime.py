@@ -13,7 +13,7 @@ from typing import Any
 
 from octavo import hub
 from octavo.config import EngineConfig
-from octavo.engine.build import build_engine, read_metadata
+from octavo.engine.build import build_engine, read_model
 from octavo.engine.sequence import Event, Request, SequenceStatus, TokenLogprobs
 from octavo.errors import RequestError
 from octavo.outputs import CompletionOutput, FinishReason, Logprob, LogprobsAt, RequestMetrics, RequestOutput
@@ -56,10 +56,13 @@ class LLMEngine:
     def __init__(self, config: EngineConfig | None = None, *, progress: bool = False, trace: bool = False) -> None:
         self.config = config or EngineConfig()
         model = self.config.model_config
-        path = hub.resolve(model.model, model.revision, progress=progress)
-        text_path = path if model.tokenizer is None else hub.resolve(model.tokenizer, progress=progress)
-        self.tokenizer, self.chat_template = _load_text(text_path)
-        self.engine, self.resolved = build_engine(path, self.config, trace=trace)
+        files = read_model(hub.resolve(model.model, model.revision, progress=progress))
+        if model.tokenizer is None:
+            self.tokenizer, self.chat_template = _load_text(files.path, files.metadata)
+        else:
+            path = hub.resolve(model.tokenizer, progress=progress)
+            self.tokenizer, self.chat_template = _load_text(path, read_model(path).metadata if path.is_file() else None)
+        self.engine, self.resolved = build_engine(files, self.config, trace=trace)
         self._eos_ids = frozenset(self.tokenizer.eos_ids) | frozenset(self.resolved.arch.eos_ids)
         self._live: dict[str, LiveRequest] = {}
         self._aborted: list[RequestOutput] = []
@@ -277,7 +280,9 @@ class LLMEngine:
         if live.logprobs is not None:
             live.logprobs += [self._logprobs_at(token) for token in event.tokens]
         ids = [token.token_id for token in event.tokens]
-        is_hidden_stop = event.status is SequenceStatus.FINISHED_STOPPED and not live.request.params.include_stop_str_in_output
+        is_hidden_stop = (
+            event.status is SequenceStatus.FINISHED_STOPPED and not live.request.params.include_stop_str_in_output
+        )
         found = live.stream.push(ids[:-1] if is_hidden_stop else ids, finished=is_finished).stop
         if found is not None:
             self.engine.finish(sequence, SequenceStatus.FINISHED_STOPPED, keep=found.num_tokens)
@@ -317,9 +322,8 @@ class LLMEngine:
         )
 
 
-def _load_text(path: Path) -> tuple[Tokenizer, ChatTemplate | None]:
-    """Tokenizer and chat template of a model directory or a GGUF file."""
-    metadata = read_metadata(path)
+def _load_text(path: Path, metadata: Mapping[str, object] | None) -> tuple[Tokenizer, ChatTemplate | None]:
+    """Tokenizer and chat template of a model directory, or of a GGUF file by its metadata."""
     if metadata is None:
         return tokenizer_from_directory(path), chat_template_from_directory(path)
     return tokenizer_from_gguf(metadata), chat_template_from_gguf(metadata)

@@ -7,7 +7,6 @@ largest setting that would.
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from octavo.cache.blocks import BlockPool
 from octavo.cache.kv import block_bytes, new_cache
@@ -20,7 +19,8 @@ from octavo.engine.tables import BlockTables
 from octavo.errors import ConfigError, DoesNotFitError
 from octavo.models.config import ArchConfig
 from octavo.models.config_huggingface import generation_defaults
-from octavo.models.load import LoadOptions, load_decoder, read_arch, read_metadata, weight_bytes
+from octavo.models.load import LoadOptions, ModelFiles, load_decoder, weight_bytes
+from octavo.models.load import read_model as read_model  # the runtime begins here: what the files say, then an engine
 from octavo.ops.interface import KVShape, Ops, Place
 
 log = logging.getLogger("octavo")
@@ -56,26 +56,26 @@ class Resolved:
         )
 
 
-def build_engine(path: Path, config: EngineConfig, *, trace: bool = False) -> tuple[Engine, Resolved]:
-    """The engine for the model at `path` (a directory or a .gguf file), and what was resolved.
+def build_engine(model: ModelFiles, config: EngineConfig, *, trace: bool = False) -> tuple[Engine, Resolved]:
+    """The engine for `model` (see `read_model`), and what was resolved.
 
     Raises ModelFormatError, ConfigError or DoesNotFitError before memory is taken.
     """
-    arch = read_arch(path)
+    arch = model.arch
     ops = _choose_ops()
     place = ops.open_place(config.model_config.device, _choose_dtype(arch, config), config.model_config.threads)
-    resolved = resolve(arch, config, ops, place, generation_defaults(path))
+    resolved = resolve(arch, config, ops, place, generation_defaults(model.path))
     log.info("%s", resolved.describe())
     options = LoadOptions(config.model_config.load_format, place.dtype, config.model_config.seed)
-    model = load_decoder(path, options, ops, place)
+    decoder = load_decoder(model.path, options, ops, place)
     shape = _kv_shape(arch, resolved.num_blocks, resolved.block_size)
     cache = new_cache(ops, place, shape, arch.num_layers, resolved.kv_dtype)
     pools = [BlockPool(resolved.num_blocks, resolved.block_size) for _ in arch.kv_groups]
     windows = [group.window for group in arch.kv_groups]
     tables = BlockTables(pools, windows, share_prefixes=config.cache_config.enable_prefix_caching)
     clock = Clock(trace=trace)
-    scheduler = Scheduler(resolved.limits, tables, f"{path}:{place.dtype}")
-    return Engine(scheduler, Runner(model, cache, ops, clock), clock), resolved
+    scheduler = Scheduler(resolved.limits, tables, f"{model.path}:{place.dtype}")
+    return Engine(scheduler, Runner(decoder, cache, ops, clock), clock), resolved
 
 
 def resolve(

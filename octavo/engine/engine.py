@@ -4,10 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 from octavo.engine.clock import Clock
-from octavo.engine.pack import Packed, pack
+from octavo.engine.pack import pack
 from octavo.engine.runner import Runner
 from octavo.engine.scheduler import Scheduler
-from octavo.engine.sequence import Event, Plan, Request, Sampled, Sequence, SequenceStatus
+from octavo.engine.sequence import Event, Packed, Plan, Request, Sampled, Sequence, SequenceStatus
 
 
 class Engine:

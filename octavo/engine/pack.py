@@ -1,30 +1,12 @@
 """pack: Plan -> ragged arrays. Pure index arithmetic; knows no sequence, no model and no device."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from octavo.engine.sequence import Draw, Plan, Row
+from octavo.engine.sequence import Packed, Plan, Row
 from octavo.models.batch import Batch, GroupBatch
-
-
-@dataclass(frozen=True, slots=True)
-class Packed:
-    """A step ready to run: the batch for the model, and who wants which logits.
-
-    `batch.sample_rows` lists the places in T of all draws (in row order), then of all scores. `draw_rows[i]` is the
-    plan's row of draw i; `score_rows[j]` that of score j, whose target and number of logprobs stand beside it.
-    """
-
-    batch: Batch
-    num_rows: int
-    draws: tuple[Draw, ...]
-    draw_rows: tuple[int, ...]
-    targets: tuple[int, ...]
-    score_rows: tuple[int, ...]
-    num_logprobs: tuple[int, ...]
 
 
 def pack(plan: Plan, block_size: int) -> Packed:

@@ -6,9 +6,8 @@ Knows the model and the KV cache as things to call; knows no sequence and no sch
 from octavo.cache.kv import KVCache
 from octavo.engine import sampler
 from octavo.engine.clock import Clock
-from octavo.engine.pack import Packed
 from octavo.engine.sampler import TILE, Outcome
-from octavo.engine.sequence import RowResult, Sampled, TokenLogprobs
+from octavo.engine.sequence import Packed, RowResult, Sampled, TokenLogprobs
 from octavo.models.decoder import Decoder
 from octavo.ops.interface import Ops, Tensor
 

@@ -1,5 +1,5 @@
 """The values that the stations of the engine share: what is asked (Request), what is known (Sequence), what one step
-does (Plan, Row), what it found (Sampled) and what is told upstairs (Event).
+does (Plan, Row, and packed into arrays), what it found (Sampled) and what is told upstairs (Event).
 
 Knows no text, no tensors and no scheduling. Plan, Row and what hangs on them are plain data: they can be serialised.
 """
@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from octavo.cache.blocks import PrefixChain
+from octavo.models.batch import Batch
 from octavo.params import SamplingParams
 
 
@@ -219,6 +220,23 @@ class Plan:
     def num_tokens(self) -> int:
         """Tokens that the step computes."""
         return sum(len(row.token_ids) for row in self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A step ready to run: the batch for the model, and who wants which logits.
+
+    `batch.sample_rows` lists the places in T of all draws (in row order), then of all scores. `draw_rows[i]` is the
+    plan's row of draw i; `score_rows[j]` that of score j, whose target and number of logprobs stand beside it.
+    """
+
+    batch: Batch
+    num_rows: int
+    draws: tuple[Draw, ...]
+    draw_rows: tuple[int, ...]
+    targets: tuple[int, ...]
+    score_rows: tuple[int, ...]
+    num_logprobs: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)

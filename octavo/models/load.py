@@ -37,31 +37,40 @@ class LoadOptions:
     seed: int
 
 
-def read_arch(path: Path) -> ArchConfig:
-    """The architecture of the model at `path`: a directory, a .safetensors file in one, or a .gguf file.
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """What a model's files say before any weight is read.
+
+    `metadata` is a GGUF file's key-values, which hold its tokenizer and chat template; None for a directory.
+    """
+
+    path: Path
+    arch: ArchConfig
+    metadata: Mapping[str, object] | None
+
+
+def read_model(path: Path) -> ModelFiles:
+    """The model at `path`: a directory, a .safetensors file in one, or a .gguf file.
 
     Reads no weights. Raises ModelNotFoundError or ModelFormatError.
     """
     if _is_gguf(path):
         checkpoint = open_checkpoint(path)
         checkpoint.close()
-        return arch_from_gguf(checkpoint.metadata, checkpoint.tensors)
+        return ModelFiles(path, arch_from_gguf(checkpoint.metadata, checkpoint.tensors), checkpoint.metadata)
     directory = path if path.is_dir() else path.parent
     if not (directory / "config.json").exists():
         raise ModelFormatError(f"{directory}: has no config.json, so it is no model's directory")
     values = read_json(directory / "config.json")
     generation = read_optional_json(directory / "generation_config.json")
     names_dtype = values.get("dtype") is not None or values.get("torch_dtype") is not None
-    return arch_from_huggingface(values, generation, None if names_dtype else _stored_dtype(path))
+    arch = arch_from_huggingface(values, generation, None if names_dtype else _stored_dtype(path))
+    return ModelFiles(path, arch, None)
 
 
-def read_metadata(path: Path) -> Mapping[str, object] | None:
-    """A GGUF file's key-values, which hold its tokenizer and chat template; None for a directory."""
-    if not _is_gguf(path):
-        return None
-    checkpoint = open_checkpoint(path)
-    checkpoint.close()
-    return checkpoint.metadata
+def read_arch(path: Path) -> ArchConfig:
+    """The architecture alone of the model at `path`; see `read_model`."""
+    return read_model(path).arch
 
 
 def weight_bytes(arch: ArchConfig, dtype: str) -> int:
@@ -80,12 +89,14 @@ def load_decoder(path: Path, options: LoadOptions, ops: Ops, place: Place) -> De
     if options.dtype != place.dtype:
         raise ConfigError(f"dtype={options.dtype!r}: this place holds weights in {place.dtype}")
     _check_format(path, options.load_format)
-    arch = read_arch(path)
     if options.load_format == "dummy":
+        arch = read_arch(path)
         return Decoder(arch, _pack(arch, DummySource(arch, options.seed, place.dtype), ops, place), ops, place)
     checkpoint = open_checkpoint(path)
     try:
-        source = CheckpointSource(arch, checkpoint, place.dtype, is_gguf=_is_gguf(path))
+        is_gguf = _is_gguf(path)
+        arch = arch_from_gguf(checkpoint.metadata, checkpoint.tensors) if is_gguf else read_arch(path)
+        source = CheckpointSource(arch, checkpoint, place.dtype, is_gguf=is_gguf)
         return Decoder(arch, _pack(arch, source, ops, place), ops, place)
     finally:
         checkpoint.close()
