@@ -1,0 +1,76 @@
+"""The built-in model, for real: its text, and its agreement with transformers on the same dequantised weights."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from octavo import LLM, SamplingParams
+from tests.tiny_models import transformers_model_from_gguf
+
+PROMPTS = (
+    "The capital of France is", "Once upon a time, in a small village by the sea,", "def fibonacci(n):\n",
+    "The three laws of motion are", "In 1969, humans first", "A recipe for tomato soup: first,",
+    "<|im_start|>user\nWhat is 2+2?<|im_end|>\n<|im_start|>assistant\n", "Dear Sir or Madam,\n\n",
+    "The mitochondria is the", "import numpy as np\n\n", "Roses are red,", "Q: Who wrote Hamlet?\nA:",
+    "La capitale de l'Allemagne est", "1, 2, 3, 5, 8,", "The weather today is", "To be, or not to be,",
+    "Water boils at", "The largest planet of the solar system", "# Introduction\n\nMachine learning", "Hello",
+)  # fmt: skip
+NUM_TOKENS = 48
+GAP = 1e-3
+
+
+@pytest.fixture(scope="module")
+def greedy(smollm2_path):
+    """(prompt + output ids, prompt length) of each prompt, all generated together in float32."""
+    with LLM(str(smollm2_path), dtype="float32", device="cpu", kv_cache_memory="256MiB") as llm:
+        params = SamplingParams(temperature=0.0, max_tokens=NUM_TOKENS, ignore_eos=True)
+        outputs = llm.generate(list(PROMPTS), params, progress=False)
+        stats = llm.get_stats()
+    assert stats["forwards"] == stats["steps"] == NUM_TOKENS
+    return outputs
+
+
+@torch.inference_mode()
+def test_greedy_tokens_are_those_of_transformers(smollm2_path, greedy):
+    """Teacher-forced on our own tokens: each must be transformers' choice wherever it has a clear one."""
+    model = transformers_model_from_gguf(smollm2_path)
+    num_clear = 0
+    for output in greedy:
+        ids = output.prompt_token_ids + output.outputs[0].token_ids
+        logits = model(torch.tensor([ids])).logits[0, len(output.prompt_token_ids) - 1 : -1]
+        best, choice = logits.topk(2, dim=-1)
+        is_clear = best[:, 0] - best[:, 1] >= GAP
+        num_clear += int(is_clear.sum())
+        ours = torch.tensor(output.outputs[0].token_ids)
+        assert torch.equal(ours[is_clear], choice[is_clear, 0]), output.prompt
+    assert num_clear >= 0.98 * len(PROMPTS) * NUM_TOKENS
+
+
+def test_the_command_line_names_paris(smollm2_path):
+    command = [sys.executable, "-m", "octavo", "generate", "The capital of France is", "--model", str(smollm2_path)]
+    done = subprocess.run(
+        [*command, "--temperature", "0", "--max-tokens", "8"], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert "Paris" in done.stdout
+
+
+@pytest.mark.slow
+def test_same_tokens_whatever_the_company(smollm2_path, greedy):
+    """The settings of the tiny model's test, a few of them, on the real one."""
+    for fields in (
+        {"max_num_batched_tokens": 16},
+        {"enable_prefix_caching": False, "max_num_batched_tokens": 64},
+        {"num_blocks": 24, "max_model_len": 128},
+    ):
+        kept = {"kv_cache_memory": "256MiB"} if "num_blocks" not in fields else {}
+        with LLM(str(smollm2_path), dtype="float32", device="cpu", **kept, **fields) as llm:
+            params = SamplingParams(temperature=0.0, max_tokens=NUM_TOKENS, ignore_eos=True)
+            outputs = llm.generate(list(PROMPTS), params, progress=False)
+            again = [llm.generate(prompt, params)[0] for prompt in PROMPTS[:4]]
+            if "num_blocks" in fields:
+                assert llm.get_stats()["preemptions"] >= 20
+        ours = [output.outputs[0].token_ids for output in outputs]
+        assert ours == [output.outputs[0].token_ids for output in greedy]
+        assert [output.outputs[0].token_ids for output in again] == ours[:4]
