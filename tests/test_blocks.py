@@ -293,7 +293,7 @@ class CollidingPoolMachine(PoolMachine):
 
 
 TestPool = PoolMachine.TestCase
-TestPool.settings = settings(max_examples=2000, stateful_step_count=25)
+TestPool.settings = settings(max_examples=2000, stateful_step_count=20)
 TestCollidingPool = CollidingPoolMachine.TestCase
 TestCollidingPool.settings = settings(max_examples=500, stateful_step_count=25)
 

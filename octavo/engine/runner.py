@@ -56,4 +56,9 @@ def _sampled(packed: Packed, outcomes: list[Outcome]) -> Sampled:
             errors[row] = outcome
         else:
             where[row].append(outcome)
-    return Sampled(tuple(RowResult(tuple(t), tuple(p), e) for t, p, e in zip(tokens, prompt, errors, strict=True)))
+    return Sampled(
+        tuple(
+            RowResult(tuple(t), tuple(p)) if error is None else RowResult(error=error)
+            for t, p, error in zip(tokens, prompt, errors, strict=True)
+        )
+    )
