@@ -72,8 +72,10 @@ def _penalise(edited: Tensor, rules: SampleRules) -> None:
     at = _index(rules.seen_at, edited)
     counts = _on(rules.seen_counts, edited)
     values = edited[at]
-    repetition = _on(rules.repetition, edited)[at[0]]
+    largest, tiny = torch.finfo(values.dtype).max, torch.finfo(values.dtype).tiny
+    repetition = _on(rules.repetition, edited)[at[0]].clamp(min=tiny)
     values = torch.where(values > 0, values / repetition, values * repetition)
+    values = values.clamp(max=largest)  # an infinite logit would make the differences of `_draw` NaN
     values -= _on(rules.frequency, edited)[at[0]] * counts
     values -= _on(rules.presence, edited)[at[0]] * (counts > 0)
     edited[at] = values
