@@ -9,7 +9,7 @@ import pytest
 
 from octavo.errors import ModelFormatError, ModelNotFoundError
 from octavo.weights.checkpoint import TensorInfo, open_checkpoint
-from tests.gguf_files import F64, I8, I64, U8, U16, U64, Typed, write_gguf
+from tests.gguf_files import F64, I8, I64, U8, U16, U64, Typed, key_value, preamble, write_gguf
 
 METADATA = {
     "general.architecture": "llama",
@@ -115,6 +115,26 @@ def test_a_long_header_is_read_through_the_growing_window(tmp_path: Path) -> Non
         assert np.array_equal(checkpoint.metadata["n"], numbers)
         assert checkpoint.metadata["long"] == metadata["long"]
         assert checkpoint.metadata["t"] == strings[:1000]
+
+
+@pytest.mark.parametrize("shift", range(-24, 9))
+def test_a_string_at_the_very_end_of_the_window(tmp_path: Path, shift: int) -> None:
+    """The window is 1 MiB at first; here the second of three strings ends about there."""
+    before = 24 + (8 + 3 + 4 + 8) + (8 + 1 + 4 + 12) + 16 + 8  # up to the second string's bytes, less the padding
+    metadata = {"pad": "x" * ((1 << 20) - before + shift), "t": ["abcdefgh", "ijklmnop", "qrstuvwx"]}
+    with open_checkpoint(write_gguf(tmp_path / "m.gguf", metadata, {})) as checkpoint:
+        assert checkpoint.metadata == metadata
+
+
+@pytest.mark.parametrize("cut", range(1, 8))
+def test_a_string_array_that_ends_the_file_is_whole(tmp_path: Path, cut: int) -> None:
+    content = preamble(0, 1) + key_value("t", ["abcdefgh", "ijklmnop"])
+    path = tmp_path / "m.gguf"
+    path.write_bytes(content)
+    open_checkpoint(path).close()
+    path.write_bytes(content[:-cut])
+    with pytest.raises(ModelFormatError, match="ends inside the value of 't'"):
+        open_checkpoint(path)
 
 
 def test_a_file_is_known_by_its_first_bytes_too(tmp_path: Path) -> None:

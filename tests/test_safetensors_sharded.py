@@ -88,6 +88,10 @@ def test_a_cache_of_the_hub_is_followed(sharded: Path, tmp_path: Path) -> None:
     # Reached through a link, too; but the blobs of another model are out of bounds.
     (tmp_path / "link").symlink_to(snapshot)
     _assert_reads(tmp_path / "link")
+    # A message names the file as the user knows it, and not the blob.
+    os.truncate(blobs / f"{0:064}", 20)
+    with pytest.raises(ModelFormatError, match=f"0123abc/{_ONE}: "):
+        open_checkpoint(snapshot)
     other = tmp_path / "models--x--z" / "blobs"
     other.mkdir(parents=True)
     (blobs / f"{1:064}").rename(other / "stolen")
@@ -173,8 +177,8 @@ def test_what_the_directory_itself_has_may_not_lead_outside(tmp_path: Path, name
 @pytest.mark.parametrize(
     ("weight_map", "message"),
     [
-        ({"a": _ONE, "b": _ONE, "c": _TWO, "d": _TWO}, f"tensor 'd' is not in {_TWO}"),
-        ({"a": _ONE, "b": _TWO, "c": _TWO}, f"tensor 'b' is not in {_TWO}"),
+        ({"a": _ONE, "b": _ONE, "c": _TWO, "d": _TWO}, f"tensor 'd' is not in '{_TWO}'"),
+        ({"a": _ONE, "b": _TWO, "c": _TWO}, f"tensor 'b' is not in '{_TWO}'"),
         ({"a": _ONE, "b": _ONE, "c": 7}, "the file of tensor 'c' is not a string"),
         ({"a": _ONE, "b": _ONE, "c": None}, "the file of tensor 'c' is not a string"),
         ({}, "has no weight_map"),
@@ -209,7 +213,7 @@ def test_a_broken_index(sharded: Path, text: bytes, message: str) -> None:
 
 def test_a_tensor_in_two_shards(sharded: Path) -> None:
     _save(sharded / _TWO, "b", "c")
-    with pytest.raises(ModelFormatError, match=f"tensor 'b' is in {_ONE} and in {_TWO}"):
+    with pytest.raises(ModelFormatError, match=f"tensor 'b' is in '{_ONE}' and in '{_TWO}'"):
         open_checkpoint(sharded)
 
 

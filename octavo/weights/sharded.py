@@ -5,7 +5,6 @@ byte: whatever it says, no file outside the directory is opened. What is inside 
 """
 
 import os
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 
@@ -66,7 +65,7 @@ def _list(directory: Path) -> list[str]:
 def _read_index(directory: Path) -> dict[str, list[str]]:
     """Shard -> the tensors that must be in it."""
     path = directory / _INDEX
-    source = FileSource(_resolve(directory, _INDEX))
+    source = FileSource(path, opened_as=_resolve(directory, _INDEX))
     try:
         source.refuse_lfs_pointer()
         if source.size > _MAX_INDEX_BYTES:
@@ -91,30 +90,28 @@ def _open_files(directory: Path, shards: dict[str, list[str]]) -> FileCheckpoint
     # All names are judged before any file is opened.
     paths = {shard: _resolve(directory, shard) for shard in shards}
     with ExitStack() as opened:
-        sources, stored = [], []
+        sources: list[FileSource] = []
+        stored: list[StoredTensor] = []
         homes: dict[str, str] = {}
         for shard, path in paths.items():
-            source = FileSource(path)
+            source = FileSource(directory / shard, opened_as=path)
             opened.callback(source.close)
             sources.append(source)
-            tensors = read_header(source)
-            for name in _names(tensors):
+            for tensor in read_header(source):
+                name = tensor.info.name
                 if name in homes:
-                    raise ModelFormatError(f"{directory}: tensor {quote(name)} is in {homes[name]} and in {shard}")
+                    both = f"{quote(homes[name])} and in {quote(shard)}"
+                    raise ModelFormatError(f"{directory}: tensor {quote(name)} is in {both}")
                 homes[name] = shard
-            stored += tensors
+                stored.append(tensor)
         for shard, names in shards.items():
             for name in names:
                 if homes.get(name) != shard:
                     raise ModelFormatError(
-                        f"{directory}: tensor {quote(name)} is not in {shard}, where {_INDEX} has it"
+                        f"{directory}: tensor {quote(name)} is not in {quote(shard)}, where {_INDEX} has it"
                     )
         opened.pop_all()
     return FileCheckpoint(sources, stored, {})
-
-
-def _names(tensors: list[StoredTensor]) -> Iterator[str]:
-    return (tensor.info.name for tensor in tensors)
 
 
 def _resolve(directory: Path, name: str) -> Path:

@@ -26,13 +26,16 @@ def quote(name: str) -> str:
 class FileSource:
     """An open regular file of a fixed size. Safe to read from several threads; `close` when the weights are loaded."""
 
-    def __init__(self, path: Path) -> None:
-        """Opens `path`. Raises ModelNotFoundError if there is none, ModelFormatError if it is not a readable file."""
+    def __init__(self, path: Path, *, opened_as: Path | None = None) -> None:
+        """Opens `path`, or what has been found to stand behind it; messages speak of `path` either way.
+
+        Raises ModelNotFoundError if there is no such file, ModelFormatError if it is not a regular, readable one.
+        """
         self.path = path
         # Without O_NONBLOCK, opening a FIFO waits for a writer for ever.
         flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
         try:
-            descriptor = os.open(path, flags)
+            descriptor = os.open(opened_as or path, flags)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise ModelNotFoundError(f"{path}: there is no such file") from error
         except (OSError, ValueError) as error:
