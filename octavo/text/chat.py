@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
-from jinja2 import TemplateError, nodes
+from jinja2 import TemplateError
 
 from octavo.errors import ModelFormatError, RequestError
 from octavo.text import gguf_fields
@@ -21,7 +21,7 @@ from octavo.text.messages import checked_messages, plain_json
 from octavo.text.meter import LimitReached, RenderLimits
 from octavo.text.sandbox import TemplateEnvironment
 
-MAX_TEMPLATE_CHARS: Final = 256 << 10  # the longest in use have 30,000
+MAX_TEMPLATE_CHARS: Final = 64 << 10  # the longest in use have 30,000; Jinja compiles some 10,000 a second
 _OURS: Final = frozenset([
     "messages", "tools", "add_generation_prompt", "self", "loop", "super", "caller", "varargs", "kwargs", "true",
     "false", "none", "True", "False", "None", *SPECIAL_TOKEN_NAMES,
@@ -57,7 +57,6 @@ class ChatTemplate:
             if len(source) > MAX_TEMPLATE_CHARS:
                 raise ModelFormatError(f"chat_template: {name} is longer than {MAX_TEMPLATE_CHARS} characters")
         self._templates = {name: environment.compiled(source, "chat_template") for name, source in sources.items()}
-        self._takes_parts = {name: takes_parts(environment.parse(source)) for name, source in sources.items()}
 
     def render(
         self,
@@ -73,19 +72,19 @@ class ChatTemplate:
         `RequestError` for messages, tools or kwargs that are not what they should be, for messages that the template
         refuses or fails on, and when it goes over a limit (time, size of the prompt, memory).
         """
-        name = (
-            "tool_use" if "default" not in self._templates or (tools and "tool_use" in self._templates) else "default"
-        )
+        template = self._templates["default"]
+        if tools:
+            template = self._templates.get("tool_use", template)
         variables = {
             **self._special_tokens,
             "documents": None,
             **self._checked_kwargs(kwargs or {}),
-            "messages": checked_messages(messages, parts_as_text=not self._takes_parts[name]),
+            "messages": checked_messages(messages, parts_as_text=not template.takes_parts),
             "tools": _checked_tools(tools),
             "add_generation_prompt": bool(add_generation_prompt),
         }
         try:
-            return self._templates[name].render(variables, self._limits)
+            return template.render(variables, self._limits)
         except LimitReached as error:
             raise RequestError(str(error), param="messages") from error
         except TemplateError as error:
@@ -133,28 +132,6 @@ def chat_template_from_gguf(metadata: Mapping[str, object]) -> ChatTemplate | No
         if id is not None:
             texts[name] = tokens[id]
     return ChatTemplate(sources, texts)
-
-
-def takes_parts(tree: nodes.Template) -> bool:
-    """Whether a template loops over a message's content, and so wants a list of parts as a list."""
-    holders = {"content"}
-    for assign in tree.find_all(nodes.Assign):
-        if isinstance(assign.target, nodes.Name) and _is_content(assign.node, frozenset()):
-            holders.add(assign.target.name)
-    return any(_is_content(loop.iter, frozenset(holders)) for loop in tree.find_all(nodes.For))
-
-
-def _is_content(node: nodes.Node, holders: frozenset[str]) -> bool:
-    while isinstance(node, nodes.Filter) and node.node is not None:
-        node = node.node
-    match node:
-        case nodes.Getattr():
-            return node.attr == "content"
-        case nodes.Getitem():
-            return isinstance(node.arg, nodes.Const) and node.arg.value == "content"
-        case nodes.Name():
-            return node.name in holders
-    return False
 
 
 def _checked_tools(tools: object) -> list[dict[str, Any]] | None:

@@ -19,6 +19,8 @@ MAX_VALUE_BYTES: Final = 32 << 20  # the weight of any one value
 MAX_DEPTH: Final = 100  # of lists in lists; Python's C code recurses through them
 MAX_WIDTH: Final = 100_000  # of a padded field
 MAX_INT_BITS: Final = 1 << 16
+MAX_FORMAT_CHARS: Final = 100_000
+_MAX_SEARCH: Final = 1 << 28  # characters times characters: a tenth of a second
 _SCALAR_BYTES: Final = 64
 _CHAR_OBJECT_BYTES: Final = 80  # a string of one character, and a list's pointer to it
 _PERCENT_FIELD: Final = re.compile(r"%(?:\([^)]*\))?[#0\- +]*(\*|\d*)(?:\.(\*|\d*))?")
@@ -86,6 +88,8 @@ class Meter:
             case list() | tuple() | dict():
                 self.charge(getsizeof(value) + _SCALAR_BYTES)
                 self.weigh(value)
+            case int() if value.bit_length() > MAX_INT_BITS:
+                raise LimitReached(f"the chat template makes an integer of more than {MAX_INT_BITS} bits")
             case _:
                 self.charge(_SCALAR_BYTES)
         return value
@@ -107,9 +111,10 @@ class Meter:
         known = self._known.get(id(value))
         if known is not None:
             return known[1], known[2]
-        self.tick()
         weight, depth = getsizeof(value), 0
-        for part in _parts(parts):
+        for number, part in enumerate(_parts(parts)):
+            if number % 4096 == 0:
+                self.tick()
             part_weight, part_depth = self._measure(part)
             weight, depth = weight + part_weight, max(depth, part_depth)
             if weight > MAX_VALUE_BYTES:
@@ -139,6 +144,12 @@ def pieces_bytes(text: str, num_pieces: int) -> int:
     return chars_bytes(len(text)) + max(0, num_pieces) * _CHAR_OBJECT_BYTES
 
 
+def repeated_bytes(meter: Meter, value: Any, times: int) -> int:
+    """The cost of `value * times`."""
+    one = len(value) * (1 if value.isascii() else 4) if isinstance(value, str) else meter.weigh(value)
+    return max(0, times) * one + _SCALAR_BYTES
+
+
 def width_bytes(text: str, width: Any) -> int:
     """The cost of padding the text to `width` characters."""
     check_width(width)
@@ -156,6 +167,18 @@ def check_width(width: Any) -> None:
         raise LimitReached(f"the chat template asks for a width of {width:.3g}; at most {MAX_WIDTH} is allowed")
 
 
+def check_format(text: str) -> None:
+    """Refuse absurdly long format strings."""
+    if len(text) > MAX_FORMAT_CHARS:
+        raise LimitReached(f"the chat template has a format of more than {MAX_FORMAT_CHARS} characters")
+
+
+def check_search(text: str, sought: Any) -> None:
+    """Refuse what Python does in time that grows with both lengths: to search from the right, to strip characters."""
+    if isinstance(sought, str) and len(text) * len(sought) > _MAX_SEARCH:
+        raise LimitReached(f"the chat template seeks {len(sought)} characters in {len(text)}")
+
+
 def check_numbers(operator: str, left: Any, right: Any) -> None:
     """Refuse arithmetic that makes integers of absurd length."""
     if not isinstance(left, int) or not isinstance(right, int):
@@ -169,6 +192,7 @@ def check_numbers(operator: str, left: Any, right: Any) -> None:
 
 def percent_bytes(meter: Meter, text: str, values: Any) -> int:
     """The cost of `text % values`; refuses absurd widths, and widths that are values themselves."""
+    check_format(text)
     fields = _PERCENT_FIELD.findall(text)
     widths = [number for field in fields for number in field if number]
     for number in widths:
@@ -193,7 +217,13 @@ def method_bytes(meter: Meter, name: str, text: str, args: tuple[Any, ...], opti
             return joined_bytes(meter, text, given[0]) if given else 0
         case "splitlines":
             return pieces_bytes(text, len(text) // 2 + 1)
+        case "strip" | "lstrip" | "rstrip" | "rfind" | "rindex" | "rpartition":
+            for sought in given:
+                check_search(text, sought)
+            return 0
         case "split" | "rsplit":
+            if name == "rsplit":
+                check_search(text, given[0] if given else None)
             separator = given[0] if given and isinstance(given[0], str) and given[0] else None
             num_pieces = text.count(separator) + 1 if separator else len(text) // 2 + 1
             most = min((number + 1 for number in given if isinstance(number, int) and number >= 0), default=num_pieces)

@@ -11,7 +11,7 @@ import json
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
-from functools import partial, wraps
+from functools import wraps
 from types import BuiltinMethodType, FunctionType, MethodType
 from typing import Any, Final
 
@@ -26,18 +26,20 @@ from markupsafe import Markup
 from octavo.errors import ModelFormatError
 from octavo.text import meter as costs
 from octavo.text.meter import LimitReached, Meter, RenderLimits
-from octavo.text.template_syntax import JOINED, MADE, TICKING, Generation, Metering
+from octavo.text.template_syntax import JOINED, MADE, TICKING, Generation, Metering, takes_parts
 
 _HTML_FACTOR: Final = 6  # "&#34;" for one character, and one to spare
 _OPERATORS: Final = frozenset(("+", "-", "*", "/", "//", "%", "**"))
-_NOT_OFFERED: Final = frozenset(("pprint", "random", "striptags", "urlize", "xmlattr"))
-_COUNTED: Final = frozenset(("batch", "slice", "center", "indent", "wordwrap", "truncate"))
+# Filters whose time or size cannot be told beforehand, or that are not repeatable; for HTML, most of them.
+_NOT_OFFERED: Final = frozenset(("pprint", "random", "striptags", "urlencode", "urlize", "wordwrap", "xmlattr"))
+_COUNTED: Final = frozenset(("batch", "slice", "center", "indent", "truncate", "round"))
+_STREAMED: Final = frozenset(("sum", "map", "select", "reject", "selectattr", "rejectattr"))
 _LISTING: Final = frozenset(
     ("list", "sort", "unique", "batch", "slice", "groupby", "map", "select", "reject", "min", "max", "dictsort")
 )
 _TEXT_FILTERS: Final = frozenset([
     "string", "upper", "lower", "title", "capitalize", "trim", "escape", "e", "forceescape", "safe", "replace",
-    "indent", "wordwrap", "wordcount", "truncate", "center", "urlencode", "int", "float",
+    "indent", "wordcount", "truncate", "center", "int", "float",
 ])  # fmt: skip
 _TEXT_METHODS: Final = frozenset([
     "strip", "lstrip", "rstrip", "split", "rsplit", "splitlines", "partition", "rpartition", "lower", "upper",
@@ -90,14 +92,15 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
             "cycler": Cycler,
             "joiner": Joiner,
             "raise_exception": _raise_exception,
-            "strftime_now": partial(_strftime, now),
+            "strftime_now": _strftime_now(now),
         }
         self._callables = [*self.globals.values()]
 
     def compiled(self, source: str, name: str) -> "CompiledTemplate":
         """`ModelFormatError` for a source that is no template, or that needs what is not offered."""
         try:
-            return CompiledTemplate(self, self.from_string(source))
+            tree = self.parse(source)
+            return CompiledTemplate(self, self.from_string(tree), takes_parts(tree))
         except TemplateError as error:
             raise ModelFormatError(f"{name}: the chat template does not compile: {error}") from error
         except (RecursionError, MemoryError, SyntaxError, ValueError, OverflowError) as error:
@@ -142,7 +145,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         factor = _HTML_FACTOR if isinstance(left, Markup) or isinstance(right, Markup) else 1
         if operator == "*":
             times, value = (left, right) if isinstance(left, int) else (right, left)
-            meter.charge(factor * max(0, times) * meter.weigh(value) if isinstance(times, int) else 0)
+            meter.charge(factor * costs.repeated_bytes(meter, value, times) if isinstance(times, int) else 0)
         elif operator == "%" and isinstance(left, str):
             meter.charge(factor * costs.percent_bytes(meter, left, right))
         elif operator == "+":
@@ -154,6 +157,8 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
         meter = __self.meter
         meter.tick()
+        for value in (*args, *kwargs.values()):  # a macro may keep them, as `varargs`
+            meter.weigh(value)
         if isinstance(__obj, LoopContext) and args:  # a recursive loop's next level
             args = (meter.ticking(args[0]), *args[1:])
         elif isinstance(__obj, BuiltinMethodType | MethodType):
@@ -231,8 +236,8 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         """The value that a filter works on, so that it can be measured, or so that its use is metered."""
         if name == "join":
             return self.meter.collected(value)
-        if name == "sum":
-            return self.meter.ticking(value)  # adding lists to lists is quadratic
+        if name in _STREAMED and isinstance(value, Iterable):
+            return self.meter.ticking(value)  # they may look at every item and yield none
         return value
 
     def _filter_bytes(self, name: str, value: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
@@ -250,7 +255,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
             separator = str(kwargs.get("d", args[0] if args else ""))
             return costs.joined_bytes(meter, separator, value)
         if not isinstance(value, str):
-            return meter.text_bytes(value) if name in _TEXT_FILTERS else 0
+            return _HTML_FACTOR * meter.text_bytes(value) if name in _TEXT_FILTERS else 0
         longest = max((len(extra) for extra in given if isinstance(extra, str)), default=0)
         match name:
             case "replace":
@@ -260,10 +265,12 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
             case "indent":
                 widest = max((width for width in given if isinstance(width, int)), default=4)
                 return (len(value.splitlines()) + 1) * costs.chars_bytes(max(widest, longest))
-            case "wordwrap":
-                return (len(value) + 1) * costs.chars_bytes(longest) if longest else 0
-            case "escape" | "e" | "forceescape" | "urlencode":
+            case "escape" | "e" | "forceescape":
                 return _HTML_FACTOR * costs.chars_bytes(len(value))
+            case "title" | "wordcount":
+                return costs.pieces_bytes(value, len(value) // 2 + 1)
+            case "trim":
+                costs.check_search(value, given[0] if given else None)
         return 0
 
     def _to_json(
@@ -284,9 +291,10 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
 
 
 class CompiledTemplate:
-    """One template, ready to run any number of times, in any thread."""
+    """One template, ready to run any number of times, in any thread. `takes_parts`: see `template_syntax`."""
 
-    def __init__(self, environment: TemplateEnvironment, template: Any) -> None:
+    def __init__(self, environment: TemplateEnvironment, template: Any, takes_parts: bool) -> None:
+        self.takes_parts = takes_parts
         self._environment = environment
         self._template = template
 
@@ -342,6 +350,7 @@ class _BoundFormat:
         if self._takes_mapping:
             (mapping,) = args
             args, kwargs = (), mapping
+        costs.check_format(self._text)
         return _Formatter(self._environment).vformat(self._text, args, kwargs)
 
 
@@ -367,7 +376,10 @@ def _raise_exception(message: object) -> None:
     raise TemplateError(str(message))
 
 
-def _strftime(now: Callable[[], datetime], format: str) -> str:
-    if len(format) > 200:  # the C library lets one field be padded to any width; Python stops it at 256 x this
-        raise LimitReached("strftime_now: a format of more than 200 characters")
-    return now().strftime(format)
+def _strftime_now(now: Callable[[], datetime]) -> Callable[[str], str]:
+    def strftime_now(format: str) -> str:
+        if len(format) > 200:  # the C library lets one field be padded to any width; Python stops it at 256 x this
+            raise LimitReached("strftime_now: a format of more than 200 characters")
+        return now().strftime(format)
+
+    return strftime_now

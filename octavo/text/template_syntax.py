@@ -64,3 +64,25 @@ class Generation(Extension):
         lineno = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return nodes.Scope(body, lineno=lineno)
+
+
+def takes_parts(tree: nodes.Template) -> bool:
+    """Whether a template loops over a message's content, and so wants a list of parts as a list."""
+    holders = {"content"}
+    for assign in tree.find_all(nodes.Assign):
+        if isinstance(assign.target, nodes.Name) and _is_content(assign.node, frozenset()):
+            holders.add(assign.target.name)
+    return any(_is_content(loop.iter, frozenset(holders)) for loop in tree.find_all(nodes.For))
+
+
+def _is_content(node: nodes.Node, holders: frozenset[str]) -> bool:
+    while isinstance(node, nodes.Filter) and node.node is not None:
+        node = node.node
+    match node:
+        case nodes.Getattr():
+            return node.attr == "content"
+        case nodes.Getitem():
+            return isinstance(node.arg, nodes.Const) and node.arg.value == "content"
+        case nodes.Name():
+            return node.name in holders
+    return False
