@@ -84,7 +84,9 @@ def test_linear_stacks_its_parts(place):
 
 
 @pytest.mark.parametrize("num_rows", [1, 2, 7, 64])
-@pytest.mark.parametrize(("out", "inner", "has_bias"), [(24, 40, True), (1031, 1040, True), (33, 1000, False), (7, 600, True)])
+@pytest.mark.parametrize(
+    ("out", "inner", "has_bias"), [(24, 40, True), (1031, 1040, True), (33, 1000, False), (7, 600, True)]
+)
 def test_linear_in_bfloat16_rounds_once(bf16_place, num_rows, out, inner, has_bias):
     """float32 accumulation of bfloat16 numbers, whoever multiplies; more weights than fit the scratch included."""
     x, weight, bias = to_bf16(normal(1, num_rows, inner)), to_bf16(normal(2, out, inner)), to_bf16(normal(3, out))
