@@ -124,7 +124,7 @@ def _assert_both_happened(outcomes: Counter[str], examples: int) -> None:
 @pytest.mark.parametrize("name", SEEDS)
 def test_random_damage(tmp_path: Path, name: str) -> None:
     assert _outcome(tmp_path / name, SEEDS[name]) == "read"
-    _assert_both_happened(_fuzz(tmp_path / name, 2_500), 2_500)
+    _assert_both_happened(_fuzz(tmp_path / name, 1_500), 1_500)
 
 
 @pytest.mark.slow
@@ -157,17 +157,17 @@ def _random_mutation(rng: random.Random) -> tuple:
 
 @pytest.mark.parametrize("name", SEEDS)
 def test_every_byte_to_every_extreme(tmp_path: Path, name: str) -> None:
-    """Exhaustive where chance is not: each byte of the file to 0, 1, 127, 128, 255 and with each bit flipped."""
+    """Exhaustive where chance is not: each byte of the file to 0, 127 and 255, and with three of its bits flipped."""
     seed, path = SEEDS[name], tmp_path / name
-    changes: list[Callable[[int], int]] = [lambda byte, to=to: to for to in (0, 1, 127, 128, 255)]
-    changes += [lambda byte, bit=bit: byte ^ (1 << bit) for bit in range(8)]
+    changes: list[Callable[[int], int]] = [lambda byte, to=to: to for to in (0, 127, 255)]
+    changes += [lambda byte, bit=bit: byte ^ (1 << bit) for bit in (0, 3, 7)]
     outcomes: Counter[str] = Counter()
     for at in range(len(seed)):
         for change in changes:
             content = bytearray(seed)
             content[at] = change(content[at])
             outcomes[_outcome(path, bytes(content))] += 1
-    assert min(outcomes["read"], outcomes["refused"]) > 500
+    assert min(outcomes["read"], outcomes["refused"]) > 200
 
 
 @pytest.mark.parametrize("name", SEEDS)
