@@ -10,14 +10,13 @@ import json
 import random
 import statistics
 import time
-from pathlib import Path
 
 import torch
-from machine import describe, exclusive
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
+from benchmarks.machine import describe, exclusive
 from octavo import LLM, SamplingParams, hub
-from octavo.weights.checkpoint import open_checkpoint
+from tests.tiny_models import transformers_model_from_gguf
 
 BATCH = 32
 
@@ -58,14 +57,6 @@ def run_transformers(model: LlamaForCausalLM, work: list[tuple[list[int], int]])
     return sum(length for _, length in work) / (time.perf_counter() - start)
 
 
-def transformers_model(path: Path, dtype: str) -> LlamaForCausalLM:
-    """SmolLM2 in transformers, from the GGUF file's dequantised weights."""
-    source = LlamaForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
-    config: LlamaConfig = source.config
-    assert config.vocab_size == open_checkpoint(path).tensors["token_embd.weight"].shape[0]
-    return source.to({"bfloat16": torch.bfloat16, "float32": torch.float32}[dtype]).eval()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
@@ -76,7 +67,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     path = hub.resolve("smollm2-135m")
     with exclusive(), torch.inference_mode():
-        peer = transformers_model(path, args.dtype)
+        peer = transformers_model_from_gguf(path).to({"bfloat16": torch.bfloat16, "float32": torch.float32}[args.dtype])
         llm = LLM(dtype=args.dtype, threads=args.threads)
         work = workload(args.requests, llm.engine.resolved.arch.vocab_size)
         small = work[:8]

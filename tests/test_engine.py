@@ -14,7 +14,7 @@ def engine_for(path, **fields) -> LLMEngine:
     fields = {
         "dtype": "float32",
         "device": "cpu",
-        "threads": 2,
+        "threads": 1,
         "num_blocks": 1024,
         "max_model_len": MODEL_LEN,
     } | fields

@@ -9,7 +9,7 @@ import pytest
 from octavo import LLM, AsyncLLM, ConfigError, EngineConfig, EngineError, RequestError, SamplingParams
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=16, ignore_eos=True)
-FIELDS = {"dtype": "float32", "device": "cpu", "threads": 2, "num_blocks": 512, "max_model_len": 256}
+FIELDS = {"dtype": "float32", "device": "cpu", "threads": 1, "num_blocks": 512, "max_model_len": 256}
 
 
 @pytest.fixture(scope="module")
