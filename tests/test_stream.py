@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import tokenizers
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers
 
 from octavo.text.stream import StopMatch, StreamOptions, TextStream
+from octavo.text.tokenizer import tokenizer_from_gguf
+from octavo.weights.checkpoint import open_checkpoint
 
 MARK = "\ufffd"
 FAMILY = (
@@ -412,3 +415,19 @@ def test_fixtures_are_what_they_claim(byte_level: Vocabulary, llama_like: Vocabu
     lengths = {len(byte_level.encode(text)) / len(text.encode()) for text in TEXTS}
     assert min(lengths) < 0.5  # longer tokens are really used
     assert MARK in byte_level.decode([straddling_id(byte_level)])
+
+
+def test_octavos_own_tokenizer_streams_what_it_decodes(smollm2_path: Path) -> None:
+    checkpoint = open_checkpoint(smollm2_path)
+    tokenizer = tokenizer_from_gguf(checkpoint.metadata)
+    checkpoint.close()
+    prompt = tokenizer.encode("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
+    for skip_special in (True, False):
+        options = StreamOptions(skip_special=skip_special)
+        for output in (tokenizer.encode(" ".join(TEXTS) + "<|im_end|>"), list(range(0, tokenizer.vocab_size, 7))):
+            for cut in (0, 3, len(prompt)):
+                stream = TextStream(tokenizer, prompt[:cut], options)
+                for token_id in output[:-1]:
+                    stream.push([token_id], finished=False)
+                stream.push(output[-1:], finished=True)
+                assert stream.text == tokenizer.decode(output, skip_special=skip_special)
