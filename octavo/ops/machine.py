@@ -5,6 +5,7 @@ facts is decided by those who ask.
 """
 
 import platform
+import resource
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,7 @@ class Processor:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes. `available` can be taken without swapping, within `container_limit` (None: there is none)."""
+    """Bytes. `available` can be taken without swapping, within `container_limit` (None: none) and `ulimit -v`."""
 
     total: int
     available: int
@@ -63,7 +64,16 @@ def memory(root: Path = Path("/")) -> Memory:
         if limit is not None and limit < system.total:
             limits.append(limit)
             available = min(available, max(0, limit - _memory_used(group)))
+    address_space = _address_space_left()
+    if address_space is not None:
+        available = min(available, address_space)
     return Memory(total=system.total, available=available, container_limit=min(limits, default=None))
+
+
+def _address_space_left() -> int | None:
+    """Bytes that `ulimit -v` still lets this process map; None without such a limit."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return None if limit == resource.RLIM_INFINITY else max(0, limit - int(psutil.Process().memory_info().vms))
 
 
 def _native_part() -> ModuleType:
