@@ -598,3 +598,44 @@ def test_windows_read_what_they_should(window):
     bench.run()
     assert bench.engine.stats()["preemptions"] > 0
     bench.check_at_rest()
+
+
+# The values
+
+
+def test_a_fork_shares_the_past_and_nothing_that_comes():
+    bench = Bench()
+    answer = bench.ask(prompt_of(20), 8, NEVER_STOPS)
+    bench.step()
+    bench.step()
+    parent = answer.sequence
+    child = parent.fork("r0-1")
+    assert child.id == "r0-1"
+    assert (child.data, child.block_tables, child.chains) == (parent.data, parent.block_tables, parent.chains)
+    assert (child.num_computed, child.num_owed, child.status) == (21, 1, SequenceStatus.RUNNING)
+    child.data.append(7)
+    child.block_ids.append(9)
+    child.chains[0].nodes.clear()
+    assert parent.data.get_len() == 22
+    assert parent.block_ids != child.block_ids
+    assert parent.chains[0].nodes
+
+
+def test_a_request_is_the_sum_of_its_sequences():
+    bench = Bench(Setup(num_seqs=1))
+    first, second = bench.ask(prompt_of(5), 2, NEVER_STOPS), bench.ask(prompt_of(5, 1), 2, NEVER_STOPS)
+    assert first.request.status is second.request.status is RequestStatus.WAITING
+    bench.step()
+    assert (first.request.status, second.request.status) == (RequestStatus.RUNNING, RequestStatus.WAITING)
+    assert first.request.get_seqs(SequenceStatus.RUNNING) == first.request.get_seqs() == [first.sequence]
+    assert second.request.get_seqs(SequenceStatus.RUNNING) == []
+    bench.run()
+    assert first.request.status is RequestStatus.FINISHED
+    assert first.sequence.data.get_last_token_id() == first.tokens[-1]
+
+
+def test_one_id_for_two_requests_is_our_own_bug():
+    bench = Bench()
+    bench.ask(prompt_of(5), 2, request_id="same")
+    with pytest.raises(AssertionError, match="one id"):
+        bench.ask(prompt_of(5), 2, request_id="same")

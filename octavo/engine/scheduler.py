@@ -81,6 +81,7 @@ class Scheduler:
             block_tables=[[] for _ in self.tables.pools],
             num_freed=[0] * len(self.tables.pools),
         )
+        assert sequence.id not in self.sequences, "two requests with one id"
         request.sequences.append(sequence)
         self.sequences[sequence.id] = self._by_rank[sequence.rank] = sequence
         heapq.heappush(self._waiting, sequence.rank)
