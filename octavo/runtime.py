@@ -60,7 +60,7 @@ class LLMEngine:
         if model.tokenizer is None:
             self.tokenizer, self.chat_template = _load_text(files.path, files.metadata)
         else:
-            path = hub.resolve(model.tokenizer, progress=progress)
+            path = hub.resolve(model.tokenizer, weights=False, progress=progress)
             self.tokenizer, self.chat_template = _load_text(path, read_model(path).metadata if path.is_file() else None)
         self.engine, self.resolved = build_engine(files, self.config, trace=trace)
         self._eos_ids = frozenset(self.tokenizer.eos_ids) | frozenset(self.resolved.arch.eos_ids)
