@@ -84,6 +84,7 @@ class TestMessages:
             ("Hi", "messages: expected a list, found str"),
             ({"role": "user"}, "messages: expected a list, found dict"),
             (None, "messages: expected a list, found NoneType"),
+            ([USER[0]] * 40_000, "messages: 40000 messages; at most 32768 are allowed"),
             (["Hi"], r"messages\[0\]: expected an object, found str"),
             ([{"content": "Hi"}], r"messages\[0\].role: None is not a role"),
             ([{"role": 3, "content": "Hi"}], r"messages\[0\].role: 3"),

@@ -6,6 +6,7 @@ from typing import Any, Final
 from octavo.errors import RequestError, UnsupportedError
 
 MAX_JSON_DEPTH: Final = 64
+MAX_MESSAGES: Final = 32_768  # at four tokens each these fill the longest contexts in use
 
 
 def plain_json(value: object, where: str, depth: int = 0) -> Any:
@@ -39,6 +40,8 @@ def checked_messages(messages: object, *, parts_as_text: bool) -> list[dict[str,
         raise RequestError(f"messages: expected a list, found {type(messages).__name__}", param="messages")
     if not messages:
         raise RequestError("messages: the list is empty", param="messages")
+    if len(messages) > MAX_MESSAGES:
+        raise RequestError(f"messages: {len(messages)} messages; at most {MAX_MESSAGES} are allowed", param="messages")
     checked = []
     for index, message in enumerate(messages):
         where = f"messages[{index}]"
