@@ -178,11 +178,13 @@ def test_priority_goes_before_arrival_where_asked_for():
     assert [ids(bench.step()) for _ in range(4)] == [["c"], ["d"], ["b"], ["a"]]
 
 
-def test_a_long_prompt_never_stalls_those_that_stream():
-    bench = Bench(Setup(budget=16))
+@pytest.mark.parametrize("priority", [0, -1])
+def test_a_long_prompt_never_stalls_those_that_stream(priority):
+    """Not even one that goes before them."""
+    bench = Bench(Setup(budget=16, policy="priority"))
     streams = [bench.ask(prompt_of(4, i), 20, NEVER_STOPS) for i in range(3)]
     bench.step()
-    bench.ask(prompt_of(80, 9), 1)
+    bench.ask(prompt_of(80, 9), 1, priority=priority)
     for num_steps in range(1, 6):
         assert sorted(lengths(bench.step())) == [1, 1, 1, 13]
         assert all(len(answer.tokens) == 1 + num_steps for answer in streams)
