@@ -181,7 +181,7 @@ class TestFilters:
         assert kept(chances[::-1], top_p=0.9) == {1, 2, 3, 4}
         assert kept(chances, top_p=1.0) == {0, 1, 2, 3, 4}
 
-    @pytest.mark.parametrize("top_p", [1e-30, 1e-6, 0.1, 0.97])
+    @pytest.mark.parametrize("top_p", [1e-46, 1e-30, 1e-6, 0.1, 0.97])
     def test_top_p_never_keeps_fewer_than_one(self, top_p):
         assert kept([0.001, 0.98, 0.019], top_p=top_p) == {1}
 
@@ -196,6 +196,7 @@ class TestFilters:
     def test_equal_chances_are_ordered_by_token(self):
         assert kept([0.25] * 4, top_k=2) == {0, 1}
         assert kept([0.25] * 4, top_p=0.4) == {0, 1}
+        assert kept([1e-3] * 1000, top_k=3) == {0, 1, 2}
 
     def test_min_p(self):
         chances = [0.5, 0.3, 0.15, 0.05]
@@ -240,7 +241,7 @@ class TestPenalties:
     def test_extreme_penalties_still_draw_what_they_favour(self, repetition, temperature):
         """A quotient past float32 is the largest number, not infinity (whose difference from itself is NaN)."""
         rule = Rule(temperature=temperature, repetition=repetition, seen={1: 1, 2: 1})
-        found = draw([[1.0, 3.0, -2.0]], [rule])
+        found = draw([[1.0, 30.0, -2.0]], [rule])
         assert found.ids.tolist() == [1 if repetition < 1 else 0]
         assert found.verdicts.tolist() == [Verdict.OK]
 

@@ -311,6 +311,19 @@ def test_the_youngest_gives_way_and_is_served_first_again():
     bench.check_at_rest()
 
 
+def test_what_is_computed_again_is_shared_again():
+    """A sequence that lost its blocks starts its prefix chain anew."""
+    bench = Bench()
+    first = bench.ask(prompt_of(40), 40, NEVER_STOPS)
+    for num_steps in range(30):
+        bench.step(fault=KeyboardInterrupt() if num_steps in (0, 5, 20) else None)
+    bench.run()
+    again = bench.ask(prompt_of(40) + first.tokens, 1)
+    bench.run()
+    assert again.sequence.num_cached_tokens == (40 + 40 - 1) // 16 * 16
+    bench.check_at_rest()
+
+
 def test_one_sequence_may_use_the_whole_pool():
     bench = Bench(Setup(num_blocks=6, block_size=16, model_len=97))
     for index in range(4):
