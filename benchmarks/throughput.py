@@ -9,6 +9,7 @@ import argparse
 import json
 import random
 import statistics
+import sys
 import time
 
 import torch
@@ -76,6 +77,7 @@ def main() -> None:
         for _ in range(args.rounds):
             ours.append(run_octavo(llm, work))
             theirs.append(run_transformers(peer, work))
+            print(f"octavo {ours[-1]:.1f} tok/s, transformers {theirs[-1]:.1f} tok/s", file=sys.stderr)
     result = {
         "workload": f"W3, {args.requests} requests, {args.dtype}, {args.threads} threads, {args.rounds} rounds",
         "octavo_tokens_per_second": [round(value, 1) for value in ours],

@@ -97,6 +97,16 @@ def test_what_was_resolved_is_told(tiny_model, place):
         assert part in told
 
 
+def test_a_dtype_without_arithmetic_is_replaced_and_said(tiny_model):
+    place = reference.open_place("cpu", "float16", 1)
+    told = resolved(tiny_model, dataclasses.replace(place, dtype="bfloat16"), dtype="half").describe()
+    assert "in bfloat16 (no arithmetic here for float16)" in told
+    assert (
+        "no arithmetic"
+        not in resolved(tiny_model, dataclasses.replace(place, dtype="float16"), dtype="half").describe()
+    )
+
+
 def test_broken_models_are_refused_by_name(tiny_model, tmp_path):
     with pytest.raises(ModelNotFoundError, match="nowhere"):
         engine(tmp_path / "nowhere")

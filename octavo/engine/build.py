@@ -39,6 +39,7 @@ class Resolved:
     arch: ArchConfig
     device: str
     dtype: str
+    asked_dtype: str  # differs where the device has no arithmetic for it
     kv_dtype: str
     num_blocks: int
     block_size: int
@@ -49,8 +50,9 @@ class Resolved:
 
     def describe(self) -> str:
         """One line for people."""
+        instead = "" if self.dtype == self.asked_dtype else f" (no arithmetic here for {self.asked_dtype})"
         return (
-            f"{self.arch.family} on {self.device} in {self.dtype}: weights {_mib(self.weight_bytes)}, "
+            f"{self.arch.family} on {self.device} in {self.dtype}{instead}: weights {_mib(self.weight_bytes)}, "
             f"KV cache {_mib(self.kv_bytes)} ({self.num_blocks} blocks of {self.block_size} tokens, {self.kv_dtype}), "
             f"max_model_len {self.limits.max_model_len}, max_num_batched_tokens {self.limits.max_num_batched_tokens}, "
             f"max_num_seqs {self.limits.max_num_seqs}"
@@ -103,6 +105,7 @@ def resolve(
         arch=arch,
         device=place.device,
         dtype=place.dtype,
+        asked_dtype=_choose_dtype(arch, config),
         kv_dtype=kv_dtype,
         num_blocks=num_blocks,
         block_size=cache.block_size,
