@@ -1,0 +1,64 @@
+"""Latencies as a picture: which share of requests and of tokens came within which time.
+
+Knows matplotlib, which only the `plot` extra brings; it is imported when a picture is wanted.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from octavo.cli.measure import Run
+from octavo.cli.session import check_writable
+from octavo.errors import OctavoError, RequestError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_WIDTH, _HEIGHT = 10.0, 4.0  # inches
+
+
+def check_plot(path: Path) -> None:
+    """Raise, before any time is spent, where no picture could be drawn or written at `path`."""
+    check_writable("--plot", path)
+    kinds = _new_figure().canvas.get_supported_filetypes()
+    if path.suffix[1:] not in kinds:
+        raise RequestError(f"--plot: {path} must end in one of {', '.join(f'.{kind}' for kind in sorted(kinds))}")
+
+
+def write_plot(path: Path, title: str, runs: Sequence[Run]) -> None:
+    """Draw the distributions of time to first token and of inter-token latency, a line for each run."""
+    figure = _new_figure()
+    first, second = figure.subplots(1, 2)
+    ttft = [[timeline.ttft for timeline in run.timelines] for run in runs]
+    itl = [[gap for timeline in run.timelines for gap in timeline.gaps] for run in runs]
+    _draw(first, "time to first token", "requests", ttft)
+    _draw(second, "inter-token latency", "tokens", itl)
+    figure.suptitle(title, wrap=True, fontsize="small")
+    try:
+        figure.savefig(path)
+    except OSError as error:
+        raise OctavoError(f"--plot: cannot write {path}: {error.strerror}") from error
+
+
+def _draw(axes: "Axes", title: str, counted: str, runs: Sequence[Sequence[float]]) -> None:
+    for number, values in enumerate(runs, start=1):
+        ordered = sorted(value * 1000 for value in values)
+        shares = [(index + 1) / len(ordered) for index in range(len(ordered))]
+        axes.step(ordered, shares, where="post", marker="." if len(ordered) == 1 else "", label=f"run {number}")
+    axes.set(title=title, xlabel="ms", ylabel=f"share of {counted} within", ylim=(0.0, 1.05))
+    if any(value > 0 for values in runs for value in values):  # one token alone has no gaps
+        axes.set_xscale("log")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(fontsize="small")
+
+
+def _new_figure() -> "Figure":
+    """A figure without pyplot, which would look for a screen. Raises OctavoError where matplotlib is missing."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise OctavoError(
+            f"--plot: matplotlib cannot be imported ({error}); install it with: pip install 'octavo[plot]'"
+        ) from error
+    return Figure(figsize=(_WIDTH, _HEIGHT), layout="constrained")

@@ -1,0 +1,195 @@
+"""What a benchmark asks of an engine: requests with their lengths and arrival times, generated from a seed or from a
+file.
+
+Knows token ids and numbers; knows no engine and takes no times.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from octavo.errors import RequestError, shown
+
+MAX_COUNT = 2**31 - 1  # of anything: what the engine's index arrays hold
+_FIELDS = ("prompt", "prompt_token_ids", "max_tokens", "arrival")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One request: a prompt (text or token ids), exactly `max_tokens` tokens after it, `arrival` seconds after the
+    start.
+    """
+
+    prompt: str | tuple[int, ...]
+    max_tokens: int
+    arrival: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Whole numbers from `low` to `high`, both among them; written "A" or "A:B"."""
+
+    low: int
+    high: int
+
+    def __str__(self) -> str:
+        return str(self.low) if self.low == self.high else f"{self.low}:{self.high}"
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What to generate. The first `shared_prefix` tokens of every prompt are the same; they count in `prompt_len`.
+
+    `arrival_rate` is in requests per second, None for all at once. Raises RequestError for a prefix that is too long.
+    """
+
+    num_requests: int
+    prompt_len: Span
+    output_len: Span
+    shared_prefix: int = 0
+    arrival_rate: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.shared_prefix > self.prompt_len.low:
+            raise RequestError(
+                f"--shared-prefix: {self.shared_prefix} tokens are more than the shortest prompt has (--prompt-len "
+                f"{self.prompt_len}, of which they are a part)"
+            )
+
+    def as_json(self) -> dict[str, Any]:
+        """Its fields as plain values."""
+        return {
+            "num_requests": self.num_requests,
+            "prompt_len": [self.prompt_len.low, self.prompt_len.high],
+            "output_len": [self.output_len.low, self.output_len.high],
+            "shared_prefix": self.shared_prefix,
+            "arrival_rate": self.arrival_rate,
+            "seed": self.seed,
+        }
+
+
+def generate(shape: Shape, token_ids: Sequence[int]) -> list[Job]:
+    """Requests whose prompts are random draws from `token_ids`; lengths are uniform over their spans.
+
+    The first request arrives at 0, the gaps after it are exponential (a Poisson process). Lengths, tokens and arrivals
+    have a random stream each: another rate leaves the prompts as they were.
+    """
+    if not token_ids:
+        raise RequestError("the model's vocabulary has no token that is not special: no prompt can be made")
+    lengths, tokens, gaps = (np.random.default_rng((shape.seed, stream)) for stream in range(3))
+    ids = np.array(token_ids, np.int64)
+    prefix = tokens.choice(ids, shape.shared_prefix)
+    prompt_lens = lengths.integers(shape.prompt_len.low, shape.prompt_len.high, shape.num_requests, endpoint=True)
+    output_lens = lengths.integers(shape.output_len.low, shape.output_len.high, shape.num_requests, endpoint=True)
+    arrivals = np.zeros(shape.num_requests)
+    if shape.arrival_rate is not None:
+        arrivals[1:] = gaps.exponential(1.0 / shape.arrival_rate, shape.num_requests - 1).cumsum()
+    jobs = []
+    for prompt_len, output_len, arrival in zip(prompt_lens, output_lens, arrivals, strict=True):
+        own = tokens.choice(ids, prompt_len - shape.shared_prefix)
+        jobs.append(Job((*prefix.tolist(), *own.tolist()), int(output_len), float(arrival)))
+    return jobs
+
+
+def plain_ids(vocab_size: int, special_ids: frozenset[int]) -> list[int]:
+    """The ids of a vocabulary that are no special tokens."""
+    return [token for token in range(vocab_size) if token not in special_ids]
+
+
+def read_workload(path: Path) -> list[Job]:
+    """The requests of a JSONL file, in order of arrival.
+
+    A line is an object with `prompt` (text) or `prompt_token_ids`, with `max_tokens`, and with `arrival` (seconds after
+    the start, default 0) where wanted. Raises RequestError that names the line and what is wrong with it.
+    """
+    try:
+        lines = path.read_bytes().splitlines()
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise RequestError(f"--workload: cannot read {path}: {reason}") from error
+    jobs = []
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            try:
+                jobs.append(_job(_fields(line)))
+            except RequestError as error:
+                raise RequestError(f"--workload: {path}, line {number}: {error}") from None
+    if not jobs:
+        raise RequestError(f"--workload: {path} holds no requests")
+    return sorted(jobs, key=lambda job: job.arrival)
+
+
+def _fields(line: bytes) -> Mapping[str, Any]:
+    try:
+        fields = json.loads(line)
+    except (ValueError, RecursionError) as error:  # ValueError: no JSON, no UTF-8, a number of 4,300 digits
+        raise RequestError(f"not a line of JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise RequestError("not a JSON object")
+    unknown = sorted(set(fields) - set(_FIELDS))
+    if unknown:
+        raise RequestError(f"{shown(unknown[0])} is no field of a workload; known: {', '.join(_FIELDS)}")
+    return fields
+
+
+def _job(fields: Mapping[str, Any]) -> Job:
+    if ("prompt" in fields) == ("prompt_token_ids" in fields):
+        raise RequestError("give either 'prompt' or 'prompt_token_ids'")
+    text, ids = fields.get("prompt"), fields.get("prompt_token_ids")
+    if "prompt" in fields and (not isinstance(text, str) or not text):
+        raise RequestError(f"prompt={shown(text)}: must be text that is not empty")
+    if text is None and (not isinstance(ids, list) or not ids or not all(_is_whole(token, 0) for token in ids)):
+        raise RequestError(f"prompt_token_ids={shown(ids)}: must be a list of token ids that is not empty")
+    max_tokens: Any = fields.get("max_tokens")
+    arrival: Any = fields.get("arrival", 0.0)
+    if not _is_whole(max_tokens, 1):
+        raise RequestError(f"max_tokens={shown(max_tokens)}: must be a whole number, at least 1")
+    is_number = isinstance(arrival, (int, float)) and not isinstance(arrival, bool)
+    if not is_number or not 0 <= arrival <= MAX_COUNT:  # NaN fails the comparison
+        raise RequestError(f"arrival={shown(arrival)}: must be a number of seconds, at least 0")
+    return Job(tuple(ids or ()) if text is None else text, max_tokens, float(arrival))
+
+
+def _is_whole(value: Any, minimum: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and minimum <= value <= MAX_COUNT
+
+
+def whole(minimum: int) -> Callable[[str], int]:
+    """A parser of flags that are whole numbers, at least `minimum`."""
+
+    def parse(text: str) -> int:
+        if not (text.isascii() and text.isdecimal()) or len(text) > 10 or not minimum <= int(text) <= MAX_COUNT:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, at least {minimum}")
+        return int(text)
+
+    return parse
+
+
+def span(text: str) -> Span:
+    """A parser of flags such as "32" and "32:256"."""
+    low, colon, high = text.partition(":")
+    try:
+        found = Span(whole(1)(low), whole(1)(high if colon else low))
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a length such as 32, or two such as 32:256") from None
+    if found.low > found.high:
+        raise argparse.ArgumentTypeError(f"{text!r}: the first is larger than the second")
+    return found
+
+
+def rate(text: str) -> float:
+    """A parser of flags that are numbers above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value

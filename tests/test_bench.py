@@ -1,0 +1,384 @@
+"""`octavo bench`: what is generated, what a file may say, what the times amount to; and whole runs on a tiny model."""
+
+import json
+import math
+import signal
+import statistics
+import sys
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from octavo.cli.main import main
+from octavo.cli.measure import Run, Timeline, Watch, latency_figures, medians, percentile, serve, throughput_figures
+from octavo.cli.plot import check_plot, write_plot
+from octavo.cli.session import Interrupt
+from octavo.cli.workload import Job, Shape, Span, generate, plain_ids, read_workload
+from octavo.errors import EngineError, OctavoError, RequestError
+from octavo.outputs import CompletionOutput, RequestMetrics, RequestOutput
+
+TINY = ("--dtype", "float32", "--device", "cpu", "--threads", "1", "--num-blocks", "128", "--quiet")
+
+
+def bench(*words: object) -> int:
+    """The exit code of `octavo bench` in this process."""
+    try:
+        return main(["bench", *map(str, words)])
+    except SystemExit as exit:
+        return int(exit.code or 0)
+
+
+# --- the generator ----------------------------------------------------------------------------------------------
+
+spans = st.tuples(st.integers(1, 40), st.integers(0, 40)).map(lambda pair: Span(pair[0], sum(pair)))
+shapes = st.builds(
+    lambda count, prompt_len, output_len, share, rate, seed: Shape(
+        count, prompt_len, output_len, int(prompt_len.low * share), rate, seed
+    ),
+    st.integers(1, 30), spans, spans, st.floats(0, 1), st.none() | st.floats(0.01, 1000), st.integers(0, 2**31 - 1),
+)  # fmt: skip
+
+
+@given(shapes, st.sets(st.integers(0, 300), min_size=1))
+def test_generated_requests_are_what_was_asked_for(shape, ids):
+    jobs = generate(shape, sorted(ids))
+    assert len(jobs) == shape.num_requests
+    assert all(shape.prompt_len.low <= len(job.prompt) <= shape.prompt_len.high for job in jobs)
+    assert all(shape.output_len.low <= job.max_tokens <= shape.output_len.high for job in jobs)
+    assert {token for job in jobs for token in job.prompt} <= ids
+    assert len({job.prompt[: shape.shared_prefix] for job in jobs}) == 1
+    arrivals = [job.arrival for job in jobs]
+    assert arrivals[0] == 0.0
+    assert arrivals == sorted(arrivals)
+    assert all(math.isfinite(arrival) for arrival in arrivals)
+    if shape.arrival_rate is None:
+        assert set(arrivals) == {0.0}
+    assert jobs == generate(shape, sorted(ids))
+
+
+def test_seeds_and_rates_are_independent():
+    def jobs(seed: int, rate: float | None) -> list[Job]:
+        return generate(Shape(50, Span(8, 64), Span(1, 9), 4, rate, seed), range(1000))
+
+    assert [job.prompt for job in jobs(0, None)] == [job.prompt for job in jobs(0, 3.0)]
+    assert not {job.prompt for job in jobs(0, None)} & {job.prompt for job in jobs(1, None)}
+    assert len({job.prompt[4:] for job in jobs(0, None)}) == 50
+    assert len({len(job.prompt) for job in jobs(0, None)}) > 10
+
+
+def test_arrivals_come_at_the_rate():
+    jobs = generate(Shape(4000, Span(1, 1), Span(1, 1), 0, 8.0), [7])
+    gaps = [after.arrival - before.arrival for before, after in pairwise(jobs)]
+    assert statistics.fmean(gaps) == pytest.approx(1 / 8, rel=0.06)
+    assert statistics.pstdev(gaps) == pytest.approx(1 / 8, rel=0.1)  # an exponential's deviation is its mean
+
+
+def test_no_special_tokens_and_no_empty_vocabulary():
+    assert plain_ids(6, frozenset({0, 4, 99})) == [1, 2, 3, 5]
+    with pytest.raises(RequestError, match="not special"):
+        generate(Shape(1, Span(1, 1), Span(1, 1)), [])
+
+
+def test_a_prefix_is_no_longer_than_the_shortest_prompt():
+    with pytest.raises(RequestError, match=r"--shared-prefix: 9 .* 8:12"):
+        Shape(1, Span(8, 12), Span(1, 1), 9)
+
+
+# --- the file ---------------------------------------------------------------------------------------------------
+
+
+def test_a_workload_file(tmp_path):
+    path = tmp_path / "work.jsonl"
+    path.write_text(
+        '{"prompt": "hi", "max_tokens": 3, "arrival": 1.5}\n\n{"prompt_token_ids": [4, 5], "max_tokens": 1}\n'
+    )
+    assert read_workload(path) == [Job((4, 5), 1, 0.0), Job("hi", 3, 1.5)]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("{", "not a line of JSON"),
+        ("[" * 100_000, "not a line of JSON"),
+        ("[]", "not a JSON object"),
+        ('{"max_tokens": 1}', "either 'prompt' or"),
+        ('{"prompt": "a", "prompt_token_ids": [1], "max_tokens": 1}', "either 'prompt' or"),
+        ('{"prompt": "", "max_tokens": 1}', "prompt=''"),
+        ('{"prompt": null, "max_tokens": 1}', "prompt=None"),
+        ('{"prompt": [1], "max_tokens": 1}', "prompt=[1]"),
+        ('{"prompt_token_ids": [], "max_tokens": 1}', "prompt_token_ids=[]"),
+        ('{"prompt_token_ids": [-1], "max_tokens": 1}', "prompt_token_ids=[-1]"),
+        ('{"prompt_token_ids": [true], "max_tokens": 1}', "prompt_token_ids=[True]"),
+        ('{"prompt": "a"}', "max_tokens=None"),
+        ('{"prompt": "a", "max_tokens": 0}', "max_tokens=0"),
+        ('{"prompt": "a", "max_tokens": 1.5}', "max_tokens=1.5"),
+        ('{"prompt": "a", "max_tokens": 1, "arrival": -1}', "arrival=-1"),
+        ('{"prompt": "a", "max_tokens": 1, "arrival": NaN}', "arrival=nan"),
+        ('{"prompt": "a", "max_tokens": 1, "arrival": "now"}', "arrival='now'"),
+        ('{"prompt": "a", "max_tokens": 1, "temperature": 1}', "'temperature'"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path, line, words):
+    path = tmp_path / "work.jsonl"
+    path.write_text('{"prompt": "a", "max_tokens": 1}\n' + line + "\n")
+    with pytest.raises(RequestError) as error:
+        read_workload(path)
+    assert "work.jsonl, line 2: " in str(error.value)
+    assert words in str(error.value)
+
+
+def test_a_file_that_cannot_be_used_is_named(tmp_path):
+    (tmp_path / "empty").write_text("\n")
+    for name, words in (("empty", "holds no requests"), ("none", "No such file")):
+        with pytest.raises(RequestError, match=f"--workload: .*{name}.*{words}"):
+            read_workload(tmp_path / name)
+
+
+# --- times ------------------------------------------------------------------------------------------------------
+
+
+class ScriptedEngine:
+    """An engine whose steps take the seconds that they are said to: `per_step` tokens for each live request."""
+
+    def __init__(self, seconds: list[float], per_step: int = 1) -> None:
+        self.clock, self.seconds, self.per_step = 0.0, seconds, per_step
+        self.live: dict[str, list[int]] = {}
+        self.log: list[str] = []
+        self.num_steps = 0
+        self.outcome: str | None = None
+
+    def add_request(self, prompt, params) -> str:
+        assert (params.temperature, params.ignore_eos) == (0.0, True)
+        request_id = f"r{len(self.log)}"
+        self.log.append(f"{self.clock:g}")
+        self.live[request_id] = [params.max_tokens, 0]
+        return request_id
+
+    def step(self) -> list[RequestOutput]:
+        self.clock += self.seconds[min(self.num_steps, len(self.seconds) - 1)]
+        self.num_steps += 1
+        outputs = []
+        for request_id, state in list(self.live.items()):
+            state[1] = min(state[0], state[1] + self.per_step)
+            is_done = state[1] == state[0]
+            if is_done:
+                del self.live[request_id]
+            completion = CompletionOutput(0, "", [0] * state[1], 0.0, finish_reason=self.outcome)
+            outputs.append(RequestOutput(request_id, None, [1, 2], None, [completion], is_done, RequestMetrics(0.0)))
+        return outputs
+
+    def discard_request(self, request_id: str) -> None:
+        self.live.pop(request_id, None)
+
+    def has_unfinished_requests(self) -> bool:
+        return bool(self.live)
+
+    def reset_prefix_cache(self) -> None:
+        self.was_reset = True
+
+    def get_stats(self):
+        counters = {"steps": self.num_steps, "preemptions": 0, "prefix_query_tokens": 0, "prefix_hit_tokens": 0}
+        seconds = {"plan": 0.0, "run": self.clock / 2, "sample": self.clock / 4}
+        return counters | {"computed_tokens": 0, "seconds": seconds}
+
+    def sleep(self, seconds: float) -> None:
+        assert seconds > 0
+        self.clock += seconds
+
+
+def served(engine: ScriptedEngine, *jobs: Job) -> Run:
+    return serve(engine, jobs, Interrupt(), Watch(lambda: engine.clock, engine.sleep))  # type: ignore[arg-type]
+
+
+def test_times_are_those_of_the_clock():
+    engine = ScriptedEngine([1.0, 0.25, 0.5])
+    run = served(engine, Job((1,), 3))
+    assert engine.was_reset
+    assert run.timelines[0].tokens == [1.0, 1.25, 1.75]
+    figures = latency_figures(run)
+    assert figures["ttft"] == 1.0
+    assert (figures["itl"]["mean"], figures["itl"]["p50"], figures["itl"]["max"]) == (0.375, 0.375, 0.5)
+    assert figures["decode_tokens_per_second"] == 2 / 0.75
+    assert figures["output_tokens_per_second"] == 3 / 1.75
+    assert figures["step_seconds"] == 1.75 / 3
+    assert figures["host_share"] == 0.25
+
+
+def test_requests_start_when_they_arrive_and_a_late_start_counts():
+    engine = ScriptedEngine([1.0])
+    run = served(engine, Job((1,), 2), Job((1,), 1, 0.5), Job((1,), 1, 10.0))
+    assert [float(at) for at in engine.log] == [0.0, 1.0, pytest.approx(10.0)]
+    assert [timeline.ttft for timeline in run.timelines] == [1.0, 1.5, pytest.approx(1.0)]
+    assert run.seconds == pytest.approx(11.0)
+    assert run.stepping == pytest.approx(3.0)  # waiting is not stepping
+    figures = throughput_figures(run)
+    assert (figures["prompt_tokens"], figures["output_tokens"], figures["num_requests"]) == (6, 4, 3)
+    assert figures["output_tokens_per_second"] == pytest.approx(4 / 11)
+    assert figures["total_tokens_per_second"] == pytest.approx(10 / 11)
+    assert figures["requests_per_second"] == pytest.approx(3 / 11)
+
+
+def test_tokens_that_come_together_share_their_gap():
+    assert Timeline(0.0, 1, [1.0, 1.0, 2.0, 2.0, 5.0]).gaps == [0.0, 0.5, 0.5, 3.0]
+    assert served(ScriptedEngine([1.0], per_step=2), Job((1,), 5)).timelines[0].gaps == [0.0, 0.5, 0.5, 1.0]
+
+
+def test_one_token_has_no_gaps():
+    figures = latency_figures(served(ScriptedEngine([1.0]), Job((1,), 1)))
+    assert (figures["itl"], figures["decode_tokens_per_second"]) == (None, None)
+
+
+def test_a_failed_request_and_an_interrupt_leave_nothing_behind():
+    engine = ScriptedEngine([1.0])
+    engine.outcome = "error"
+    with pytest.raises(EngineError):
+        served(engine, Job((1,), 9))
+    assert not engine.live
+    engine.outcome = None
+    interrupt = Interrupt()
+    engine.sleep = lambda _: setattr(interrupt, "is_set", True)
+    with pytest.raises(KeyboardInterrupt):
+        serve(engine, [Job((1,), 1), Job((1,), 9, 99.0)], interrupt, Watch(lambda: engine.clock, engine.sleep))  # type: ignore[arg-type]
+    assert not engine.live
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=2))
+def test_percentiles_are_those_of_the_standard_library(values):
+    ordered = sorted(values)
+    expected = statistics.quantiles(ordered, n=100, method="inclusive")
+    assert [percentile(ordered, p) for p in range(1, 100)] == pytest.approx(expected)
+    assert (percentile(ordered, 0), percentile(ordered, 100)) == (ordered[0], ordered[-1])
+
+
+def test_medians_go_inside():
+    runs = [{"a": 1, "b": {"c": 5.0}, "d": None}, {"a": 3, "b": {"c": 1.0}, "d": 2}, {"a": 9, "b": {"c": 2.0}, "d": 1}]
+    assert medians(runs) == {"a": 3, "b": {"c": 2.0}, "d": None}
+
+
+# --- the command ------------------------------------------------------------------------------------------------
+
+
+def test_latency_in_json(tiny_model, capsys):
+    words = (tiny_model, *TINY, "--json", "--runs", 2, "--prompt-len", 40, "--output-len", 6, "--seed", 3)
+    assert bench("latency", *words) == 0
+    out, err = capsys.readouterr()
+    report = json.loads(out)
+    assert err == ""
+    assert set(report) == {"benchmark", "machine", "versions", "engine", "config", "workload", "median", "runs"}
+    assert len(report["runs"]) == 2
+    for figures in (report["median"], *report["runs"]):
+        assert figures["ttft"] > 0
+        assert set(figures["itl"]) == {"mean", "p50", "p90", "p99", "max"}
+        assert (figures["prompt_tokens"], figures["output_tokens"], figures["steps"]) == (40, 6, 6)
+        assert figures["prefix_hit_tokens"] == 0  # each run began with an empty cache
+        assert 0 < figures["host_share"] < 1
+        assert set(figures["seconds_by_phase"]) == {"plan", "pack", "run", "sample", "commit"}
+    assert (report["engine"]["threads"], report["engine"]["dtype"], report["workload"]["seed"]) == (1, "float32", 3)
+    assert report["config"]["model_config"]["seed"] == 0  # --seed is the workload's; --model-seed is the model's
+
+
+def test_throughput_in_words(tiny_model, capsys):
+    words = ("--num-requests", 5, "--prompt-len", "20:40", "--output-len", "3:6", "--shared-prefix", 16, "--runs", 1)
+    assert bench("throughput", "--model", tiny_model, *TINY, *words, "--arrival-rate", 500) == 0
+    out = capsys.readouterr().out
+    for text in ("machine", "versions", "octavo 0", "5 requests, 500 a second, prompt_len 20:40", "output tokens/s"):
+        assert text in out
+    assert "threads 1" in out
+    assert str(tiny_model) in out
+
+
+def test_throughput_counts_hits_and_preemptions(tiny_model, capsys):
+    shape = ("--num-requests", 6, "--prompt-len", 40, "--output-len", 30, "--shared-prefix", 32, "--runs", 1)
+    small = (*TINY, "--num-blocks", 10, "--json", "--warmup", 0)
+    assert bench("throughput", tiny_model, *small, *shape) == 0
+    figures = json.loads(capsys.readouterr().out)["median"]
+    assert (figures["prompt_tokens"], figures["output_tokens"]) == (240, 180)
+    assert figures["prefix_hit_tokens"] == 5 * 32
+    assert figures["preemptions"] > 0
+
+
+def test_a_workload_file_runs(tiny_model, tmp_path, capsys):
+    path = tmp_path / "work.jsonl"
+    path.write_text('{"prompt": "The fox", "max_tokens": 3}\n{"prompt_token_ids": [7, 8, 9], "max_tokens": 2}\n')
+    words = (tiny_model, *TINY, "--load-format", "dummy", "--workload", path, "--json", "--runs", 1)
+    assert bench("throughput", *words) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["median"]["output_tokens"] == 5
+    assert report["workload"] == {"file": str(path), "num_requests": 2, "runs": 1, "warmup": 1}
+    path.write_text('{"prompt_token_ids": [99999], "max_tokens": 2}\n')
+    assert bench("throughput", *words) == 2
+    assert "99999" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "BENCHMARK"),
+        (("kernels",), "kernels"),
+        (("latency", "--runs", "0"), "--runs"),
+        (("latency", "--prompt-len", "3:4"), "--prompt-len"),
+        (("latency", "--workload", "x"), "--workload"),
+        (("latency", "a", "--model", "b"), "--model"),
+        (("throughput", "--prompt-len", "9:4"), "first is larger"),
+        (("throughput", "--prompt-len", "0"), "--prompt-len"),
+        (("throughput", "--arrival-rate", "nan"), "--arrival-rate"),
+        (("throughput", "--shared-prefix", "33"), "--shared-prefix"),
+        (("throughput", "--workload", "x", "--seed", "1"), "--seed"),
+        (("throughput", "--workload", "/no/file"), "/no/file"),
+        (("throughput", "--profile", "/no/directory/x"), "--profile"),
+        (("latency", "--max-num-seqs", "0"), "max_num_seqs"),
+    ],
+)
+def test_wrong_usage_is_2(words, said, capsys):
+    assert bench(*words) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert said in err
+
+
+def test_what_can_never_fit_is_refused(tiny_model, capsys):
+    assert bench("latency", tiny_model, *TINY, "--prompt-len", 4000) == 2
+    assert "max_model_len" in capsys.readouterr().err
+
+
+def test_an_interrupt_is_130(tiny_model, capsys, monkeypatch):
+    from octavo.runtime import LLMEngine
+
+    step = LLMEngine.step
+
+    def interrupted(engine):
+        signal.raise_signal(signal.SIGINT)
+        return step(engine)
+
+    monkeypatch.setattr(LLMEngine, "step", interrupted)
+    assert bench("latency", tiny_model, *TINY) == 130
+    assert capsys.readouterr().out == ""
+
+
+# --- the picture ------------------------------------------------------------------------------------------------
+
+
+def test_without_matplotlib_the_pip_line_is_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert bench("latency", "--plot", tmp_path / "x.png") == 1
+    assert "pip install 'octavo[plot]'" in capsys.readouterr().err
+
+
+def test_a_plot_is_written(tiny_model, tmp_path, capsys):
+    pytest.importorskip("matplotlib", reason="matplotlib (the extra `plot`) is not installed")
+    path = tmp_path / "x.png"
+    assert bench("latency", tiny_model, *TINY, "--runs", 2, "--output-len", 8, "--plot", path) == 0
+    assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    with pytest.raises(RequestError, match=r"\.txt must end in one of .*\.png"):
+        check_plot(tmp_path / "x.txt")
+    with pytest.raises(RequestError, match="no directory"):
+        check_plot(Path("/no/such/directory/x.png"))
+    (tmp_path / "d").mkdir()
+    run = SimpleNamespace(timelines=[Timeline(0.0, 1, [1.0])])
+    write_plot(tmp_path / "one.svg", "one token", [run])  # type: ignore[list-item]
+    with pytest.raises(OctavoError, match="--plot: cannot write"):
+        write_plot(tmp_path / "d" / "n" / "x.png", "", [run])  # type: ignore[list-item]
