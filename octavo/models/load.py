@@ -18,6 +18,7 @@ from octavo.models.families import FLOAT32_PARTS, parts_of
 from octavo.models.layers import Attention, FeedForward, Layer
 from octavo.models.rope import inverse_frequencies
 from octavo.models.sources import CheckpointSource, DummySource, Host, Source
+from octavo.ops import machine
 from octavo.ops.interface import FinalNorm, HeadNorms, Ops, Place, Weight
 from octavo.weights.checkpoint import Checkpoint, open_checkpoint
 
@@ -29,12 +30,13 @@ _STORED_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 class LoadOptions:
     """`load_format`: "auto", "safetensors", "gguf", or "dummy" (random weights, from `seed`, that need a config only).
 
-    `dtype` is what matrices are held in; it is the place's.
+    `dtype` is what matrices are held in; it is the place's. `threads` read and convert (None: all usable cores).
     """
 
     load_format: str
     dtype: str
     seed: int
+    threads: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,7 @@ def load_decoder(path: Path, options: LoadOptions, ops: Ops, place: Place) -> De
         arch = read_arch(path)
         return Decoder(arch, _pack(arch, DummySource(arch, options.seed, place.dtype), ops, place), ops, place)
     checkpoint = open_checkpoint(path)
+    checkpoint.threads = options.threads or machine.processor().num_cores
     try:
         is_gguf = _is_gguf(path)
         arch = arch_from_gguf(checkpoint.metadata, checkpoint.tensors) if is_gguf else read_arch(path)

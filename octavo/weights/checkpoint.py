@@ -22,13 +22,15 @@ __all__ = ["Checkpoint", "TensorInfo", "open_checkpoint"]
 class Checkpoint(Protocol):
     """The tensors of a model as they lie on disk, under the file's own names.
 
-    `metadata`: the key-values of a GGUF file (see `gguf.open_gguf`); empty for safetensors.
+    `metadata`: the key-values of a GGUF file (see `gguf.open_gguf`); empty for safetensors. `threads`: how many may
+    share the work of one `read`; whoever opened the checkpoint may change it.
     """
 
     tensors: Mapping[str, TensorInfo]
     metadata: Mapping[str, object]
+    threads: int
 
-    def read(self, name: str, dtype: str) -> npt.NDArray[Any]:
+    def read(self, name: str, dtype: str, *, only_finite: bool = False) -> npt.NDArray[Any]:
         """See `stored.FileCheckpoint.read`."""
         ...
 

@@ -15,7 +15,7 @@ import math
 import struct
 from pathlib import Path
 
-from octavo.weights.dequant import FORMATS
+from octavo.weights.formats import FORMATS
 from octavo.weights.gguf_values import HeaderReader, read_value
 from octavo.weights.source import FileSource, quote
 from octavo.weights.stored import FileCheckpoint, StoredTensor, TensorInfo

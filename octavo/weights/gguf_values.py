@@ -3,11 +3,10 @@
 Knows how one value is laid out and the ceilings for it. The order of the values is `gguf`'s.
 """
 
-import struct
-
 import numpy as np
 
 from octavo.errors import ModelFormatError
+from octavo.weights._convert import split_strings
 from octavo.weights.source import FileSource, quote
 
 _MAX_HEADER_BYTES = 100 << 20
@@ -21,7 +20,6 @@ _FIRST_WINDOW = 1 << 20
 _BOOL, _STRING, _ARRAY = 7, 8, 9
 _NUMBERS = {0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", _BOOL: "<u1", 10: "<u8", 11: "<i8",
             12: "<f8"}  # fmt: skip
-_U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
 
 
 class HeaderReader:
@@ -80,31 +78,19 @@ class HeaderReader:
     def texts(self, count: int, what: str) -> list[str]:
         """The next `count` strings, bytes that are not UTF-8 as lone surrogates.
 
-        A vocabulary has 10^5 strings, so this is `text` written flat: one loop, no call of our own a string.
+        A vocabulary has 10^5 strings: those that lie whole in the window are cut out of it all at once.
         """
         self.require(count * 8, what)
         self.num_strings += count
         if self.num_strings > _MAX_STRINGS:
             raise self.error(f"has more than {_MAX_STRINGS} strings in arrays, at {what}")
         texts: list[str] = []
-        window, stop, unpack = self._window, self.position, _U64.unpack_from
-        for _ in range(count):
-            start = stop + 8
-            if start > len(window):
-                window = self._reach_checked(start, what)
-            stop = start + unpack(window, start - 8)[0]
-            if stop > len(window) or stop - start > _MAX_STRING_BYTES:
-                self.position = start
-                if stop - start > _MAX_STRING_BYTES:
-                    raise self.error(f"{what} has a string of {stop - start} bytes; the limit is {_MAX_STRING_BYTES}")
-                window = self._reach_checked(stop, what)
-            texts.append(str(window[start:stop], "utf-8", "surrogateescape"))
-        self.position = stop
-        return texts
-
-    def _reach_checked(self, end: int, what: str) -> bytes:
-        self.require(end - self.position, what)
-        return self._reach(end)
+        while True:
+            found, self.position = split_strings(self._window, self.position, count - len(texts), _MAX_STRING_BYTES)
+            texts += found
+            if len(texts) == count:
+                return texts
+            texts.append(self.text(what, "surrogateescape"))  # moves the window on, or says what is wrong with it
 
     def _reach(self, end: int) -> bytes:
         """The window, grown to hold the file's bytes up to `end`, which is known to lie inside the file."""

@@ -6,6 +6,7 @@ little-endian machine, as both formats are.
 """
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -14,14 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from octavo.errors import ModelFormatError
-from octavo.weights.bf16 import round_into
-from octavo.weights.dequant import FORMATS, dequantize_into
+from octavo.weights.formats import FORMATS, TARGETS, all_finite, convert_into
 from octavo.weights.source import FileSource, quote
 
-_CHUNK = 1 << 16  # values converted at a time (a multiple of every block): all that is held beside the result
-
-# The dtypes that can be asked for: what holds them in memory, and what they are called when stored as they are.
-_TARGETS = {"float32": (np.float32, "F32"), "float16": (np.float16, "F16"), "bfloat16": (np.uint16, "BF16")}
+_CHUNK = 1 << 17  # values converted at a time (a multiple of every block): their bytes are what is held beside a result
+_MAX_THREADS = 8
+_LONGEST_BLOCK = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,38 +41,26 @@ class StoredTensor:
     offset: int  # from the start of the file
     num_bytes: int
 
-    def read(self, dtype: str) -> npt.NDArray[Any]:
-        """The values as `dtype`, in a fresh array of `info.shape`. See FileCheckpoint.read."""
-        if dtype not in _TARGETS:
-            raise ValueError(f"weights are read as one of {', '.join(_TARGETS)}, not as {dtype!r}")
-        words, plain = _TARGETS[dtype]
-        if self.info.dtype not in FORMATS:
-            where = f"{self.source.path}: tensor {quote(self.info.name)}"
-            raise ModelFormatError(f"{where} is stored as {self.info.dtype}, which cannot be read as {dtype}")
-        values = np.empty(self.info.shape, words)
-        if self.info.dtype == plain:
-            self.source.read_into(self.offset, values.reshape(-1).view(np.uint8))
-        else:
-            self._convert_into(values.reshape(-1), dtype)
-        return values
+    def fill(self, values: npt.NDArray[Any], first: int, dtype: str) -> bool:
+        """Writes the values from number `first` on, the start of a block, as many as `values` ([n], contiguous) has.
 
-    def _convert_into(self, values: npt.NDArray[Any], dtype: str) -> None:
+        Whether all of them are finite as `dtype`.
+        """
         stored = FORMATS[self.info.dtype]
-        data = np.empty(_CHUNK // stored.block_len * stored.block_bytes, np.uint8)
-        rounded_from = np.empty(0 if dtype == "float32" else _CHUNK, np.float32)
-        for first in range(0, values.size, _CHUNK):
-            piece = values[first : first + _CHUNK]
-            exact = piece if dtype == "float32" else rounded_from[: piece.size]
-            begin = first // stored.block_len * stored.block_bytes
-            chunk = data[: piece.size // stored.block_len * stored.block_bytes]
-            self.source.read_into(self.offset + begin, chunk)
-            dequantize_into(chunk, self.info.dtype, exact)
-            match dtype:
-                case "bfloat16":
-                    round_into(exact, piece)
-                case "float16":
-                    with np.errstate(all="ignore"):
-                        piece[...] = exact
+        is_plain = TARGETS[dtype][1] == self.info.dtype
+        data = np.empty(0 if is_plain else min(values.size, _CHUNK) // stored.block_len * stored.block_bytes, np.uint8)
+        is_finite = True
+        for begin in range(0, values.size, _CHUNK):
+            piece = values[begin : begin + _CHUNK]
+            offset = self.offset + (first + begin) // stored.block_len * stored.block_bytes
+            if is_plain:
+                self.source.read_into(offset, piece.view(np.uint8))
+                is_finite &= all_finite(piece, dtype)
+            else:
+                chunk = data[: piece.size // stored.block_len * stored.block_bytes]
+                self.source.read_into(offset, chunk)
+                is_finite &= convert_into(chunk, self.info.dtype, piece, dtype)
+        return is_finite
 
 
 class FileCheckpoint:
@@ -83,26 +70,53 @@ class FileCheckpoint:
         self, sources: Sequence[FileSource], stored: Sequence[StoredTensor], metadata: Mapping[str, object]
     ) -> None:
         """Takes over the open `sources` (at least one). The names in `stored` are distinct."""
+        self.threads = 1
+        self._pool: ThreadPoolExecutor | None = None
         self._sources = sources
         self._stored = {tensor.info.name: tensor for tensor in stored}
         self.tensors: Mapping[str, TensorInfo] = {tensor.info.name: tensor.info for tensor in stored}
         self.metadata = metadata
 
-    def read(self, name: str, dtype: str) -> npt.NDArray[Any]:
+    def read(self, name: str, dtype: str, *, only_finite: bool = False) -> npt.NDArray[Any]:
         """Tensor `name` as "float32", "float16" or "bfloat16" (uint16 words), in a fresh array of its shape.
 
-        A tensor stored in the dtype asked for is copied as it is. Any other is taken to float32 exactly (a block
-        format as ggml does it) and rounded from there once, to nearest even; beyond the range of float16 lies infinity.
-        Beside the result less than 1 MiB is held. Raises ModelFormatError if there is no such tensor, if its stored
-        dtype is no floating-point weight, or if the file has changed size since it was opened; ValueError for another
-        `dtype` and after `close`.
+        A tensor stored in the dtype asked for is copied as it is; for any other see `formats.convert_into`. Up to
+        `threads` threads (an attribute, 1 at first; 8 at most) share the work; each holds less than 1 MiB beside the
+        result. Raises ModelFormatError if there is no such tensor, if its stored dtype is no floating-point weight, if
+        the file has changed size since it was opened, or, with `only_finite`, if a value is not finite as `dtype`;
+        ValueError for another `dtype` and after `close`.
         """
         if name not in self._stored:
             raise ModelFormatError(f"{self._sources[0].path}: there is no tensor {quote(name)}")
-        return self._stored[name].read(dtype)
+        if dtype not in TARGETS:
+            raise ValueError(f"weights are read as one of {', '.join(TARGETS)}, not as {dtype!r}")
+        tensor = self._stored[name]
+        what = f"{tensor.source.path}: tensor {quote(name)}"
+        if tensor.info.dtype not in FORMATS:
+            raise ModelFormatError(f"{what} is stored as {tensor.info.dtype}, which cannot be read as {dtype}")
+        values = np.empty(tensor.info.shape, TARGETS[dtype][0])
+        if not self._fill(tensor, values.reshape(-1), dtype) and only_finite:
+            raise ModelFormatError(f"{what} holds values that are not finite in {dtype}")
+        return values
+
+    def _fill(self, tensor: StoredTensor, values: npt.NDArray[Any], dtype: str) -> bool:
+        num_parts = max(1, min(self.threads, _MAX_THREADS, values.size // _CHUNK))
+        if num_parts == 1:
+            return tensor.fill(values, 0, dtype)
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(_MAX_THREADS - 1)  # the caller is the eighth; started as they are needed
+        part_len = -(-values.size // (num_parts * _LONGEST_BLOCK)) * _LONGEST_BLOCK
+        others = [
+            self._pool.submit(tensor.fill, values[first : first + part_len], first, dtype)
+            for first in range(part_len, values.size, part_len)
+        ]
+        is_finite = tensor.fill(values[:part_len], 0, dtype)
+        return all([is_finite, *(other.result() for other in others)])
 
     def close(self) -> None:
         """Closes the files. What was read stays valid, `tensors` and `metadata` too."""
+        if self._pool is not None:
+            self._pool.shutdown()
         for source in self._sources:
             source.close()
 
