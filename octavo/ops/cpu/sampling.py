@@ -1,0 +1,68 @@
+"""Sampling and logprobs on the CPU: room for the results and the order of the rules; the rest is in csrc/sample.cpp."""
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from octavo.ops.cpu.place import Handle
+from octavo.ops.sampling import Ints, SampleRules, Scored
+
+
+def sample(logits: NDArray[np.float32], rules: SampleRules, num_top: int, handle: Handle) -> Scored:
+    """One token a row of `logits` [S, vocab] by `rules`, scored under the logits as they come, which they stay.
+
+    A row's result has the same bits at any number of threads and in any company. Raises IndexError for a token id
+    outside of the vocabulary.
+    """
+    from octavo.ops import _cpu
+
+    scored = _room(logits, num_top)
+    _cpu.sample(handle.native, logits, _by_row(rules), scored.top_ids.shape[1], scored)
+    return scored
+
+
+def score(logits: NDArray[np.float32], targets: Ints, num_top: int, handle: Handle) -> Scored:
+    """Logprob and rank of `targets[i]` under row i of `logits` [S, vocab], and the `num_top` most likely tokens.
+
+    Raises IndexError for a target outside of the vocabulary.
+    """
+    from octavo.ops import _cpu
+
+    scored = _room(logits, num_top)
+    _cpu.score(handle.native, logits, np.ascontiguousarray(targets, np.int64), scored.top_ids.shape[1], scored)
+    return scored
+
+
+def _room(logits: NDArray[np.float32], num_top: int) -> Scored:
+    num_rows, vocab = logits.shape
+    num_top = min(num_top, vocab)
+    return Scored(
+        ids=np.empty(num_rows, np.int64),
+        logprobs=np.empty(num_rows, np.float32),
+        ranks=np.empty(num_rows, np.int64),
+        top_ids=np.empty((num_rows, num_top), np.int64),
+        top_logprobs=np.empty((num_rows, num_top), np.float32),
+        verdicts=np.empty(num_rows, np.int64),
+    )
+
+
+def _by_row(rules: SampleRules) -> SampleRules:
+    """The same rules with each sparse one in the order of rows, as the native part looks them up."""
+    sparse = (rules.seen_at, rules.bias_at, rules.banned_at, rules.allowed_at)
+    if all(len(rows) < 2 or bool((rows[1:] >= rows[:-1]).all()) for rows, _ in sparse):
+        return rules
+    seen, bias, banned, allowed = (np.argsort(rows, kind="stable") for rows, _ in sparse)
+    return replace(
+        rules,
+        seen_at=_taken(rules.seen_at, seen),
+        seen_counts=rules.seen_counts[seen],
+        bias_at=_taken(rules.bias_at, bias),
+        bias=rules.bias[bias],
+        banned_at=_taken(rules.banned_at, banned),
+        allowed_at=_taken(rules.allowed_at, allowed),
+    )
+
+
+def _taken(at: tuple[Ints, Ints], order: NDArray[np.intp]) -> tuple[Ints, Ints]:
+    return at[0][order], at[1][order]
