@@ -22,14 +22,14 @@ _TITLES = {
 }
 
 
-def add_config_flags(parser: argparse.ArgumentParser) -> None:
-    """A flag for each field of EngineConfig.
+def add_config_flags(parser: argparse.ArgumentParser, *, without: frozenset[str] = frozenset()) -> None:
+    """A flag for each field of EngineConfig but those `without` which a command does.
 
     `ModelConfig.seed` is `--model-seed` too: sampling flags, where they are added afterwards, take `--seed`.
     """
     for part, kind in PARTS.items():
         group = parser.add_argument_group(_TITLES[part])
-        for item in dataclasses.fields(kind):
+        for item in (item for item in dataclasses.fields(kind) if item.name not in without):
             spellings = [_flag(item.name)] + (["--model-seed"] if item.name == "seed" else [])
             help = _with_default(item.metadata["help"], item.default)
             _add(group, spellings, f"config.{item.name}", item, help)
