@@ -28,6 +28,7 @@ def circumstances(engine: "LLMEngine") -> dict[str, Any]:
         "versions": {"octavo": __version__, "python": platform.python_version(), **_versions()},
         "engine": {
             "model": config.model_config.model,
+            "backend": str(vars(engine.engine.runner.ops)["__name__"]).rpartition(".")[2],  # a module
             "device": resolved.device,
             "dtype": resolved.dtype,
             "kv_dtype": resolved.kv_dtype,
@@ -45,13 +46,14 @@ def circumstances(engine: "LLMEngine") -> dict[str, Any]:
 def circumstances_text(found: dict[str, Any]) -> list[tuple[str, str]]:
     """The same as names and values for people."""
     machine, engine = found["machine"], found["engine"]
-    threads = "" if engine["threads"] is None else f"; threads {engine['threads']}"
+    rest = f"; backend {engine['backend']}"
+    rest += "" if engine["threads"] is None else f", threads {engine['threads']}"
     return [
         ("machine", f"{machine['processor']} ({machine['architecture']}), {machine['num_cores']} cores"),
         ("instructions", " ".join(machine["features"]) or "none known"),
         ("versions", ", ".join(f"{name} {number}" for name, number in found["versions"].items())),
         ("model", engine["model"]),
-        ("engine", engine["description"] + threads),
+        ("engine", engine["description"] + rest),
     ]
 
 
