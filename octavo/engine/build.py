@@ -5,9 +5,9 @@ largest setting that would.
 """
 
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 from octavo.cache.blocks import BlockPool
 from octavo.cache.kv import block_bytes, new_cache
@@ -22,6 +22,7 @@ from octavo.models.config import ArchConfig
 from octavo.models.config_huggingface import generation_defaults
 from octavo.models.load import LoadOptions, ModelFiles, load_decoder, weight_bytes
 from octavo.models.load import read_model as read_model  # the runtime begins here: what the files say, then an engine
+from octavo.ops import cpu, machine
 from octavo.ops.interface import KVShape, Ops, Place
 
 log = logging.getLogger("octavo")
@@ -65,7 +66,7 @@ def build_engine(model: ModelFiles, config: EngineConfig, *, trace: bool = False
     Raises ModelFormatError, ConfigError or DoesNotFitError before memory is taken.
     """
     arch = model.arch
-    ops = _choose_ops()
+    ops = _choose_ops(config.model_config.device)
     place = ops.open_place(config.model_config.device, _choose_dtype(arch, config), config.model_config.threads)
     resolved = resolve(arch, config, ops, place, generation_defaults(model.path))
     log.info("%s", resolved.describe())
@@ -116,14 +117,17 @@ def resolve(
     )
 
 
-def _choose_ops() -> Ops:
-    """The backend: a module with the functions of `Ops`. There is one so far."""
-    # OpenMP's threads spin while they wait; where another process wants the core, every operation then waits for a
-    # time slice (measured on a shared machine: 0.5 tokens/s, against 4.1 asleep). Read when torch is first imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+def _choose_ops(device: str) -> Ops:
+    """The backend, a module with the functions of `Ops`: our own kernels on a CPU, PyTorch on a GPU."""
+    if not (device.startswith("cuda") or (device == "auto" and machine.has_gpu_driver())):
+        return cpu
+    if find_spec("torch") is None:
+        if device == "auto":
+            return cpu
+        raise ConfigError(f"device={device!r}: a GPU needs PyTorch, which is not installed: pip install 'octavo[gpu]'")
     from octavo.ops import reference
 
-    return reference
+    return reference if device != "auto" or reference.has_gpu() else cpu
 
 
 def _choose_dtype(arch: ArchConfig, config: EngineConfig) -> str:

@@ -34,9 +34,12 @@ class Decoder:
 
     def forward(self, batch: Batch, kv: Sequence[KV]) -> Tensor:
         """One step: [T, hidden] before the final norm. Writes K and V of the step to `kv`, one for each layer."""
+        tokens, steps = self._ops.plan_tokens(self._place, batch.tokens), self._plan(batch, kv)
+        return self._ops.replay(self._place, (self, kv), lambda: self._line(tokens, steps, kv))
+
+    def _line(self, tokens: Tensor, steps: Sequence[LayerStep], kv: Sequence[KV]) -> Tensor:
+        """The forward, a straight line: nothing here depends on a step's numbers but through its plans."""
         ops, weights = self._ops, self._weights
-        tokens, steps = ops.plan_tokens(self._place, batch.tokens), self._plan(batch, kv)
-        # From here on a straight line: nothing below depends on this step's numbers but through its plans.
         x = ops.embed(weights.embedding, tokens)
         for layer, step, layer_kv in zip(weights.layers, steps, kv, strict=True):
             x = layer(ops, x, step, layer_kv)

@@ -5,13 +5,13 @@ weights and plans are opaque to all but the backend that made them.
 
 Two kinds of operations run in a step. The `plan_*` operations take the step's NumPy arrays: all that differs from one
 step to the next enters there. The others take what those gave, weights and each other's results only, so that a
-backend may record them once and replay the record on buffers of its own. What an operation returns is therefore valid
-until the next step, no longer.
+backend may record them once and replay the record on buffers of its own (`replay`). What an operation returns is
+therefore valid until the next step, no longer.
 
 Host arrays of weights are float32, float16, or bfloat16 as uint16 words: always the place's dtype, vectors excepted.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -96,7 +96,7 @@ class FinalNorm:
 
 
 class Ops(Protocol):
-    """A backend. T tokens in a step; matrices are [out, in]; activations are in the place's dtype."""
+    """A backend. T tokens in a step; matrices are [out, in]; activations are in the place's dtype, or wider."""
 
     # The place, its memory, and what lies there.
 
@@ -168,6 +168,13 @@ class Ops(Protocol):
         ...
 
     # The straight line.
+
+    def replay(self, place: Place, key: tuple[object, ...], line: Callable[[], Tensor]) -> Tensor:
+        """What `line` gives: operations on plans, weights and each other's results, always the same ones for a `key`.
+
+        A backend may call `line` once for each key (compared by identity), and run what it then recorded each time.
+        """
+        ...
 
     def embed(self, embedding: Weight, tokens: Tensor) -> Tensor:
         """Rows of the embedding: [T] -> [T, hidden]."""

@@ -70,6 +70,17 @@ def memory(root: Path = Path("/")) -> Memory:
     return Memory(total=system.total, available=available, container_limit=min(limits, default=None))
 
 
+def total_memory() -> int:
+    """Bytes of the machine, within a container's limit."""
+    found = memory()
+    return min(found.total, found.container_limit or found.total)
+
+
+def has_gpu_driver(root: Path = Path("/")) -> bool:
+    """Whether a driver for NVIDIA's GPUs is loaded; looked for before PyTorch is, whose import takes a second."""
+    return any((root / path).exists() for path in ("dev/nvidiactl", "dev/dxg"))
+
+
 def _address_space_left() -> int | None:
     """Bytes that `ulimit -v` still lets this process map; None without such a limit."""
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]

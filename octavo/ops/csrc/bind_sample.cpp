@@ -31,7 +31,7 @@ void check(bool holds, const std::string& what) {
 Logits logits_of(const LogitsArray& array) {
     constexpr std::size_t kMost = std::numeric_limits<int>::max() / 2;
     check(array.shape(0) < kMost && array.shape(1) > 0 && array.shape(1) < kMost, "logits: no such shape");
-    check(array.shape(1) == 1 || array.stride(1) == 1, "logits: a row must lie together");
+    check(array.size() == 0 || array.shape(1) == 1 || array.stride(1) == 1, "logits: a row must lie together");
     return {array.data(), array.stride(0), static_cast<int>(array.shape(0)), static_cast<int>(array.shape(1))};
 }
 

@@ -1,7 +1,7 @@
 // Sampling, row by row, over the vector kernels of draw.h.
 //
 // First every row is looked at in segments, which threads share: largest logit, sum of exponentials. A greedy row whose
-// logits nobody edits needs no more. Then each row is one thread's: it is edited in a copy, weighed, cut and drawn from.
+// logits nobody edits needs no more. Then each row is one thread's: edited in a copy, weighed, cut and drawn from.
 // Nothing is sorted: the cut of top-k and top-p is found by walking down a histogram of the weights.
 
 #include "sample.h"

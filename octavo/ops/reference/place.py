@@ -97,12 +97,16 @@ def _find_device(device: str) -> torch.device:
     return torch.device("cuda", number)
 
 
+def has_gpu() -> bool:
+    """Whether torch sees a GPU."""
+    return bool(torch.cuda.is_available())
+
+
 def total_memory(place: Place) -> int:
     """Bytes of the GPU, or of the machine within a container's limit."""
     if place.device != "cpu":
         return int(torch.cuda.mem_get_info(place.handle.device)[1])
-    memory = machine.memory()
-    return min(memory.total, memory.container_limit or memory.total)
+    return machine.total_memory()
 
 
 def free_memory(place: Place) -> int:

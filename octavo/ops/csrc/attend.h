@@ -1,0 +1,241 @@
+// Attention of a run of queries of one row over one segment of its keys, with a running softmax.
+//
+// Keys are walked in tiles of whole blocks that begin at fixed absolute positions, in order. For one query, the numbers
+// and their order depend on its position, the tiles and the segment alone: a tile in which it sees nothing changes
+// nothing (its maximum stays, e^0 is exactly 1, and zeros are added). What no query of the run sees is never read into
+// a sum. (Running softmax: Milakov and Gimelshein, arXiv:1805.02867; over blocks: Dao et al., arXiv:2205.14135)
+#pragma once
+
+#include <type_traits>
+
+#include "kernels.h"
+#include "rows.h"
+#include "tile.h"
+
+namespace {
+
+constexpr int kTileKeys = 64;  // keys that share a rescaling, if blocks are not larger
+constexpr float kNothing = -__builtin_inff();
+
+constexpr int round_up(int n, int to) { return (n + to - 1) / to * to; }
+
+// The part of one state's values: padded to whole vectors. Beside them a state has its maximum and its sum.
+struct States {
+    float* largest;  // [queries]
+    float* total;  // [queries]
+    float* values;  // [queries, width]
+    int count, width;
+};
+
+OCTAVO_INLINE States states_at(float* state, int count, int head_dim) {
+    return {state, state + count, state + 2 * count, count, round_up(head_dim, W)};
+}
+
+// Queries times scale, packed for the tiles: blocks of kMaxRows, values of one dimension side by side.
+OCTAVO_INLINE void pack_queries(const AttendArgs& args, int head_dim, float* packed) {
+    const int count = args.num_queries * args.group;
+    for (int first = 0; first < count; first += kMaxRows) {
+        const int rows = count - first < kMaxRows ? count - first : kMaxRows;
+        for (int m = 0; m < rows; ++m) {
+            const int query = (first + m) / args.group, head = args.kv_head * args.group + (first + m) % args.group;
+            const float* q = args.q + query * args.q_stride + std::int64_t{head} * head_dim;
+            for (int d = 0; d < head_dim; ++d) packed[std::int64_t{first} * head_dim + d * rows + m] = q[d] * args.scale;
+        }
+    }
+}
+
+// One tile: blocks [first_block, first_block + num_blocks) of the row, `columns` scores of each query side by side
+// (a block's keys are padded to whole vectors).
+struct KeyTile {
+    int first_block, num_blocks, block_columns, columns;
+};
+
+template <class T>
+struct Attention {
+    using KeyB = std::conditional_t<sizeof(T) == 2, Pairs, Singles>;
+    using ValueB = std::conditional_t<sizeof(T) == 2, Halves, Singles>;
+
+    const KVView& kv;
+    const AttendArgs& args;
+    float* packed;  // queries [count, head_dim]
+    float* scores;  // [count, columns]
+    States states;
+
+    int count() const { return args.num_queries * args.group; }
+
+    const T* block(int index) const {
+        return static_cast<const T*>(kv.blocks) + keys_at(kv, args.blocks[index], args.kv_head);
+    }
+
+    // The first position that the query at `position` sees.
+    int first_seen(int position) const {
+        return args.window > 0 && position >= args.window ? position - args.window + 1 : 0;
+    }
+
+    void score(const KeyTile& tile) {
+        const int dim = kv.head_dim;
+        for (int index = 0; index < tile.num_blocks; ++index) {
+            const auto* keys = reinterpret_cast<const typename KeyB::Element*>(block(tile.first_block + index));
+            for (int row = 0; row < count(); row += kMaxRows) {
+                const int rows = count() - row < kMaxRows ? count() - row : kMaxRows;
+                Tile<KeyB> t;
+                t.a = packed + std::int64_t{row} * dim;
+                t.a_row = 1;
+                t.a_inner = rows;
+                t.b = keys;
+                t.b_stride = kv.block_size;
+                t.c = scores + std::int64_t{row} * tile.columns + index * tile.block_columns;
+                t.c_row = tile.columns;
+                t.steps = dim / KeyB::kInner;
+                t.continues = false;
+                run_tiles<KeyB>(rows, tile.block_columns / W, t);
+            }
+        }
+    }
+
+    // Scores to weights, in place, for the query at `position`; its values so far are scaled to the new maximum.
+    void soften(const KeyTile& tile, int row, int position) {
+        float* s = scores + std::int64_t{row} * tile.columns;
+        const int first = first_seen(position) > args.first_key ? first_seen(position) : args.first_key;
+        const int end = position + 1 < args.end_key ? position + 1 : args.end_key;
+        vf largest = splat(kNothing);
+        for (int column = 0; column < tile.columns; column += W) {
+            vf x = load(s + column);
+            if (args.soft_cap > 0.0f) x = capped(x);
+            const int place = column % tile.block_columns;
+            const int key = (tile.first_block + column / tile.block_columns) * kv.block_size + place;
+            if (key < first || key + W > end || place + W > kv.block_size) {
+                const vi lane = lane_numbers();
+                const vi seen = (lane + key >= first) & (lane + key < end) & (lane + place < kv.block_size);
+                x = select(seen, x, splat(kNothing));
+            }
+            store(s + column, x);
+            largest = max(x, largest);
+        }
+        const float before = states.largest[row], tile_largest = max_lane(largest);
+        const float now = before > tile_largest ? before : tile_largest;
+        vf total = splat(0.0f);
+        for (int column = 0; column < tile.columns; column += W) {
+            const vf x = load(s + column);
+            const vf weight = now == kNothing ? splat(0.0f) : exp(x - now);
+            store(s + column, weight);
+            total = total + weight;
+        }
+        const float factor = before == now ? 1.0f : exp(splat(before - now))[0];
+        states.largest[row] = now;
+        states.total[row] = fma1(states.total[row], factor, sum(total));
+        if (factor != 1.0f) {
+            float* values = states.values + std::int64_t{row} * states.width;
+            for (int d = 0; d < states.width; d += W) store(values + d, load(values + d) * factor);
+        }
+    }
+
+    // soft_cap * tanh(x / soft_cap); tanh(y) = 1 - 2 / (e^2y + 1)
+    vf capped(vf x) const {
+        const vf e = exp(x * (2.0f / args.soft_cap));
+        return (1.0f - 2.0f / (e + 1.0f)) * args.soft_cap;
+    }
+
+    // Weights times values, for the keys [first, end) that some query of the run sees.
+    void gather(const KeyTile& tile, int first, int end) {
+        for (int index = 0; index < tile.num_blocks; ++index) {
+            const int key = (tile.first_block + index) * kv.block_size;
+            const int low = first > key ? first - key : 0;
+            const int high = end - key < kv.block_size ? end - key : kv.block_size;
+            if (low >= high) continue;
+            const T* values = block(tile.first_block + index) + std::int64_t{kv.block_size} * kv.head_dim;
+            for (int row = 0; row < count(); row += kMaxRows) {
+                const int rows = count() - row < kMaxRows ? count() - row : kMaxRows;
+                Tile<ValueB> t;
+                t.a = scores + std::int64_t{row} * tile.columns + index * tile.block_columns + low;
+                t.a_row = tile.columns;
+                t.a_inner = 1;
+                t.b = reinterpret_cast<const typename ValueB::Element*>(values) + std::int64_t{low} * kv.head_dim;
+                t.b_stride = kv.head_dim;
+                t.c = states.values + std::int64_t{row} * states.width;
+                t.c_row = states.width;
+                t.steps = high - low;
+                t.continues = true;
+                run_tiles<ValueB>(rows, states.width / W, t);
+            }
+        }
+    }
+
+    void run() {
+        for (int i = 0; i < count(); ++i) states.largest[i] = kNothing, states.total[i] = 0.0f;
+        std::memset(states.values, 0, sizeof(float) * static_cast<std::size_t>(count()) * states.width);
+        pack_queries(args, kv.head_dim, packed);
+        const int last_position = args.first_position + args.num_queries - 1;
+        const int seen = first_seen(args.first_position);
+        const int first = seen > args.first_key ? seen : args.first_key;
+        const int end = last_position + 1 < args.end_key ? last_position + 1 : args.end_key;
+        const int block_columns = round_up(kv.block_size, W);
+        const int tile_blocks = block_columns >= kTileKeys ? 1 : kTileKeys / block_columns;
+        const int last_block = (end + kv.block_size - 1) / kv.block_size;
+        // Tiles begin at multiples of tile_blocks, whatever is seen of the first.
+        int begin = first / kv.block_size / tile_blocks * tile_blocks;
+        for (; begin < last_block; begin += tile_blocks) {
+            const int from = begin > first / kv.block_size ? begin : first / kv.block_size;
+            const int to = begin + tile_blocks < last_block ? begin + tile_blocks : last_block;
+            const KeyTile tile{from, to - from, block_columns, (to - from) * block_columns};
+            score(tile);
+            for (int row = 0; row < count(); ++row) soften(tile, row, args.first_position + row / args.group);
+            gather(tile, first, end);
+        }
+    }
+};
+
+// Floats that `attend` needs beside the state, for `count` queries.
+OCTAVO_INLINE std::int64_t score_columns(int block_size) {
+    const int block_columns = round_up(block_size, W);
+    return block_columns >= kTileKeys ? block_columns : kTileKeys / block_columns * block_columns;
+}
+
+template <class T>
+OCTAVO_INLINE void attend_as(const KVView& kv, const AttendArgs& args) {
+    const int count = args.num_queries * args.group;
+    float* scores = args.scratch + std::int64_t{count} * kv.head_dim;
+    Attention<T> attention{kv, args, args.scratch, scores, states_at(args.state, count, kv.head_dim)};
+    attention.run();
+}
+
+void attend(const KVView& kv, const AttendArgs& args) {
+    if (kv.dtype == Dtype::bfloat16)
+        attend_as<std::uint16_t>(kv, args);
+    else
+        attend_as<float>(kv, args);
+}
+
+// Takes the states of a later segment into those of the earlier ones.
+void merge(float* state, const float* later, int count, int head_dim) {
+    const States into = states_at(state, count, head_dim), from = states_at(const_cast<float*>(later), count, head_dim);
+    for (int i = 0; i < count; ++i) {
+        const float a = into.largest[i], b = from.largest[i], now = a > b ? a : b;
+        const float keep = a == now ? 1.0f : exp(splat(a - now))[0], take = b == now ? 1.0f : exp(splat(b - now))[0];
+        into.largest[i] = now;
+        into.total[i] = fma1(from.total[i], take, into.total[i] * keep);
+        float* values = into.values + std::int64_t{i} * into.width;
+        const float* more = from.values + std::int64_t{i} * from.width;
+        for (int d = 0; d < into.width; d += W)
+            store(values + d, fma(load(more + d), splat(take), load(values + d) * keep));
+    }
+}
+
+// Values over sums, to `out`: query t's heads of this KV head at out + t * stride.
+void finish(const float* state, int num_queries, int group, int head_dim, float* out, std::int64_t stride) {
+    const int count = num_queries * group;
+    const States states = states_at(const_cast<float*>(state), count, head_dim);
+    for (int i = 0; i < count; ++i) {
+        float* to = out + i / group * stride + std::int64_t{i % group} * head_dim;
+        const float* values = states.values + std::int64_t{i} * states.width;
+        for (int d = 0; d < head_dim; ++d) to[d] = values[d] / states.total[i];
+    }
+}
+
+std::int64_t attend_scratch(int count, int head_dim, int block_size) {
+    return std::int64_t{count} * (head_dim + score_columns(block_size));
+}
+
+std::int64_t state_floats(int count, int head_dim) { return std::int64_t{count} * (2 + round_up(head_dim, W)); }
+
+}  // namespace

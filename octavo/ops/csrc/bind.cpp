@@ -1,0 +1,224 @@
+// What Python sees: the machine, packed weights, the cache, plans and programs. Checks what crosses, does no work.
+
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <chrono>
+#include <stdexcept>
+
+#include "program.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+using namespace octavo;
+
+void bind_sample(nb::module_& m);
+
+namespace {
+
+template <class T, int Dims>
+using Array = nb::ndarray<const T, nb::ndim<Dims>, nb::c_contig, nb::device::cpu>;
+using AnyMatrix = nb::ndarray<nb::ndim<2>, nb::ro, nb::c_contig, nb::device::cpu>;
+using FloatView = nb::ndarray<nb::numpy, float>;
+using Unlocked = nb::gil_scoped_release;
+
+struct Vector {
+    std::vector<float> values;
+};
+
+Norm norm_of(const Vector* vector, float eps) { return {vector == nullptr ? nullptr : vector->values.data(), eps}; }
+
+void check(bool holds, const char* what) {
+    if (!holds) throw std::invalid_argument(what);
+}
+
+void fill(Matrix& matrix, Machine& machine, int first_row, const AnyMatrix& values) {
+    const int bits = matrix.view.dtype == Dtype::bfloat16 ? 16 : 32;
+    check(values.itemsize() * 8 == static_cast<std::size_t>(bits), "the values are not of the matrix's dtype");
+    check(static_cast<int>(values.shape(1)) == matrix.view.num_in, "the rows are not as long as the matrix's");
+    const int rows = static_cast<int>(values.shape(0));
+    check(first_row >= 0 && rows > 0 && first_row + rows <= matrix.view.num_out, "the matrix has no such rows");
+    const void* data = values.data();
+    const Unlocked unlocked;
+    matrix.fill(machine.pool, first_row, rows, data);
+}
+
+void set_attention(AttentionPlan& plan, const Machine& machine, const AttentionShape& shape,
+                   const Array<std::int64_t, 1>& slots, const Array<std::int32_t, 1>& row_starts,
+                   const Array<std::int32_t, 1>& context_lens, const Array<std::int32_t, 2>& block_table) {
+    const std::size_t num_rows = context_lens.shape(0);
+    check(row_starts.shape(0) == num_rows + 1 && block_table.shape(0) == num_rows, "rows differ in number");
+    plan.slots.assign(slots.data(), slots.data() + slots.size());
+    plan.block_table.assign(block_table.data(), block_table.data() + block_table.size());
+    plan.table_width = static_cast<int>(block_table.shape(1));
+    plan.set(*machine.kernels, shape, static_cast<int>(num_rows), row_starts.data(), context_lens.data());
+}
+
+// Logits of some rows of a program's buffer, into `out` [rows, vocab].
+void read_out(Machine& machine, const Program& program, int buffer, const Array<std::int32_t, 1>& rows,
+              const Vector* norm, float eps, const Matrix& head, nb::ndarray<float, nb::ndim<2>, nb::c_contig> out) {
+    check(static_cast<int>(out.shape(1)) == head.view.num_out && out.shape(0) == rows.shape(0), "logits: shape");
+    const LinearInput input{program.buffer(buffer), rows.data(), program.width(buffer),
+                            static_cast<int>(rows.shape(0)), norm_of(norm, eps)};
+    float* to = out.data();
+    const Unlocked unlocked;
+    run_linear(machine, head, input, {to, head.view.num_out, false, false});
+}
+
+void bind_values(nb::module_& m) {
+    nb::class_<Machine>(m, "Machine", "Threads and the chosen path.")
+        .def(nb::init<const std::string&, int>(), "path"_a, "num_threads"_a)
+        .def_prop_ro("path", [](const Machine& self) { return self.kernels->name; })
+        .def_prop_ro("num_threads", [](const Machine& self) { return self.pool.num_threads(); });
+    nb::class_<Vector>(m, "Vector", "Floats that kernels read.").def("__init__", [](Vector* self, Array<float, 1> values) {
+        new (self) Vector{{values.data(), values.data() + values.size()}};
+    });
+    nb::class_<Matrix>(m, "Matrix", "A packed matrix [num_out, num_in].")
+        .def("__init__",
+             [](Matrix* self, int num_out, int num_in, bool is_bf16, bool halves) {
+                 check(num_out > 0 && num_in > 0, "an empty matrix");
+                 check(!halves || num_out % (2 * kPanel) == 0, "halves must be whole panels");
+                 new (self) Matrix(num_out, num_in, is_bf16 ? Dtype::bfloat16 : Dtype::float32, halves);
+             })
+        .def("fill", &fill, "machine"_a, "first_row"_a, "values"_a)
+        .def("set_bias",
+             [](Matrix& self, Array<float, 1> bias) {
+                 check(static_cast<int>(bias.size()) == self.view.num_out, "the bias is not as long as the matrix");
+                 self.bias.assign(bias.data(), bias.data() + bias.size());
+             })
+        .def_prop_ro("num_out", [](const Matrix& self) { return self.view.num_out; })
+        .def_prop_ro("num_in", [](const Matrix& self) { return self.view.num_in; })
+        .def_prop_ro("num_bytes", &Matrix::num_bytes)
+        .def_ro("halves", &Matrix::halves);
+    nb::class_<Cache>(m, "Cache", "Keys and values of one layer.")
+        .def("__init__",
+             [](Cache* self, int num_blocks, int block_size, int num_kv_heads, int head_dim, bool is_bf16) {
+                 check(head_dim % 2 == 0, "head_dim must be even");
+                 new (self) Cache(num_blocks, block_size, num_kv_heads, head_dim,
+                                  is_bf16 ? Dtype::bfloat16 : Dtype::float32);
+             })
+        .def("copy_block", &Cache::copy_block)
+        .def(
+            "memory",
+            [](Cache& self) {
+                const std::size_t size = static_cast<std::size_t>(self.memory.size());
+                return nb::ndarray<nb::numpy, std::uint8_t>(self.memory.as<void>(), {size}, nb::find(&self));
+            },
+            "All bytes, as they lie: see KVView in kernels.h.");
+}
+
+void bind_plans(nb::module_& m) {
+    nb::class_<TokensPlan>(m, "TokensPlan").def(nb::init<>()).def("set", [](TokensPlan& self, Array<std::int32_t, 1> ids) {
+        self.ids.assign(ids.data(), ids.data() + ids.size());
+    });
+    nb::class_<RopePlan>(m, "RopePlan")
+        .def("__init__",
+             [](RopePlan* self, Array<float, 1> frequencies, float scale) {
+                 new (self) RopePlan;
+                 self->frequencies.assign(frequencies.data(), frequencies.data() + frequencies.size());
+                 self->scale = scale;
+             })
+        .def("set", [](RopePlan& self, Array<std::int32_t, 1> positions) {
+            self.set(positions.data(), static_cast<int>(positions.size()));
+        });
+    nb::class_<AttentionShape>(m, "AttentionShape").def(nb::init<int, int, int, float, int, float>());
+    nb::class_<AttentionPlan>(m, "AttentionPlan")
+        .def(nb::init<>())
+        .def("set", &set_attention)
+        .def_prop_ro("num_units", [](const AttentionPlan& self) { return self.units.size(); });
+}
+
+void bind_program(nb::module_& m) {
+    nb::class_<Program>(m, "Program", "A recorded straight line. What it refers to must outlive it.")
+        .def(nb::init<Machine&>())
+        .def("add_buffer", &Program::add_buffer)
+        .def("embed", &Program::embed)
+        .def("rms_norm", [](Program& self, const Vector& norm, float eps, int in,
+                            int out) { self.rms_norm(norm_of(&norm, eps), self.width(in), in, out); })
+        .def("linear",
+             [](Program& self, const Matrix& matrix, const Vector* norm, float eps, int in, int out, bool adds,
+                bool silu) { self.linear(matrix, norm_of(norm, eps), in, out, adds, silu); },
+             "matrix"_a, "norm"_a.none(), "eps"_a, "in"_a, "out"_a, "adds"_a, "silu"_a)
+        .def("rope",
+             [](Program& self, Cache& cache, const AttentionPlan& plan, const RopePlan& rope, const Vector* query,
+                const Vector* key, float eps, int qkv) {
+                 self.rope(cache, plan, rope, norm_of(query, eps), norm_of(key, eps), qkv);
+             },
+             "cache"_a, "plan"_a, "rope"_a, "query"_a.none(), "key"_a.none(), "eps"_a, "qkv"_a)
+        .def("attention", [](Program& self, const Cache& cache, const AttentionPlan& plan, int q,
+                             int out) { self.attention(cache, plan, q, self.width(q), out); })
+        .def("silu_mul", [](Program& self, int in, int out) { self.silu_mul(self.width(out), in, out); })
+        .def("add", [](Program& self, int in, int out) { self.add(self.width(out), in, out); })
+        .def("run", &Program::run, nb::call_guard<Unlocked>())
+        .def(
+            "view",
+            [](Program& self, int buffer, int num_tokens) {
+                self.reserve(num_tokens);
+                const std::size_t rows = static_cast<std::size_t>(num_tokens);
+                return FloatView(self.buffer(buffer), {rows, static_cast<std::size_t>(self.width(buffer))},
+                                 nb::find(&self));
+            },
+            "The first rows of a buffer, in place: valid until there is need for more rows.");
+    m.def("logits", &read_out, "machine"_a, "program"_a, "buffer"_a, "rows"_a, "norm"_a.none(), "eps"_a, "head"_a, "out"_a);
+}
+
+double seconds_since(std::chrono::steady_clock::time_point begin) {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
+
+// Bytes a second of a bare read of `num_bytes`, by all threads, each from pieces of its own.
+double read_bandwidth(Machine& machine, std::int64_t num_bytes, int rounds) {
+    constexpr std::int64_t kPiece = std::int64_t{1} << 18;
+    Memory memory(num_bytes);
+    const int pieces = static_cast<int>(num_bytes / kPiece);
+    machine.pool.each(pieces, [&](int unit, int) {
+        std::memset(memory.as<char>() + unit * kPiece, unit, static_cast<std::size_t>(kPiece));
+    });
+    double best = 0.0;
+    for (int round = 0; round < rounds; ++round) {
+        const auto begin = std::chrono::steady_clock::now();
+        machine.pool.each(pieces, [&](int unit, int) {
+            volatile std::uint32_t kept = machine.kernels->read(memory.as<char>() + unit * kPiece, kPiece);
+            (void)kept;
+        });
+        const double rate = static_cast<double>(pieces * kPiece) / seconds_since(begin);
+        best = rate > best ? rate : best;
+    }
+    return best;
+}
+
+// Floating-point operations a second of products that never leave the registers, by all threads.
+double product_peak(Machine& machine, int rounds) {
+    constexpr int kUnits = 64;
+    constexpr std::int64_t kLoops = 20000;
+    double best = 0.0;
+    for (int round = 0; round < rounds; ++round) {
+        std::vector<double> done(kUnits);
+        const auto begin = std::chrono::steady_clock::now();
+        machine.pool.each(kUnits, [&](int unit, int) {
+            done[static_cast<std::size_t>(unit)] = machine.kernels->spin_products(kLoops);
+        });
+        double total = 0.0;
+        for (const double one : done) total += one;
+        const double rate = total / seconds_since(begin);
+        best = rate > best ? rate : best;
+    }
+    return best;
+}
+
+}  // namespace
+
+NB_MODULE(_cpu, m) {
+    m.doc() = "The CPU kernels; see octavo.ops.cpu.";
+    m.def("path_names", &path_names, "Paths that this processor can take, best first.");
+    bind_values(m);
+    bind_plans(m);
+    bind_program(m);
+    m.def("read_bandwidth", &read_bandwidth, nb::call_guard<Unlocked>(), "machine"_a, "num_bytes"_a, "rounds"_a,
+          "Bytes a second of a bare read, the best of some rounds.");
+    m.def("product_peak", &product_peak, nb::call_guard<Unlocked>(), "machine"_a, "rounds"_a,
+          "Floating-point operations a second from registers alone, the best of some rounds.");
+    bind_sample(m);
+}

@@ -1,0 +1,142 @@
+// What one instruction set offers: a table of small kernels, each for one unit of work on one thread, and the plain
+// values that they read. The files that are compiled once for each instruction set include no more than this, so only
+// plain data stands here, and no inline function.
+//
+// All activations are float32, row-major. Every reduction has one order, whatever the number of rows beside it.
+#pragma once
+
+#include <cstdint>
+
+namespace octavo {
+
+enum class Dtype : int { float32 = 0, bfloat16 = 1 };
+
+constexpr int kPanel = 32;  // columns (outputs) of a matrix that lie side by side
+
+// A packed matrix [num_out, num_in]: panels of kPanel outputs, and in each, for every pair of inputs, the kPanel pairs
+// of weights next to each other (bfloat16: 32-bit words, the even input in the lower half; float32: an input's kPanel
+// weights, input after input). Inputs are padded with zeros to `padded_in`, outputs to whole panels.
+struct MatrixView {
+    const void* panels;
+    const float* bias;  // [num_out], or null
+    std::int64_t panel_bytes;
+    int num_out, num_in, padded_in;
+    Dtype dtype;
+};
+
+// Rows of activations as a product reads them, packed in blocks of `Kernels::block_rows` rows.
+struct PackArgs {
+    const float* x;  // row i at x + rows[i] * stride, or x + i * stride where rows is null
+    const std::int32_t* rows;
+    const float* norm;  // RMS norm's weights, or null
+    void* packed;
+    std::int64_t stride;
+    int num_rows, num_in, padded_in;
+    float eps;
+};
+
+// One panel times rows [first_row, first_row + num_rows), first_row a multiple of block_rows: raw sums into
+// scratch [num_rows, kPanel].
+struct ProductArgs {
+    const void* panel;
+    const void* packed;
+    float* scratch;
+    int total_rows;  // of the packed input
+    int first_row, num_rows, num_in, padded_in;
+};
+
+// What becomes of the sums of `num_columns` outputs: out[row] = sums + bias (+ out[row]), or, with `up`,
+// silu(sums) * up. Row r of the scratch goes to out + r * stride.
+struct StoreArgs {
+    const float* sums;
+    const float* up;  // the sums of the panel that `sums`, as gates, are multiplied with; or null
+    const float* bias;
+    const float* up_bias;
+    float* out;
+    std::int64_t stride;
+    int num_rows, num_columns;
+    bool adds;
+};
+
+// Keys and values of one layer. A block holds, for each KV head, the keys of its slots as [head_dim / 2, block_size, 2]
+// (a pair of dimensions of one key together, keys side by side), then the values as [block_size, head_dim].
+struct KVView {
+    void* blocks;
+    int num_blocks, block_size, num_kv_heads, head_dim;
+    Dtype dtype;
+};
+
+struct RopeArgs {
+    float* qkv;  // this token's row: queries are turned in place
+    const float* cos;  // [head_dim / 2]
+    const float* sin;
+    const float* query_norm;  // [head_dim], or null
+    const float* key_norm;
+    float eps;
+    int num_heads;
+    std::int64_t slot;
+};
+
+// A run of queries of one row, for one KV head, over keys [first_key, end_key) of the row.
+struct AttendArgs {
+    const float* q;  // query t's heads at q + t * q_stride; those of this KV head come first
+    const std::int32_t* blocks;  // the row's block table
+    float* scratch;  // Kernels::attend_scratch floats
+    // Running softmax, kept between segments: for each query (token-major, then head of the group) its maximum, its
+    // sum, and head_dim accumulated values.
+    float* state;
+    std::int64_t q_stride;
+    int kv_head, group;
+    int first_position, num_queries;  // the queries' positions
+    int first_key, end_key;
+    int window;  // 0: none
+    float scale, soft_cap;  // soft_cap 0: none
+};
+
+struct Kernels {
+    const char* name;
+    int block_rows[2];  // by Dtype: rows that a product takes at a time
+    int input_bytes[2];  // bytes of one packed input value
+
+    void (*pack_rows)(const PackArgs&, Dtype, int first_row, int num_rows);
+    void (*product[2])(const ProductArgs&);
+    void (*store)(const StoreArgs&);
+    void (*rms_norm)(const float* x, const float* norm, float eps, int n, float* out);
+    void (*silu_mul)(const float* gate, const float* up, int n, float* out);
+    void (*add)(float* x, const float* y, std::int64_t n);
+    void (*rope)(const KVView&, const RopeArgs&);
+    void (*attend)(const KVView&, const AttendArgs&);
+    std::int64_t (*attend_scratch)(int count, int head_dim, int block_size);  // floats; count: queries times group
+    std::int64_t (*state_floats)(int count, int head_dim);
+    void (*merge)(float* state, const float* later, int num_states, int head_dim);
+    void (*finish)(const float* state, int num_queries, int group, int head_dim, float* out, std::int64_t stride);
+
+    // Sampling; see draw.h.
+    void (*scan)(const float* x, int n, struct ScanResult*);
+    float (*peak)(const float* x, int n, int* at);
+    void (*weigh)(const float* x, int n, float largest, float temperature, float* weights);
+    double (*mass)(const float* weights, int n, float floor);
+    int (*count_above)(const float* x, int n, float value);
+    int (*collect)(const float* x, int n, float low, float high, std::int32_t* places);
+
+    // The machine's limits: a sum over bytes that does nothing but read, and `rounds` rounds of products that never
+    // leave the registers (returns how many floating-point operations they were).
+    std::uint32_t (*read)(const void* from, std::int64_t num_bytes);
+    double (*spin_products)(std::int64_t rounds);
+};
+
+struct ScanResult {
+    float largest;  // NaN if there is one among the values
+    int largest_at;  // the first of equal ones
+    double sum;  // of e^(x - largest); meaningless where `largest` is not finite
+};
+
+const Kernels* portable_kernels();
+#if defined(OCTAVO_X86_PATHS)
+const Kernels* avx2_kernels();
+const Kernels* avx512_kernels();
+const Kernels* avx512_bf16_kernels();
+const Kernels* amx_kernels();
+#endif
+
+}  // namespace octavo

@@ -1,0 +1,91 @@
+// A product in two parallel parts: the input's rows are packed (and normed), then panels of weights stream past them.
+
+#include <algorithm>
+
+#include "program.h"
+
+namespace octavo {
+
+namespace {
+
+constexpr int kRowsAtOnce = 96;  // rows whose sums a thread holds; a multiple of every path's block_rows
+constexpr std::int64_t kStreamBytes = 96 << 10;  // weights that a thread reads in one go, where there are few rows
+constexpr int kUnitsPerThread = 6;
+
+int ceil_div(int a, int b) { return (a + b - 1) / b; }
+
+// What a thread takes at a time: `panels_per_unit` panels (with `silu` pairs of them) and one of `row_parts` parts of
+// the rows. Has no influence on any result.
+struct Cut {
+    int panels_per_unit, num_panel_units, rows_per_part, row_parts;
+};
+
+Cut cut(const Machine& machine, const Matrix& matrix, int num_rows, int step) {
+    const int num_panels = matrix.num_panels() / step, threads = machine.pool.num_threads();
+    const int wanted = threads == 1 ? 1 : threads * kUnitsPerThread;
+    const int by_bytes = static_cast<int>(kStreamBytes / (matrix.view.panel_bytes * step)) + 1;
+    Cut c{};
+    c.panels_per_unit = std::max(1, std::min(by_bytes, num_panels / wanted));
+    c.num_panel_units = ceil_div(num_panels, c.panels_per_unit);
+    const int blocks = ceil_div(num_rows, kRowsAtOnce);
+    const int parts = c.num_panel_units >= wanted ? 1 : std::min(blocks, ceil_div(wanted, c.num_panel_units));
+    c.rows_per_part = ceil_div(blocks, parts) * kRowsAtOnce;
+    c.row_parts = ceil_div(num_rows, c.rows_per_part);
+    return c;
+}
+
+void pack_input(Machine& machine, const Matrix& matrix, const LinearInput& input) {
+    const MatrixView& view = matrix.view;
+    const Kernels& kernels = *machine.kernels;
+    const int dtype = static_cast<int>(view.dtype), block = kernels.block_rows[dtype];
+    const std::int64_t padded_rows = std::int64_t{ceil_div(input.num_rows, block)} * block;
+    machine.packed.reserve(padded_rows * view.padded_in * kernels.input_bytes[dtype]);
+    const PackArgs args{input.x, input.rows, input.norm.weight, machine.packed.as<void>(), input.stride,
+                        input.num_rows, view.num_in, view.padded_in, input.norm.eps};
+    machine.pool.each(ceil_div(input.num_rows, block), [&](int unit, int) {
+        const int first = unit * block;
+        kernels.pack_rows(args, view.dtype, first, std::min(block, input.num_rows - first));
+    });
+}
+
+}  // namespace
+
+void run_linear(Machine& machine, const Matrix& matrix, const LinearInput& input, const LinearOutput& output) {
+    pack_input(machine, matrix, input);
+    machine.reserve_scratch(2 * kRowsAtOnce * kPanel);
+    const Kernels& kernels = *machine.kernels;
+    const MatrixView& view = matrix.view;
+    const auto product = kernels.product[static_cast<int>(view.dtype)];
+    const int step = output.silu ? 2 : 1, width = output.silu ? view.num_out / 2 : view.num_out;
+    const Cut c = cut(machine, matrix, input.num_rows, step);
+    const float* bias = matrix.bias.empty() ? nullptr : matrix.bias.data();
+    machine.pool.each(c.num_panel_units * c.row_parts, [&](int unit, int thread) {
+        float* sums = machine.scratch_of(thread);
+        const int first_panel = unit / c.row_parts * c.panels_per_unit, part = unit % c.row_parts;
+        const int end_panel = std::min(first_panel + c.panels_per_unit, matrix.num_panels() / step);
+        const int end_row = std::min((part + 1) * c.rows_per_part, input.num_rows);
+        for (int panel = first_panel; panel < end_panel; ++panel) {
+            const int out = matrix.first_out(panel * step);
+            for (int row = part * c.rows_per_part; row < end_row; row += kRowsAtOnce) {
+                const int rows = std::min(kRowsAtOnce, end_row - row);
+                for (int i = 0; i < step; ++i)
+                    product({matrix.panel(panel * step + i), machine.packed.as<void>(), sums + i * kRowsAtOnce * kPanel,
+                             input.num_rows, row, rows, view.num_in, view.padded_in});
+                StoreArgs store{};
+                store.sums = sums;
+                store.up = output.silu ? sums + kRowsAtOnce * kPanel : nullptr;
+                store.bias = bias == nullptr ? nullptr : bias + out;
+                store.up_bias = bias == nullptr || !output.silu ? nullptr : bias + width + out;
+                store.out = output.out + row * output.stride + out;
+                store.stride = output.stride;
+                store.num_rows = rows;
+                store.num_columns = std::min(kPanel, width - out);
+                store.adds = output.adds;
+                if (!output.silu && matrix.halves) store.num_columns = kPanel;
+                kernels.store(store);
+            }
+        }
+    });
+}
+
+}  // namespace octavo

@@ -1,0 +1,59 @@
+// How memory is asked from the system.
+
+#include "memory.h"
+
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <utility>
+
+#if defined(__unix__) || defined(__APPLE__)
+#include <sys/mman.h>
+#endif
+
+namespace octavo {
+
+namespace {
+
+constexpr std::int64_t kHugePage = std::int64_t{2} << 20;
+constexpr std::int64_t kPadding = 256;  // kernels read whole vectors, and may look past the last value
+
+}  // namespace
+
+Memory::Memory(std::int64_t num_bytes) : size_(num_bytes) {
+    // Small pieces do not fill a page of 2 MiB, and lie as they come.
+    const std::int64_t alignment = num_bytes >= kHugePage ? kHugePage : 64;
+    mapped_size_ = num_bytes + kPadding + alignment;
+    mapped_ = mmap(nullptr, static_cast<std::size_t>(mapped_size_), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+                   -1, 0);
+    if (mapped_ == MAP_FAILED) {
+        mapped_ = nullptr;
+        throw std::bad_alloc();
+    }
+    const auto address = reinterpret_cast<std::uintptr_t>(mapped_);
+    const auto mask = static_cast<std::uintptr_t>(alignment - 1);
+    data_ = reinterpret_cast<void*>((address + mask) & ~mask);
+#if defined(MADV_HUGEPAGE)
+    if (num_bytes >= kHugePage) madvise(data_, static_cast<std::size_t>(num_bytes), MADV_HUGEPAGE);  // a wish only
+#endif
+}
+
+Memory::Memory(Memory&& other) noexcept { *this = std::move(other); }
+
+Memory& Memory::operator=(Memory&& other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(mapped_, other.mapped_);
+    std::swap(size_, other.size_);
+    std::swap(mapped_size_, other.mapped_size_);
+    return *this;
+}
+
+Memory::~Memory() {
+    if (mapped_ != nullptr) munmap(mapped_, static_cast<std::size_t>(mapped_size_));
+}
+
+void Memory::reserve(std::int64_t num_bytes) {
+    if (num_bytes > size_) *this = Memory(num_bytes);
+}
+
+}  // namespace octavo

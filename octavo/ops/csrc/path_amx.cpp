@@ -1,0 +1,164 @@
+// The AVX-512 kernels, with bfloat16 products by AMX: tiles of 16 rows, 16 columns, and 32 inputs at a time.
+//
+// A tile's product adds its inputs in an order of its own, the same for every row, however many rows there are.
+#include "path.h"
+
+namespace {
+
+constexpr int kTileRows = 16, kTileInputs = 32;
+
+#if defined(__AMX_BF16__)
+
+// Tile registers 0..3: sums (two tiles of rows by two of columns); 4, 5: inputs; 6, 7: weights.
+struct alignas(64) TileConfig {
+    std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    std::uint16_t bytes_per_row[16] = {};
+    std::uint8_t rows[16] = {};
+};
+
+// `rows` of the first, `more` of the second tile of rows (0: there is none).
+OCTAVO_INLINE void configure(int rows, int more) {
+    TileConfig config;
+    const int counts[8] = {rows, rows, more, more, rows, more, kTileRows, kTileRows};
+    for (int i = 0; i < 8; ++i) {
+        config.rows[i] = static_cast<std::uint8_t>(counts[i] > 0 ? counts[i] : 1);
+        config.bytes_per_row[i] = 64;
+    }
+    // An "m" operand: gcc 12 drops the stores that fill the configuration in front of its own intrinsic.
+    __asm__ volatile("ldtilecfg %0" : : "m"(config));
+}
+
+template <bool kTwo>
+OCTAVO_INLINE void multiply(const std::uint16_t* a, std::int64_t a_stride, const std::uint32_t* b, int steps, float* c) {
+    _tile_zero(0);
+    _tile_zero(1);
+    if (kTwo) {
+        _tile_zero(2);
+        _tile_zero(3);
+    }
+    const std::uint16_t* below = a + kTileRows * a_stride;
+    for (int step = 0; step < steps; ++step) {
+        _tile_loadd(6, b, kPanel * 4);
+        _tile_loadd(7, b + 16, kPanel * 4);
+        _tile_loadd(4, a, a_stride * 2);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        if (kTwo) {
+            _tile_loadd(5, below, a_stride * 2);
+            _tile_dpbf16ps(2, 5, 6);
+            _tile_dpbf16ps(3, 5, 7);
+        }
+        a += kTileInputs, below += kTileInputs, b += kTileInputs / 2 * kPanel;
+    }
+    _tile_stored(0, c, kPanel * 4);
+    _tile_stored(1, c + 16, kPanel * 4);
+    if (kTwo) {
+        _tile_stored(2, c + kTileRows * kPanel, kPanel * 4);
+        _tile_stored(3, c + kTileRows * kPanel + 16, kPanel * 4);
+    }
+}
+
+OCTAVO_INLINE void release() { _tile_release(); }
+
+double spin_tiles(std::int64_t rounds) {
+    configure(kTileRows, kTileRows);
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    _tile_zero(4);
+    _tile_zero(5);
+    _tile_zero(6);
+    _tile_zero(7);
+    for (std::int64_t round = 0; round < rounds; ++round) {
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+    }
+    release();
+    return 4.0 * 2 * kTileRows * 16 * kTileInputs * static_cast<double>(rounds);
+}
+
+#else  // a stand-in without the tile unit, so that the code around it can be tested anywhere
+
+struct Rows { int first, second; };
+
+OCTAVO_INLINE Rows& configured() {
+    static thread_local Rows rows;
+    return rows;
+}
+
+OCTAVO_INLINE void configure(int rows, int more) { configured() = {rows, more}; }
+
+template <bool kTwo>
+OCTAVO_INLINE void multiply(const std::uint16_t* a, std::int64_t a_stride, const std::uint32_t* b, int steps, float* c) {
+    const int rows = kTwo ? kTileRows + configured().second : configured().first;
+    for (int row = 0; row < rows; ++row)
+        for (int column = 0; column < kPanel; ++column) {
+            float total = 0.0f;
+            for (int i = 0; i < steps * kTileInputs; ++i) {
+                const std::uint32_t pair = b[i / 2 * kPanel + column];
+                total = fma1(widen(a[row * a_stride + i]), widen(static_cast<std::uint16_t>(pair >> (16 * (i % 2)))), total);
+            }
+            c[row * kPanel + column] = total;
+        }
+}
+
+OCTAVO_INLINE void release() {}
+
+double spin_tiles(std::int64_t rounds) { return spin_fma(rounds); }
+
+#endif
+
+// Rows of bfloat16, each padded to whole tiles of inputs.
+void pack_rows_tiles(const PackArgs& args, Dtype dtype, int first_row, int num_rows) {
+    if (dtype == Dtype::float32) return pack_rows_float(args, dtype, first_row, num_rows);
+    auto* packed = static_cast<std::uint16_t*>(args.packed);
+    for (int row = first_row; row < first_row + num_rows; ++row) {
+        const float* x = args.x + (args.rows != nullptr ? args.rows[row] : row) * args.stride;
+        const float scale = args.norm != nullptr ? inverse_rms(x, args.num_in, args.eps) : 1.0f;
+        std::uint16_t* to = packed + std::int64_t{row} * args.padded_in;
+        for (int i = 0; i < args.num_in; ++i)
+            to[i] = round_to_bf16(args.norm != nullptr ? x[i] * scale * args.norm[i] : x[i]);
+        for (int i = args.num_in; i < args.padded_in; ++i) to[i] = 0;
+    }
+}
+
+void product_tiles(const ProductArgs& args) {
+    const auto* panel = static_cast<const std::uint32_t*>(args.panel);
+    const auto* packed = static_cast<const std::uint16_t*>(args.packed);
+    const int steps = args.padded_in / kTileInputs;
+    int rows_before = -1, more_before = -1;
+    for (int row = 0; row < args.num_rows; row += 2 * kTileRows) {
+        const int left = args.num_rows - row, rows = left < kTileRows ? left : kTileRows;
+        const int more = left - rows < kTileRows ? left - rows : kTileRows;
+        if (rows != rows_before || more != more_before) configure(rows, more);
+        rows_before = rows, more_before = more;
+        const std::uint16_t* a = packed + std::int64_t{args.first_row + row} * args.padded_in;
+        float* c = args.scratch + std::int64_t{row} * kPanel;
+        if (more > 0)
+            multiply<true>(a, args.padded_in, panel, steps, c);
+        else
+            multiply<false>(a, args.padded_in, panel, steps, c);
+    }
+    release();
+}
+
+constexpr Kernels make_amx_kernels() {
+    Kernels kernels = make_kernels("amx");
+    constexpr int kBf16 = static_cast<int>(Dtype::bfloat16);
+    kernels.block_rows[kBf16] = 2 * kTileRows;
+    kernels.input_bytes[kBf16] = 2;
+    kernels.pack_rows = pack_rows_tiles;
+    kernels.product[kBf16] = product_tiles;
+    kernels.spin_products = spin_tiles;
+    return kernels;
+}
+
+}  // namespace
+
+const octavo::Kernels* octavo::amx_kernels() {
+    static constexpr Kernels kernels = make_amx_kernels();
+    return &kernels;
+}

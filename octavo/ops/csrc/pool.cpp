@@ -1,0 +1,130 @@
+// How jobs are published, claimed and waited for.
+
+#include "pool.h"
+
+#include <chrono>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace octavo {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// Between two operations of a step threads wait for less than this; longer means that a core was taken away, or that
+// the step is over.
+constexpr auto kSpin = std::chrono::microseconds(60);
+
+inline void pause() {
+#if defined(__x86_64__)
+    _mm_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+// Looks at `ready` until it holds or kSpin has passed; says whether it held.
+template <class F>
+bool spin_until(F&& ready) {
+    const auto end = Clock::now() + kSpin;
+    do {
+        for (int i = 0; i < 64; ++i) {
+            if (ready()) return true;
+            pause();
+        }
+    } while (Clock::now() < end);
+    return ready();
+}
+
+constexpr std::uint32_t job_number(std::uint64_t claim) { return static_cast<std::uint32_t>(claim >> 32); }
+
+}  // namespace
+
+Pool::Pool(int num_threads) {
+    for (int thread = 1; thread < num_threads; ++thread) workers_.emplace_back([this, thread] { work(thread); });
+}
+
+Pool::~Pool() {
+    {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        stopping_ = true;
+    }
+    wake_workers_.notify_all();
+    for (std::thread& worker : workers_) worker.join();
+}
+
+void Pool::run(int num_units, Body body, void* context) {
+    if (num_units <= 1 || workers_.empty()) {
+        for (int unit = 0; unit < num_units; ++unit) body(context, unit, 0);
+        return;
+    }
+    const std::uint32_t number = job_number(claim_.load(std::memory_order_relaxed)) + 1;
+    Job& job = jobs_[number % kJobs];
+    job.body = body;
+    job.context = context;
+    job.num_left.store(num_units, std::memory_order_relaxed);
+    job.num_units.store(num_units, std::memory_order_relaxed);
+    claim_.store(std::uint64_t{number} << 32, std::memory_order_seq_cst);
+    // Either we see that somebody sleeps, or he, who says so before he looks once more, sees the new job.
+    if (num_asleep_.load(std::memory_order_seq_cst) > 0) {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        wake_workers_.notify_all();
+    }
+    claim_and_run(0);
+    wait_until_done(job);
+}
+
+// Runs units of the newest job until none is left to claim. Says whether it ran any.
+bool Pool::claim_and_run(int thread) {
+    std::uint64_t claim = claim_.load(std::memory_order_acquire);
+    bool has_run = false;
+    for (;;) {
+        Job& job = jobs_[job_number(claim) % kJobs];
+        const int unit = static_cast<int>(claim & 0xffffffffu);
+        if (unit >= job.num_units.load(std::memory_order_relaxed)) return has_run;
+        // The exchange fails if another thread took the unit or the job is over; the claim then holds what is there.
+        if (!claim_.compare_exchange_weak(claim, claim + 1, std::memory_order_acq_rel, std::memory_order_acquire))
+            continue;
+        // The unit is ours, so its job is not done, and nobody writes what it says.
+        job.body(job.context, unit, thread);
+        has_run = true;
+        if (job.num_left.fetch_sub(1, std::memory_order_seq_cst) == 1 && caller_sleeps_.load()) {
+            const std::lock_guard<std::mutex> lock(mutex_);
+            wake_caller_.notify_one();
+        }
+        claim = claim_.load(std::memory_order_acquire);
+    }
+}
+
+void Pool::wait_until_done(Job& job) {
+    const auto is_done = [&job] { return job.num_left.load(std::memory_order_seq_cst) == 0; };
+    if (spin_until(is_done)) return;
+    std::unique_lock<std::mutex> lock(mutex_);
+    caller_sleeps_ = true;
+    wake_caller_.wait(lock, is_done);
+    caller_sleeps_ = false;
+}
+
+void Pool::work(int thread) {
+    std::uint32_t last_job = 0;
+    while (!stopping_.load()) {
+        last_job = job_number(claim_.load(std::memory_order_acquire));
+        if (!claim_and_run(thread)) wait_for_work(last_job);
+    }
+}
+
+void Pool::wait_for_work(std::uint32_t last_job) {
+    const auto is_new = [this, last_job] {
+        return job_number(claim_.load(std::memory_order_seq_cst)) != last_job || stopping_.load();
+    };
+    if (spin_until(is_new)) return;
+    std::unique_lock<std::mutex> lock(mutex_);
+    num_asleep_.fetch_add(1, std::memory_order_seq_cst);
+    wake_workers_.wait(lock, is_new);
+    num_asleep_.fetch_sub(1, std::memory_order_seq_cst);
+}
+
+}  // namespace octavo

@@ -1,0 +1,173 @@
+// A forward, recorded once: a straight line of operations over numbered buffers, and the plans that hold what differs
+// from one step to the next. Knows nothing of models.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "machine_state.h"
+
+namespace octavo {
+
+// A packed matrix and its memory; see MatrixView. With `halves`, the panels of the second half of the outputs stand
+// between those of the first, so that gate and up of the same outputs come from memory side by side.
+class Matrix {
+public:
+    Matrix(int num_out, int num_in, Dtype dtype, bool halves);
+
+    // Packs rows [first_row, first_row + num_rows) from `values` [num_rows, num_in] of the matrix's dtype.
+    void fill(Pool& pool, int first_row, int num_rows, const void* values);
+    void copy_row(int row, float* out) const;
+    // The first output of a panel; the panel that `silu(gate) * up` has beside a gate's.
+    int first_out(int panel) const;
+    int num_panels() const { return (view.num_out + kPanel - 1) / kPanel; }
+    const void* panel(int index) const { return memory_.as<char>() + index * view.panel_bytes; }
+    std::int64_t num_bytes() const { return memory_.size(); }
+
+    MatrixView view;
+    const bool halves;
+    std::vector<float> bias;
+
+private:
+    std::int64_t element_at(int row, int column) const;
+    Memory memory_;
+};
+
+// Keys and values of one layer; see KVView.
+class Cache {
+public:
+    Cache(int num_blocks, int block_size, int num_kv_heads, int head_dim, Dtype dtype);
+    void copy_block(std::int64_t from, std::int64_t to);
+
+    KVView view;
+    Memory memory;
+
+private:
+    std::int64_t block_bytes_;
+};
+
+struct TokensPlan {
+    std::vector<std::int32_t> ids;
+};
+
+struct RopePlan {
+    std::vector<float> frequencies;  // [head_dim / 2]
+    float scale = 1.0f;
+    std::vector<float> cos, sin;  // [T, head_dim / 2]
+    void set(const std::int32_t* positions, int count);
+};
+
+struct AttentionShape {
+    int num_heads, num_kv_heads, head_dim;
+    float scale;
+    int window;  // 0: none
+    float soft_cap;  // 0: none
+};
+
+// Who reads what in one step of one KV group.
+class AttentionPlan {
+public:
+    // A run of queries of one row for one KV head, over some segments of its keys.
+    struct Unit {
+        int row, place, num_queries, first_position, kv_head, first_segment, end_segment;
+        std::int64_t state;  // where its state goes, in floats; -1: it writes its output itself
+    };
+    // A run whose segments were computed apart.
+    struct Join {
+        int place, num_queries, kv_head, num_states;
+        std::int64_t state, state_size;
+    };
+
+    void set(const Kernels& kernels, const AttentionShape& shape, int num_rows, const std::int32_t* row_starts,
+             const std::int32_t* context_lens);
+
+    AttentionShape shape{};
+    std::vector<std::int64_t> slots;
+    std::vector<std::int32_t> block_table;  // [R, table_width]
+    int table_width = 0;
+    std::vector<Unit> units;
+    std::vector<Join> joins;
+    std::int64_t num_state_floats = 0;
+
+private:
+    void add_row(const Kernels& kernels, int row, int place, int num_queries, int context_len);
+};
+
+// Keys whose running softmax is kept apart, from fixed absolute positions on: a long context's segments can then be
+// computed by several threads, and joining them in order gives what one thread would.
+constexpr int kSegment = 1024;
+
+struct Norm {
+    const float* weight = nullptr;
+    float eps = 0.0f;
+};
+
+class Program {
+public:
+    explicit Program(Machine& machine) : machine_(machine) {}
+
+    void embed(const Matrix& matrix, const TokensPlan& tokens, int out);
+    void rms_norm(Norm norm, int width, int in, int out);
+    void linear(const Matrix& matrix, Norm norm, int in, int out, bool adds, bool silu);
+    void rope(Cache& cache, const AttentionPlan& plan, const RopePlan& rope, Norm query, Norm key, int qkv);
+    void attention(const Cache& cache, const AttentionPlan& plan, int q, std::int64_t q_stride, int out);
+    void silu_mul(int width, int in, int out);
+    void add(int width, int in, int out);
+
+    // A buffer of `width` floats a token; its number.
+    int add_buffer(int width);
+
+    // Room for `num_tokens` in every buffer. What is in them is kept only where there was room.
+    void reserve(int num_tokens);
+    float* buffer(int index) const { return buffers_[static_cast<std::size_t>(index)].as<float>(); }
+    int width(int index) const { return widths_[static_cast<std::size_t>(index)]; }
+
+    // Runs all operations over `num_tokens` rows.
+    void run(int num_tokens);
+
+private:
+    enum class Kind { embed, rms_norm, linear, rope, attention, silu_mul, add };
+    struct Op {
+        Kind kind;
+        int in = -1, out = -1, width = 0;
+        bool adds = false, silu = false;
+        Norm norm{}, key_norm{};
+        std::int64_t stride = 0;
+        const Matrix* matrix = nullptr;
+        const TokensPlan* tokens = nullptr;
+        const RopePlan* rope = nullptr;
+        const AttentionPlan* attention = nullptr;
+        Cache* cache = nullptr;
+    };
+
+    void run_op(const Op& op, int num_tokens);
+    void run_rope(const Op& op, int num_tokens, float* qkv);
+    void run_attention(const Op& op, const float* q, float* out);
+    void attend_unit(const Op& op, const AttentionPlan::Unit& unit, const float* q, float* out, float* scratch);
+
+    Machine& machine_;
+    std::vector<Op> ops_;
+    std::vector<int> widths_;
+    std::vector<Memory> buffers_;
+    Memory states_;
+};
+
+struct LinearInput {
+    const float* x;
+    const std::int32_t* rows;  // null: all
+    std::int64_t stride;
+    int num_rows;
+    Norm norm;
+};
+
+struct LinearOutput {
+    float* out;
+    std::int64_t stride;
+    bool adds, silu;
+};
+
+// out (+)= norm(x) times the matrix, transposed, + bias; with `silu`, silu of the first half of the outputs times the
+// second.
+void run_linear(Machine& machine, const Matrix& matrix, const LinearInput& input, const LinearOutput& output);
+
+}  // namespace octavo

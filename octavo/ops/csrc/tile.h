@@ -1,0 +1,116 @@
+// The one inner loop of products: MR rows times NV vectors of columns, sums in registers, terms added in the order of
+// the inner dimension. A sum is one chain of `fma`s from its first term to its last, so it is the same whatever MR, NV
+// and the places where a long chain is set down in memory and taken up again.
+#pragma once
+
+#include "vec.h"
+
+namespace {
+
+#if defined(OCTAVO_WIDE)
+constexpr int kMaxRows = 12;
+#elif defined(__AVX2__) || defined(__aarch64__)
+constexpr int kMaxRows = 6;
+#else
+constexpr int kMaxRows = 4;
+#endif
+
+// Vectors of columns that a tile of `rows` rows takes at most, so that its sums stay in registers.
+constexpr int tile_vectors(int rows) {
+#if defined(OCTAVO_WIDE)
+    return rows <= 6 ? 4 : 2;
+#elif defined(__AVX2__)
+    return rows <= 3 ? 4 : 2;
+#else
+    return rows <= 2 ? 2 : 1;
+#endif
+}
+
+// The right-hand side, by how it lies in memory: `steps` of it, `stride` elements apart.
+struct Pairs {  // of bfloat16 in words: an even and an odd inner index
+    using Element = std::uint32_t;
+    static constexpr int kInner = 2;
+};
+struct Singles {  // float32
+    using Element = float;
+    static constexpr int kInner = 1;
+};
+struct Halves {  // bfloat16, side by side
+    using Element = std::uint16_t;
+    static constexpr int kInner = 1;
+};
+
+// Where a tile's operands lie. The left-hand side's element (row m, inner index i) is a[m * a_row + i * a_inner].
+template <class B>
+struct Tile {
+    const float* a;
+    const typename B::Element* b;
+    float* c;
+    std::int64_t a_row, a_inner, b_stride, c_row;
+    int steps;
+    bool continues;  // take up the sums that lie in c; else begin at zero
+};
+
+template <int MR, int NV, class B>
+inline __attribute__((noinline)) void run_tile(const Tile<B>& t) {
+    vf sums[MR][NV];
+#pragma GCC unroll 16
+    for (int m = 0; m < MR; ++m)
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; ++v) sums[m][v] = t.continues ? load(t.c + m * t.c_row + v * W) : splat(0.0f);
+    const float* a = t.a;
+    const typename B::Element* b = t.b;
+    const std::int64_t a_row = t.a_row, a_inner = t.a_inner, b_stride = t.b_stride;
+    for (int step = 0; step < t.steps; ++step, a += a_inner * B::kInner, b += b_stride) {
+        if constexpr (B::kInner == 2) {
+            vu words[NV];
+#pragma GCC unroll 4
+            for (int v = 0; v < NV; ++v) words[v] = load_as<vu>(b + v * W);
+#pragma GCC unroll 16
+            for (int m = 0; m < MR; ++m) {
+                const vf x = splat(a[m * a_row]);
+#pragma GCC unroll 4
+                for (int v = 0; v < NV; ++v) sums[m][v] = fma(x, lower(words[v]), sums[m][v]);
+            }
+#pragma GCC unroll 16
+            for (int m = 0; m < MR; ++m) {
+                const vf x = splat(a[m * a_row + a_inner]);
+#pragma GCC unroll 4
+                for (int v = 0; v < NV; ++v) sums[m][v] = fma(x, upper(words[v]), sums[m][v]);
+            }
+        } else {
+            vf values[NV];
+#pragma GCC unroll 4
+            for (int v = 0; v < NV; ++v) values[v] = load(b + v * W);
+#pragma GCC unroll 16
+            for (int m = 0; m < MR; ++m) {
+                const vf x = splat(a[m * a_row]);
+#pragma GCC unroll 4
+                for (int v = 0; v < NV; ++v) sums[m][v] = fma(x, values[v], sums[m][v]);
+            }
+        }
+    }
+#pragma GCC unroll 16
+    for (int m = 0; m < MR; ++m)
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; ++v) store(t.c + m * t.c_row + v * W, sums[m][v]);
+}
+
+// A tile of `rows` <= kMaxRows rows (MR counts down to it) and all `vectors` of its columns.
+template <class B, int MR = kMaxRows>
+OCTAVO_INLINE void run_tiles(int rows, int vectors, Tile<B> t) {
+    if constexpr (MR == 0) {
+        return;
+    } else if (rows == MR) {
+        constexpr int NV = tile_vectors(MR);
+        int v = 0;
+        for (; v + NV <= vectors; v += NV, t.b += NV * W, t.c += NV * W) run_tile<MR, NV>(t);
+        if constexpr (NV > 2)
+            for (; v + 2 <= vectors; v += 2, t.b += 2 * W, t.c += 2 * W) run_tile<MR, 2>(t);
+        for (; v < vectors; ++v, t.b += W, t.c += W) run_tile<MR, 1>(t);
+    } else {
+        run_tiles<B, MR - 1>(rows, vectors, t);
+    }
+}
+
+}  // namespace
