@@ -4,12 +4,13 @@ Knows the tokenizer, the engine's `add`, `finish` and `step`, and nothing of how
 `prepare` alone may be called from any thread.
 """
 
-import secrets
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from octavo import hub
 from octavo.config import EngineConfig
@@ -18,9 +19,12 @@ from octavo.engine.sequence import Event, Request, SequenceStatus, TokenLogprobs
 from octavo.errors import RequestError
 from octavo.outputs import CompletionOutput, FinishReason, Logprob, LogprobsAt, RequestMetrics, RequestOutput
 from octavo.params import UNSET, SamplingParams
-from octavo.text.chat import ChatTemplate, chat_template_from_directory, chat_template_from_gguf
 from octavo.text.stream import StreamOptions, TextStream
+from octavo.text.template_text import TemplateText, template_text_from_directory, template_text_from_gguf
 from octavo.text.tokenizer import Tokenizer, tokenizer_from_directory, tokenizer_from_gguf
+
+if TYPE_CHECKING:  # Jinja is imported when a template is compiled
+    from octavo.text.chat import ChatTemplate
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
 
@@ -58,15 +62,27 @@ class LLMEngine:
         model = self.config.model_config
         files = read_model(hub.resolve(model.model, model.revision, progress=progress))
         if model.tokenizer is None:
-            self.tokenizer, self.chat_template = _load_text(files.path, files.metadata)
+            self.tokenizer, self._template_text = _load_text(files.path, files.metadata)
         else:
             path = hub.resolve(model.tokenizer, weights=False, progress=progress)
-            self.tokenizer, self.chat_template = _load_text(path, read_model(path).metadata if path.is_file() else None)
+            metadata = read_model(path).metadata if path.is_file() else None
+            self.tokenizer, self._template_text = _load_text(path, metadata)
         self.engine, self.resolved = build_engine(files, self.config, trace=trace)
         self._eos_ids = frozenset(self.tokenizer.eos_ids) | frozenset(self.resolved.arch.eos_ids)
         self._live: dict[str, LiveRequest] = {}
         self._aborted: list[RequestOutput] = []
         self._num_requests = 0
+
+    @cached_property
+    def chat_template(self) -> "ChatTemplate | None":
+        """The model's template, None where it has none. Compiled when it is first asked for.
+
+        Raises ModelFormatError for one that is broken.
+        """
+        from octavo.text.chat import ChatTemplate
+
+        text = self._template_text
+        return None if text is None else ChatTemplate(text.sources, text.special_tokens)
 
     def add_request(
         self,
@@ -116,7 +132,7 @@ class LLMEngine:
         resolved = given.resolved(self.resolved.sampling_defaults)
         text, token_ids = self._tokenize(prompt, resolved.truncate_prompt_tokens)
         self._check_ids(resolved)
-        seed = secrets.randbits(48) if resolved.seed is None else resolved.seed
+        seed = int.from_bytes(os.urandom(6), "little") if resolved.seed is None else resolved.seed
         request = Request(
             request_id=request_id,
             prompt=text,
@@ -322,11 +338,11 @@ class LLMEngine:
         )
 
 
-def _load_text(path: Path, metadata: Mapping[str, object] | None) -> tuple[Tokenizer, ChatTemplate | None]:
+def _load_text(path: Path, metadata: Mapping[str, object] | None) -> tuple[Tokenizer, TemplateText | None]:
     """Tokenizer and chat template of a model directory, or of a GGUF file by its metadata."""
     if metadata is None:
-        return tokenizer_from_directory(path), chat_template_from_directory(path)
-    return tokenizer_from_gguf(metadata), chat_template_from_gguf(metadata)
+        return tokenizer_from_directory(path), template_text_from_directory(path)
+    return tokenizer_from_gguf(metadata), template_text_from_gguf(metadata)
 
 
 def _checked_list(ids: Any) -> list[int]:

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from octavo.errors import ModelFormatError, RequestError, UnsupportedError
-from octavo.text.chat import ChatTemplate, chat_template_from_directory, chat_template_from_gguf
+from octavo.text.chat import ChatTemplate
 from octavo.text.meter import RenderLimits
+from octavo.text.template_text import TemplateText, template_text_from_directory, template_text_from_gguf
 from octavo.weights.checkpoint import open_checkpoint
 from tests.chat_templates import FEATURES, TEMPLATES, TOOLS, conversations
 
@@ -20,6 +21,10 @@ ROOMY = RenderLimits(seconds=20.0)  # these are not about time, and the machine 
 
 def template(source: str, **special: str) -> ChatTemplate:
     return ChatTemplate({"default": source}, special or SPECIAL, limits=ROOMY)
+
+
+def _compiled(text: TemplateText | None) -> ChatTemplate | None:
+    return None if text is None else ChatTemplate(text.sources, text.special_tokens)
 
 
 def by_transformers(source: str, messages: list[Any], tools: list[Any] | None, **kwargs: Any) -> str | None:
@@ -61,7 +66,8 @@ class TestTransformers:
 
     def test_smollm2(self, smollm2_path: Path) -> None:
         checkpoint = open_checkpoint(smollm2_path)
-        compiled, source = chat_template_from_gguf(checkpoint.metadata), checkpoint.metadata["tokenizer.chat_template"]
+        compiled = _compiled(template_text_from_gguf(checkpoint.metadata))
+        source = checkpoint.metadata["tokenizer.chat_template"]
         checkpoint.close()
         assert compiled is not None
         for messages, _ in conversations(50):
@@ -206,14 +212,14 @@ class TestWhereTemplatesAre:
     def test_config_as_text(self, tmp_path: Path) -> None:
         config = {"chat_template": "{{ bos_token }}{{ messages[0].content }}", "bos_token": {"content": "<s>"}}
         (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-        compiled = chat_template_from_directory(tmp_path)
+        compiled = _compiled(template_text_from_directory(tmp_path))
         assert compiled is not None
         assert compiled.render(USER) == "<s>Hi"
 
     def test_config_as_list(self, tmp_path: Path) -> None:
         named = [{"name": "default", "template": "plain"}, {"name": "tool_use", "template": "tools"}]
         (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
-        compiled = chat_template_from_directory(tmp_path)
+        compiled = _compiled(template_text_from_directory(tmp_path))
         assert compiled is not None
         assert compiled.render(USER) == "plain"
         assert compiled.render(USER, tools=[]) == "plain"
@@ -224,7 +230,7 @@ class TestWhereTemplatesAre:
         (tmp_path / "chat_template.jinja").write_text("file é", encoding="utf-8")
         (tmp_path / "additional_chat_templates").mkdir()
         (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text("tools")
-        compiled = chat_template_from_directory(tmp_path)
+        compiled = _compiled(template_text_from_directory(tmp_path))
         assert compiled is not None
         assert compiled.render(USER) == "file é"
         assert compiled.render(USER, tools=TOOLS) == "tools"
@@ -232,8 +238,8 @@ class TestWhereTemplatesAre:
     @pytest.mark.parametrize("config", [{}, {"chat_template": None}, {"chat_template": ""}, {"chat_template": []}])
     def test_none(self, config: dict[str, Any], tmp_path: Path) -> None:
         (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-        assert chat_template_from_directory(tmp_path) is None
-        assert chat_template_from_gguf({}) is None
+        assert template_text_from_directory(tmp_path) is None
+        assert template_text_from_gguf({}) is None
 
     def test_gguf(self) -> None:
         metadata: dict[str, object] = {
@@ -244,7 +250,7 @@ class TestWhereTemplatesAre:
             "tokenizer.chat_template": "{{ bos_token }}{{ eos_token }}{{ pad_token }}{{ unk_token }}",
             "tokenizer.chat_template.tool_use": "tools",
         }
-        compiled = chat_template_from_gguf(metadata)
+        compiled = _compiled(template_text_from_gguf(metadata))
         assert compiled is not None
         assert compiled.render(USER) == "<s></s><p>"
         assert compiled.render(USER, tools=TOOLS) == "tools"
@@ -271,7 +277,7 @@ class TestWhereTemplatesAre:
     def test_broken(self, value: Any, message: str, tmp_path: Path) -> None:
         (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": value}))
         with pytest.raises(ModelFormatError, match=message):
-            chat_template_from_directory(tmp_path)
+            _compiled(template_text_from_directory(tmp_path))
 
 
 def test_the_clock() -> None:

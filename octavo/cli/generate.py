@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from time import monotonic
 
-from octavo.cli import jsonl
 from octavo.cli.entries import (
     Entry,
     Result,
@@ -74,6 +73,8 @@ def run(args: argparse.Namespace) -> int:
     config, params = check_session_flags(args), sampling_from(args)
     _check_combination(args, params)
     if args.input is not None:
+        from octavo.cli import jsonl
+
         return jsonl.run(args, config, params)
     texts = args.prompts or [_from_stdin()]
     fields = [as_chat({"prompt": text}, args.system) if args.chat else {"prompt": text} for text in texts]

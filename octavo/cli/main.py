@@ -5,6 +5,7 @@ Results go to stdout, all else to stderr.
 """
 
 import argparse
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -30,6 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Usage errors, `--help` and `--version` leave by SystemExit, as argparse does.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    # A quarter of the start went into looking for garbage among modules and a vocabulary. `session.opened` turns this
+    # back on when the engine is there.
+    gc.disable()
     try:
         code = _run(words)
         sys.stdout.flush()
@@ -41,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader has seen enough; what is still buffered must not fail at exit either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    finally:
+        gc.enable()
     return code
 
 

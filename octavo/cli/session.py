@@ -4,6 +4,7 @@ Knows the runtime's engine; knows nothing of where prompts come from.
 """
 
 import argparse
+import gc
 import io
 import json
 import signal
@@ -86,6 +87,8 @@ def opened(args: argparse.Namespace, config: EngineConfig) -> Iterator["LLMEngin
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that cannot show a character shows a mark instead
         sys.stdout.reconfigure(errors="replace")
     engine = LLMEngine(config, progress=not args.quiet, trace=args.profile is not None)
+    gc.freeze()  # what is there now stays: no later collection has to look at it
+    gc.enable()
     if not args.quiet:
         note(engine.resolved.describe())
     try:

@@ -5,8 +5,6 @@ a model's files: a directory that has a `config.json` or a tokenizer is handed o
 model is found out by whoever loads it.
 """
 
-import difflib
-import fnmatch
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,6 +89,8 @@ def _unknown(name: str) -> str:
     name = name[:200]
     if _looks_like_path(name):
         return f"there is no file or directory {name!r}"
+    import difflib
+
     close = difflib.get_close_matches(name, builtin.BUILTIN, n=1)
     guess = f"; did you mean {close[0]!r}?" if close else ""
     known = ", ".join(builtin.BUILTIN)
@@ -113,7 +113,7 @@ def _local_directory(path: Path, weights: bool) -> Path:
     except OSError as error:
         raise ModelNotFoundError(f"{path} cannot be read: {error.strerror}") from error
     ggufs = [name for name in names if name.lower().endswith(".gguf")]
-    is_model = "config.json" in names or any(fnmatch.fnmatchcase(name, "tokenizer*.json") for name in names)
+    is_model = "config.json" in names or any(name.startswith("tokenizer") and name.endswith(".json") for name in names)
     if is_model and (not weights or not ggufs or any(name.endswith(".safetensors") for name in names)):
         return path
     if len(ggufs) == 1:

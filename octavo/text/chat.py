@@ -1,22 +1,19 @@
 """Messages to a prompt, by the model's own chat template.
 
-Knows where templates are kept (Hugging Face directories, GGUF metadata), which of several is used, and which variables
-a template sees. How a template is kept within its limits is known to `sandbox`. `render` takes plain data and returns
-a string, so that it can move to a process of its own.
+Knows which of several templates is used, and which variables a template sees. Where templates are kept is known to
+`template_text`, how one is kept within its limits to `sandbox`. `render` takes plain data and returns a string, so that
+it can move to a process of its own.
 """
 
 import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from pathlib import Path
 from typing import Any, Final
 
 from jinja2 import TemplateError
 
 from octavo.errors import ModelFormatError, RequestError
-from octavo.text import gguf_fields
-from octavo.text.codec import MAX_VOCAB_SIZE
-from octavo.text.files import MAX_CONFIG_BYTES, SPECIAL_TOKEN_NAMES, read_json, read_text, special_token_texts
+from octavo.text.files import SPECIAL_TOKEN_NAMES
 from octavo.text.messages import checked_messages, plain_json
 from octavo.text.meter import LimitReached, RenderLimits
 from octavo.text.sandbox import TemplateEnvironment
@@ -27,9 +24,6 @@ _OURS: Final = frozenset([
     "false", "none", "True", "False", "None", *SPECIAL_TOKEN_NAMES,
 ])  # fmt: skip
 _ADDRESS: Final = re.compile(r" (?:object )?at 0x[0-9a-fA-F]+")
-_GGUF_TOKENS: Final = (
-    ("bos_token", "bos"), ("eos_token", "eos"), ("unk_token", "unknown"), ("pad_token", "padding"),
-)  # fmt: skip
 
 
 class ChatTemplate:
@@ -107,63 +101,9 @@ class ChatTemplate:
         return checked
 
 
-def chat_template_from_directory(path: Path) -> ChatTemplate | None:
-    """The template of a Hugging Face directory, None where it has none: `chat_template.jinja` (with more of them in
-    `additional_chat_templates/`), or else `chat_template` in `tokenizer_config.json`."""
-    sources = _jinja_files(path) or _listed(read_json(path / "tokenizer_config.json").get("chat_template"))
-    return ChatTemplate(sources, special_token_texts(path)) if sources else None
-
-
-def chat_template_from_gguf(metadata: Mapping[str, object]) -> ChatTemplate | None:
-    """The template in GGUF metadata, None where it has none: `tokenizer.chat_template`, and `.tool_use` under it."""
-    sources = {}
-    for name, key in (("default", "tokenizer.chat_template"), ("tool_use", "tokenizer.chat_template.tool_use")):
-        source = gguf_fields.text(metadata, key)
-        if source:
-            sources[name] = source
-    if not sources:
-        return None
-    tokens = gguf_fields.texts(metadata, "tokenizer.ggml.tokens", MAX_VOCAB_SIZE) or []
-    spm = metadata.get("tokenizer.ggml.model") == "llama"
-    texts = {}
-    for name, key in _GGUF_TOKENS:
-        default = {"bos": 1, "eos": 2}.get(key) if spm else None
-        id = gguf_fields.token_id(metadata, f"tokenizer.ggml.{key}_token_id", len(tokens), default)
-        if id is not None:
-            texts[name] = tokens[id]
-    return ChatTemplate(sources, texts)
-
-
 def _checked_tools(tools: object) -> list[dict[str, Any]] | None:
     if tools is None:
         return None
     if not isinstance(tools, list | tuple) or not all(isinstance(tool, Mapping) for tool in tools):
         raise RequestError("tools: expected a list of objects", param="tools")
     return [plain_json(tool, "tools") for tool in tools]
-
-
-def _jinja_files(path: Path) -> dict[str, str]:
-    sources = {}
-    default = read_text(path / "chat_template.jinja", MAX_CONFIG_BYTES)
-    if default is not None:
-        sources["default"] = default
-        for file in sorted((path / "additional_chat_templates").glob("*.jinja")):
-            sources[file.stem] = read_text(file, MAX_CONFIG_BYTES) or ""
-    return sources
-
-
-def _listed(value: object) -> dict[str, str]:
-    """`chat_template` as it may be written: a string, a list of {"name": .., "template": ..}, or null."""
-    where = "tokenizer_config.json: chat_template"
-    if value is None or isinstance(value, str):
-        return {"default": value} if value else {}
-    if not isinstance(value, list):
-        raise ModelFormatError(f"{where}: expected a string or a list, found {type(value).__name__}")
-    sources = {}
-    for entry in value:
-        match entry:
-            case {"name": str(name), "template": str(template)}:
-                sources[name] = template
-            case _:
-                raise ModelFormatError(f"{where}: an entry without a name and a template")
-    return sources

@@ -37,12 +37,17 @@ class Tokenizer:
     `decode` leaves out with `skip_special`.
     """
 
-    def __init__(self, backend: Backend, *, bos_id: int | None, eos_ids: Iterable[int]) -> None:
+    def __init__(
+        self, backend: Backend, *, bos_id: int | None, eos_ids: Iterable[int], vocab_size: int | None = None
+    ) -> None:
+        """`vocab_size`: where it is known; to find it out takes a copy of the whole vocabulary."""
         # A tokenizer.json may carry the padding or truncation of somebody's training run.
         backend.no_padding()
         backend.no_truncation()
         self._backend = backend
-        self.vocab_size: int = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        if vocab_size is None:
+            vocab_size = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        self.vocab_size = vocab_size
         if not 0 < self.vocab_size <= MAX_VOCAB_SIZE:
             raise ModelFormatError(f"tokenizer: vocabulary of {self.vocab_size} tokens; 1 to {MAX_VOCAB_SIZE} allowed")
         self.bos_id = bos_id

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from enum import IntEnum
 from typing import Final
 
+import numpy as np
+import numpy.typing as npt
 from tokenizers import AddedToken, decoders, models, normalizers, processors
 from tokenizers import Tokenizer as Backend
 
@@ -27,6 +29,9 @@ _END_OF_TURN: Final = frozenset([
     "<|end_of_text|>", "<|return|>", "<|call|>", "<end_of_utterance>", "<EOT>", "[EOT]",
     "<\uff5cend\u2581of\u2581sentence\uff5c>",
 ])  # fmt: skip
+
+
+Types = npt.NDArray[np.int64]  # [vocab_size], a TokenType each
 
 
 class TokenType(IntEnum):
@@ -69,7 +74,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, object]) -> Tokenizer:
         (tokens[bos], bos) if put_bos and bos is not None else None,
         (tokens[eos], eos) if put_eos and eos is not None else None,
     )
-    return Tokenizer(backend, bos_id=bos, eos_ids=_eos_ids(metadata, tokens, types, eos))
+    return Tokenizer(backend, bos_id=bos, eos_ids=_eos_ids(metadata, tokens, types, eos), vocab_size=len(tokens))
 
 
 def _tokens(metadata: Mapping[str, object]) -> list[str]:
@@ -78,64 +83,76 @@ def _tokens(metadata: Mapping[str, object]) -> list[str]:
     if not found:
         raise ModelFormatError(f"{key}: missing or empty; the file has no tokenizer")
     tokens = [token or f"[EMPTY_{id}]" for id, token in enumerate(found)]  # as llama.cpp names them
-    if not "".join(tokens).isascii():
-        for id, token in enumerate(tokens):
-            if not token.isascii() and token.encode(errors="replace").decode() != token:
-                raise ModelFormatError(f"{key}: token {id} is not valid UTF-8")
-    first = {token: id for id, token in reversed(list(enumerate(tokens)))}
-    if len(first) != len(tokens):
+    if not _is_unicode("".join(tokens)):
+        id = next(id for id, token in enumerate(tokens) if not _is_unicode(token))
+        raise ModelFormatError(f"{key}: token {id} is not valid UTF-8")
+    if len(set(tokens)) != len(tokens):
+        first = {token: id for id, token in reversed(list(enumerate(tokens)))}
         twice = next(token for id, token in enumerate(tokens) if first[token] != id)
         raise ModelFormatError(f"{key}: {twice!r:.60} is there twice")
     return tokens
 
 
-def _token_types(metadata: Mapping[str, object], vocab_size: int) -> list[int]:
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # a lone surrogate: how `weights` spells a byte that is no UTF-8
+        return False
+    return True
+
+
+def _token_types(metadata: Mapping[str, object], vocab_size: int) -> Types:
     types = gguf_fields.numbers(metadata, "tokenizer.ggml.token_type", vocab_size)
-    return [int(TokenType.NORMAL)] * vocab_size if types is None else [int(type) for type in types]
+    with np.errstate(invalid="ignore"):  # a float beyond int64 is no type anyway
+        return np.full(vocab_size, TokenType.NORMAL) if types is None else types.astype(np.int64)
 
 
 def _byte_level_model(metadata: Mapping[str, object], tokens: Sequence[str], ignore_merges: bool) -> models.BPE:
     vocab = {token: id for id, token in enumerate(tokens)}
-    merges = _merges(metadata, vocab)
+    merges = _merges(metadata)
     if merges is None:
         raise ModelFormatError("tokenizer.ggml.merges: missing; a byte-level vocabulary needs them")
     return _bpe(vocab, merges, ignore_merges=ignore_merges)
 
 
-def _merges(metadata: Mapping[str, object], vocab: Mapping[str, int]) -> list[tuple[str, str]] | None:
+def _merges(metadata: Mapping[str, object]) -> list[tuple[str, str]] | None:
     key = "tokenizer.ggml.merges"
     lines = gguf_fields.texts(metadata, key, MAX_MERGES)
     if lines is None:
         return None
-    merges = []
-    for line in lines:
-        # The first character is part of the left side even where it is a space.
-        left, _, right = line[1:].partition(" ")
-        left = line[:1] + left
-        if left not in vocab or right not in vocab or left + right not in vocab:
-            raise ModelFormatError(f"{key}: {line!r:.60} joins or makes a token that is not in the vocabulary")
-        merges.append((left, right))
-    return merges
+    # The first character is part of the left side even where it is a space.
+    cuts = [line.find(" ", 1) for line in lines]
+    if -1 in cuts:
+        raise _bad_merge(lines[cuts.index(-1)])
+    return [(line[:cut], line[cut + 1 :]) for line, cut in zip(lines, cuts, strict=True)]
 
 
 def _bpe(vocab: dict[str, int], merges: list[tuple[str, str]], *, ignore_merges: bool) -> models.BPE:
     try:
         return models.BPE(vocab=vocab, merges=merges, ignore_merges=ignore_merges)
     except Exception as error:
+        for left, right in merges:  # most likely; the library looks, and does not say which
+            if not {left, right, left + right} <= vocab.keys():
+                raise _bad_merge(f"{left} {right}") from error
         raise ModelFormatError(f"tokenizer.ggml: the vocabulary was refused: {error!s:.200}") from error
 
 
-def _spm_backend(metadata: Mapping[str, object], tokens: Sequence[str], types: Sequence[int]) -> Backend:
+def _bad_merge(line: str) -> ModelFormatError:
+    what = f"{line!r:.60} joins or makes a token that is not in the vocabulary"
+    return ModelFormatError(f"tokenizer.ggml.merges: {what}")
+
+
+def _spm_backend(metadata: Mapping[str, object], tokens: Sequence[str], types: Types) -> Backend:
     """SentencePiece BPE: characters are joined as long as some join is a token, the best-scored one first; a character
     without a token becomes its bytes. Spaces are written U+2581, with one in front of the text, and again after every
     special token (llama.cpp, and the tokenizer.json of Llama 2, Mistral and TinyLlama, do so)."""
     vocab = {token: id for id, token in enumerate(tokens)}
-    merges = _merges(metadata, vocab)
+    merges = _merges(metadata)
     if merges is None:
         scores = gguf_fields.numbers(metadata, "tokenizer.ggml.scores", len(tokens))
         if scores is None:
             raise ModelFormatError("tokenizer.ggml.scores: missing, and there are no merges either")
-        merges = _merges_from_scores(vocab, [float(score) for score in scores], types)
+        merges = _merges_from_scores(vocab, [float(score) for score in scores], types.tolist())
     unknown = gguf_fields.token_id(metadata, "tokenizer.ggml.unknown_token_id", len(tokens), 0)
     model = _bpe(vocab, merges, ignore_merges=False)
     model.byte_fallback, model.fuse_unk = True, True
@@ -151,9 +168,7 @@ def _spm_backend(metadata: Mapping[str, object], tokens: Sequence[str], types: S
     return backend
 
 
-def _merges_from_scores(
-    vocab: Mapping[str, int], scores: Sequence[float], types: Sequence[int]
-) -> list[tuple[str, str]]:
+def _merges_from_scores(vocab: Mapping[str, int], scores: Sequence[float], types: Types) -> list[tuple[str, str]]:
     """Every way to make a token from two others, best-scored token first. Tokens that text cannot make (control, byte,
     unknown, unused) take no part."""
     plain = {token: id for token, id in vocab.items() if types[id] in (TokenType.NORMAL, TokenType.USER_DEFINED)}
@@ -169,15 +184,11 @@ def _merges_from_scores(
     return [(left, right) for *_, left, right in found]
 
 
-def _mark_added_tokens(backend: Backend, tokens: Sequence[str], types: Sequence[int]) -> None:
+def _mark_added_tokens(backend: Backend, tokens: Sequence[str], types: Types) -> None:
     """Tokens that are found whole in text: control and unknown ones are special, user-defined ones are not."""
     special = (TokenType.CONTROL, TokenType.UNKNOWN)
-    added = [
-        AddedToken(token, normalized=False, special=type in special)
-        for token, type in zip(tokens, types, strict=True)
-        if type in special or type == TokenType.USER_DEFINED
-    ]
-    backend.add_tokens(added)
+    added = np.flatnonzero(np.isin(types, (*special, TokenType.USER_DEFINED))).tolist()
+    backend.add_tokens([AddedToken(tokens[id], normalized=False, special=types[id] in special) for id in added])
 
 
 def _put_around(backend: Backend, bos: tuple[str, int] | None, eos: tuple[str, int] | None) -> None:
@@ -191,18 +202,15 @@ def _put_around(backend: Backend, bos: tuple[str, int] | None, eos: tuple[str, i
     )
 
 
-def _eos_ids(
-    metadata: Mapping[str, object], tokens: Sequence[str], types: Sequence[int], eos: int | None
-) -> Iterator[int]:
+def _eos_ids(metadata: Mapping[str, object], tokens: Sequence[str], types: Types, eos: int | None) -> Iterator[int]:
     if eos is not None:
         yield eos
     for name in ("eot", "eom"):
         id = gguf_fields.token_id(metadata, f"tokenizer.ggml.{name}_token_id", len(tokens))
         if id is not None:
             yield id
+    marked = np.flatnonzero(np.isin(types, (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN))).tolist()
     # In OpenAI's harmony format "<|end|>" only ends a message, and the answer goes on.
-    harmony = {"<|return|>", "<|call|>"} <= set(tokens)
+    harmony = {"<|return|>", "<|call|>"} <= {tokens[id] for id in marked}
     ending = _END_OF_TURN - {"<|end|>"} if harmony else _END_OF_TURN
-    for id, token in enumerate(tokens):
-        if token in ending and types[id] in (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN):
-            yield id
+    yield from (id for id in marked if tokens[id] in ending)
