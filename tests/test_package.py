@@ -106,11 +106,14 @@ def test_the_installed_package_is_this_checkout():
 
 def test_the_native_part_is_installed_and_its_source_is_not():
     from octavo.ops import _machine
+    from octavo.weights import _convert
 
-    assert Path(_machine.__file__).suffix in (".so", ".pyd")
+    for module in (_machine, _convert):
+        assert Path(module.__file__).suffix in (".so", ".pyd")
     files = importlib.metadata.files("octavo") or []
     assert not [str(file) for file in files if file.suffix in (".cpp", ".h", ".hpp")]
-    assert any(file.name.startswith("_machine.") and file.suffix in (".so", ".pyd") for file in files)
+    for name in ("_machine.", "_convert."):
+        assert any(file.name.startswith(name) and file.suffix in (".so", ".pyd") for file in files)
 
 
 # --- the command line -------------------------------------------------------------------------------------------

@@ -54,6 +54,22 @@ def test_the_command_line_names_paris(smollm2_path):
         [*command, "--temperature", "0", "--max-tokens", "8"], capture_output=True, text=True, timeout=120, check=True
     )
     assert "Paris" in done.stdout
+    assert len(done.stderr.splitlines()) == 1, done.stderr  # the engine's own line, and no complaint at exit
+
+
+def test_a_start_brings_nothing_that_it_does_not_need(smollm2_path):
+    """Each of these costs a start its share of the time to the first token; none has a part in it."""
+    code = (
+        "import sys; from octavo.cli.main import main; code = main(sys.argv[1:]); "
+        "print(sorted(set(sys.modules) & set(sys.argv[0].split())), file=sys.stderr); sys.exit(code)"
+    )
+    idle = "torch jinja2 huggingface_hub rich yaml transformers zipfile tempfile asyncio octavo.cli.jsonl"
+    code = code.replace("sys.argv[0]", repr(idle))
+    words = ["generate", "The capital of France is", "--model", str(smollm2_path), "--max-tokens", "1", "--quiet"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words, "--device", "cpu"], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stderr.strip() == "[]"
 
 
 @pytest.mark.slow

@@ -87,13 +87,14 @@ def opened(args: argparse.Namespace, config: EngineConfig) -> Iterator["LLMEngin
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that cannot show a character shows a mark instead
         sys.stdout.reconfigure(errors="replace")
     engine = LLMEngine(config, progress=not args.quiet, trace=args.profile is not None)
-    gc.freeze()  # what is there now stays: no later collection has to look at it
+    gc.freeze()  # what is there now stays till the end: no collection before has to look at it
     gc.enable()
     if not args.quiet:
         note(engine.resolved.describe())
     try:
         yield engine
     finally:
+        gc.unfreeze()
         if args.profile is not None:
             _write_profile(engine, args.profile)
 
