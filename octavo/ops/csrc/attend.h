@@ -78,17 +78,16 @@ struct Attention {
             const auto* keys = reinterpret_cast<const typename KeyB::Element*>(block(tile.first_block + index));
             for (int row = 0; row < count(); row += kMaxRows) {
                 const int rows = count() - row < kMaxRows ? count() - row : kMaxRows;
-                Tile<KeyB> t;
+                Tile<Packed, KeyB> t;
                 t.a = packed + std::int64_t{row} * dim;
-                t.a_row = 1;
-                t.a_inner = rows;
+                t.a_row = 0;
                 t.b = keys;
                 t.b_stride = kv.block_size;
                 t.c = scores + std::int64_t{row} * tile.columns + index * tile.block_columns;
                 t.c_row = tile.columns;
                 t.steps = dim / KeyB::kInner;
                 t.continues = false;
-                run_tiles<KeyB>(rows, tile.block_columns / W, t);
+                run_tiles(rows, tile.block_columns / W, t);
             }
         }
     }
@@ -146,17 +145,16 @@ struct Attention {
             const T* values = block(tile.first_block + index) + std::int64_t{kv.block_size} * kv.head_dim;
             for (int row = 0; row < count(); row += kMaxRows) {
                 const int rows = count() - row < kMaxRows ? count() - row : kMaxRows;
-                Tile<ValueB> t;
+                Tile<Rows, ValueB> t;
                 t.a = scores + std::int64_t{row} * tile.columns + index * tile.block_columns + low;
                 t.a_row = tile.columns;
-                t.a_inner = 1;
                 t.b = reinterpret_cast<const typename ValueB::Element*>(values) + std::int64_t{low} * kv.head_dim;
                 t.b_stride = kv.head_dim;
                 t.c = states.values + std::int64_t{row} * states.width;
                 t.c_row = states.width;
                 t.steps = high - low;
                 t.continues = true;
-                run_tiles<ValueB>(rows, states.width / W, t);
+                run_tiles(rows, states.width / W, t);
             }
         }
     }

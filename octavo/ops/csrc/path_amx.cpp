@@ -82,10 +82,10 @@ double spin_tiles(std::int64_t rounds) {
 
 #else  // a stand-in without the tile unit, so that the code around it can be tested anywhere
 
-struct Rows { int first, second; };
+struct TileRows { int first, second; };
 
-OCTAVO_INLINE Rows& configured() {
-    static thread_local Rows rows;
+OCTAVO_INLINE TileRows& configured() {
+    static thread_local TileRows rows;
     return rows;
 }
 

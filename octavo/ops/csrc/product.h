@@ -31,32 +31,46 @@ void pack_rows_float(const PackArgs& args, Dtype, int first_row, int num_rows) {
     }
 }
 
-// Inputs per pass over the rows: this much of a panel (16 KiB) stays in the first-level cache meanwhile.
+constexpr int kPass = 128;  // inputs per pass over the rows: so much of a panel stays in the first-level cache meanwhile
+constexpr int kWiden = 4 * kMaxRows;  // from so many rows on it pays to widen a pass of bfloat16 weights first
+
 template <class B>
-constexpr int kPass = sizeof(typename B::Element) == 4 && B::kInner == 1 ? 128 : 256;
+OCTAVO_INLINE void run_pass(const ProductArgs& args, const typename B::Element* weights, int first_in, int inputs) {
+    for (int row = args.first_row; row < args.first_row + args.num_rows; row += kMaxRows) {
+        const int rows = args.total_rows - row < kMaxRows ? args.total_rows - row : kMaxRows;
+        Tile<Packed, B> tile;
+        tile.a = static_cast<const float*>(args.packed) + std::int64_t{row} * args.padded_in + std::int64_t{first_in} * rows;
+        tile.a_row = 0;
+        tile.b = weights;
+        tile.b_stride = kPanel;
+        tile.c = args.scratch + std::int64_t{row - args.first_row} * kPanel;
+        tile.c_row = kPanel;
+        tile.steps = (inputs + B::kInner - 1) / B::kInner;
+        tile.continues = first_in > 0;
+        run_tiles(rows, kPanel / W, tile);
+    }
+}
 
 template <class B>
 void product_fma(const ProductArgs& args) {
-    constexpr int kVectors = kPanel / W;
     const auto* panel = static_cast<const typename B::Element*>(args.panel);
-    const float* packed = static_cast<const float*>(args.packed);
-    const int last_row = args.first_row + args.num_rows;
-    for (int first_in = 0; first_in < args.num_in; first_in += kPass<B>) {
-        const int left = args.num_in - first_in, inputs = left < kPass<B> ? left : kPass<B>;
-        for (int row = args.first_row; row < last_row; row += kMaxRows) {
-            const int block = args.total_rows - row < kMaxRows ? args.total_rows - row : kMaxRows;
-            Tile<B> tile;
-            tile.a = packed + std::int64_t{row} * args.padded_in + std::int64_t{first_in} * block;
-            tile.a_row = 1;
-            tile.a_inner = block;
-            tile.b = panel + std::int64_t{first_in} / B::kInner * kPanel;
-            tile.b_stride = kPanel;
-            tile.c = args.scratch + std::int64_t{row - args.first_row} * kPanel;
-            tile.c_row = kPanel;
-            tile.steps = (inputs + B::kInner - 1) / B::kInner;
-            tile.continues = first_in > 0;
-            run_tiles<B>(block, kVectors, tile);
+    for (int first = 0; first < args.num_in; first += kPass) {
+        const int left = args.num_in - first, inputs = left < kPass ? left : kPass;
+        const auto* weights = panel + std::int64_t{first} / B::kInner * kPanel;
+        if constexpr (B::kInner == 2) {
+            if (args.num_rows >= kWiden) {
+                alignas(64) float wide[kPass * kPanel];
+                for (int i = 0; i < inputs; i += 2)
+                    for (int v = 0; v < kPanel; v += W) {
+                        const vu words = load_as<vu>(weights + i / 2 * kPanel + v);
+                        store(wide + i * kPanel + v, lower(words));
+                        store(wide + (i + 1) * kPanel + v, upper(words));
+                    }
+                run_pass<Singles>(args, wide, first, inputs);
+                continue;
+            }
         }
+        run_pass<B>(args, weights, first, inputs);
     }
 }
 

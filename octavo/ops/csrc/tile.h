@@ -40,54 +40,69 @@ struct Halves {  // bfloat16, side by side
     static constexpr int kInner = 1;
 };
 
-// Where a tile's operands lie. The left-hand side's element (row m, inner index i) is a[m * a_row + i * a_inner].
-template <class B>
+// How the left-hand side lies: rows side by side for each inner index, as many as the tile has; or row by row.
+struct Packed {
+    static constexpr bool kPacked = true;
+};
+struct Rows {
+    static constexpr bool kPacked = false;
+};
+
+// Where a tile's operands lie. Row m of `Rows` begins at a + m * a_row.
+template <class A, class B>
 struct Tile {
     const float* a;
     const typename B::Element* b;
     float* c;
-    std::int64_t a_row, a_inner, b_stride, c_row;
+    std::int64_t a_row, b_stride, c_row;
     int steps;
     bool continues;  // take up the sums that lie in c; else begin at zero
 };
 
-template <int MR, int NV, class B>
-inline __attribute__((noinline)) void run_tile(const Tile<B>& t) {
+// sum += x * y. By hand where registers are scarce: left alone, gcc 12 moves loads ahead and sums about, until one of
+// them must go to memory and back in every round.
+OCTAVO_INLINE void accumulate(vf& sum, vf x, vf y) {
+#if defined(__AVX2__) && !defined(OCTAVO_WIDE)
+    __asm__ volatile("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(x), "x"(y));
+#else
+    sum = fma(x, y, sum);
+#endif
+}
+
+template <int MR, int NV, class A>
+OCTAVO_INLINE void add_products(const float* a, std::int64_t a_row, const vf (&values)[NV], vf (&sums)[MR][NV]) {
+#pragma GCC unroll 16
+    for (int m = 0; m < MR; ++m) {
+        const vf x = splat(A::kPacked ? a[m] : a[m * a_row]);
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; ++v) accumulate(sums[m][v], x, values[v]);
+    }
+}
+
+template <int MR, int NV, class A, class B>
+inline __attribute__((noinline)) void run_tile(const Tile<A, B>& t) {
     vf sums[MR][NV];
 #pragma GCC unroll 16
     for (int m = 0; m < MR; ++m)
 #pragma GCC unroll 4
         for (int v = 0; v < NV; ++v) sums[m][v] = t.continues ? load(t.c + m * t.c_row + v * W) : splat(0.0f);
+    constexpr int kInner = A::kPacked ? MR : 1;
     const float* a = t.a;
     const typename B::Element* b = t.b;
-    const std::int64_t a_row = t.a_row, a_inner = t.a_inner, b_stride = t.b_stride;
-    for (int step = 0; step < t.steps; ++step, a += a_inner * B::kInner, b += b_stride) {
+    for (int step = 0; step < t.steps; ++step, a += kInner * B::kInner, b += t.b_stride) {
+        vf values[NV];
         if constexpr (B::kInner == 2) {
-            vu words[NV];
 #pragma GCC unroll 4
-            for (int v = 0; v < NV; ++v) words[v] = load_as<vu>(b + v * W);
-#pragma GCC unroll 16
-            for (int m = 0; m < MR; ++m) {
-                const vf x = splat(a[m * a_row]);
+            for (int v = 0; v < NV; ++v) values[v] = lower(load_as<vu>(b + v * W));
+            add_products<MR, NV, A>(a, t.a_row, values, sums);
+            // The words are loaded again: kept, they would drive sums out of the registers.
 #pragma GCC unroll 4
-                for (int v = 0; v < NV; ++v) sums[m][v] = fma(x, lower(words[v]), sums[m][v]);
-            }
-#pragma GCC unroll 16
-            for (int m = 0; m < MR; ++m) {
-                const vf x = splat(a[m * a_row + a_inner]);
-#pragma GCC unroll 4
-                for (int v = 0; v < NV; ++v) sums[m][v] = fma(x, upper(words[v]), sums[m][v]);
-            }
+            for (int v = 0; v < NV; ++v) values[v] = upper(load_as<vu>(b + v * W));
+            add_products<MR, NV, A>(a + kInner, t.a_row, values, sums);
         } else {
-            vf values[NV];
 #pragma GCC unroll 4
             for (int v = 0; v < NV; ++v) values[v] = load(b + v * W);
-#pragma GCC unroll 16
-            for (int m = 0; m < MR; ++m) {
-                const vf x = splat(a[m * a_row]);
-#pragma GCC unroll 4
-                for (int v = 0; v < NV; ++v) sums[m][v] = fma(x, values[v], sums[m][v]);
-            }
+            add_products<MR, NV, A>(a, t.a_row, values, sums);
         }
     }
 #pragma GCC unroll 16
@@ -97,8 +112,8 @@ inline __attribute__((noinline)) void run_tile(const Tile<B>& t) {
 }
 
 // A tile of `rows` <= kMaxRows rows (MR counts down to it) and all `vectors` of its columns.
-template <class B, int MR = kMaxRows>
-OCTAVO_INLINE void run_tiles(int rows, int vectors, Tile<B> t) {
+template <class A, class B, int MR = kMaxRows>
+OCTAVO_INLINE void run_tiles(int rows, int vectors, Tile<A, B> t) {
     if constexpr (MR == 0) {
         return;
     } else if (rows == MR) {
@@ -109,7 +124,7 @@ OCTAVO_INLINE void run_tiles(int rows, int vectors, Tile<B> t) {
             for (; v + 2 <= vectors; v += 2, t.b += 2 * W, t.c += 2 * W) run_tile<MR, 2>(t);
         for (; v < vectors; ++v, t.b += W, t.c += W) run_tile<MR, 1>(t);
     } else {
-        run_tiles<B, MR - 1>(rows, vectors, t);
+        run_tiles<A, B, MR - 1>(rows, vectors, t);
     }
 }
 
