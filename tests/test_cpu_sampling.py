@@ -227,6 +227,16 @@ class TestCuts:
         assert self.drawn(machine, logits, min_p=0.2, top_k=1) == {0}
         assert self.drawn(machine, logits, min_p=1.0) == {0}
 
+    def test_a_uniform_on_an_edge_draws_the_token_behind_it(self, machine):
+        rows = [Rule(uniform=u) for u in (0.0, 0.25, 0.5, 0.75)]
+        assert draw(machine, np.zeros((4, 4)), rows).ids.tolist() == [0, 1, 2, 3]
+
+    @pytest.mark.parametrize("rule", [Rule(temperature=0), Rule(temperature=0, bias={0: -1.0}), Rule(top_k=1)])
+    def test_the_first_of_equals_wins_wherever_they_lie(self, machine, rule):
+        logits = np.zeros((1, 30_000))
+        logits[0, [9_000, 9_600, 17_000, 29_999]] = 7.0
+        assert draw(machine, logits, [rule]).ids.tolist() == [9_000]
+
     def test_the_ends_of_the_uniform_draw_tokens_that_have_a_chance(self, machine):
         logits = np.full((2, 3000), -np.inf)
         logits[:, [5, 1100]] = 1.0
