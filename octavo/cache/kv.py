@@ -23,5 +23,5 @@ def block_bytes(shape: KVShape, num_layers: int, dtype: str) -> int:
 
 def new_cache(ops: Ops, place: Place, shape: KVShape, num_layers: int, dtype: str) -> KVCache:
     """Take the memory of `shape.num_blocks` blocks in each of `num_layers` layers."""
-    layers = [ops.new_kv(place, shape, dtype) for _ in range(num_layers)]
+    layers = ops.new_kv_layers(place, shape, num_layers, dtype)
     return KVCache(layers, shape.num_blocks * block_bytes(shape, num_layers, dtype))

@@ -123,8 +123,8 @@ class Ops(Protocol):
         """To the host: float32 for floating-point tensors, whole numbers as they are. A copy."""
         ...
 
-    def new_kv(self, place: Place, shape: KVShape, dtype: str) -> KV:
-        """One layer's keys and values, zeroed, in `dtype`."""
+    def new_kv_layers(self, place: Place, shape: KVShape, num_layers: int, dtype: str) -> list[KV]:
+        """The keys and values of a model's layers, zeroed, in `dtype`."""
         ...
 
     def copy_blocks(self, kv: KV, src_ids: Ints, dst_ids: Ints) -> None:

@@ -106,11 +106,17 @@ def download(tensor: Any) -> Host:
 
 
 def new_kv(place: Place, shape: KVShape, dtype: str) -> Blocks:
+    """One layer's alone; see `new_kv_layers`."""
+    return new_kv_layers(place, shape, 1, dtype)[0]
+
+
+def new_kv_layers(place: Place, shape: KVShape, num_layers: int, dtype: str) -> list[Blocks]:
     """Zeroed keys and values; the system gives the memory page by page as blocks are first written."""
     if dtype not in ("float32", "bfloat16"):
         raise ConfigError(f"kv_dtype={dtype!r}: on a CPU keys and values are float32 or bfloat16")
     sizes = (shape.num_blocks, shape.block_size, shape.num_kv_heads, shape.head_dim)
-    return Blocks(_cpu.Cache(*sizes, dtype == "bfloat16"), _cpu.AttentionPlan(), place, shape)
+    caches = _cpu.Cache.layers(num_layers, *sizes, dtype == "bfloat16")
+    return [Blocks(cache, _cpu.AttentionPlan(), place, shape) for cache in caches]
 
 
 def copy_blocks(kv: Blocks, src_ids: Ints, dst_ids: Ints) -> None:

@@ -93,20 +93,22 @@ void bind_values(nb::module_& m) {
         .def_prop_ro("num_bytes", &Matrix::num_bytes)
         .def_ro("halves", &Matrix::halves);
     nb::class_<Cache>(m, "Cache", "Keys and values of one layer.")
-        .def("__init__",
-             [](Cache* self, int num_blocks, int block_size, int num_kv_heads, int head_dim, bool is_bf16) {
-                 check(head_dim % 2 == 0, "head_dim must be even");
-                 new (self) Cache(num_blocks, block_size, num_kv_heads, head_dim,
-                                  is_bf16 ? Dtype::bfloat16 : Dtype::float32);
-             })
+        .def_static(
+            "layers",
+            [](int num_layers, int num_blocks, int block_size, int num_kv_heads, int head_dim, bool is_bf16) {
+                check(head_dim % 2 == 0, "head_dim must be even");
+                return Cache::layers(num_layers, {nullptr, 0, num_blocks, block_size, num_kv_heads, head_dim,
+                                                  is_bf16 ? Dtype::bfloat16 : Dtype::float32});
+            },
+            "The caches of a model's layers, in one memory.")
         .def("copy_block", &Cache::copy_block)
         .def(
             "memory",
             [](Cache& self) {
-                const std::size_t size = static_cast<std::size_t>(self.memory.size());
-                return nb::ndarray<nb::numpy, std::uint8_t>(self.memory.as<void>(), {size}, nb::find(&self));
+                const std::size_t size = static_cast<std::size_t>(self.memory->size());
+                return nb::ndarray<nb::numpy, std::uint8_t>(self.memory->as<void>(), {size}, nb::find(&self));
             },
-            "All bytes, as they lie: see KVView in kernels.h.");
+            "All bytes of all layers, as they lie: see KVView in kernels.h.");
 }
 
 void bind_plans(nb::module_& m) {

@@ -58,10 +58,11 @@ struct StoreArgs {
     bool adds;
 };
 
-// Keys and values of one layer. A block holds, for each KV head, the keys of its slots as [head_dim / 2, block_size, 2]
+// Keys and values of one layer; blocks of neighbouring numbers are `block_stride` values apart. A block holds, for each KV head, the keys of its slots as [head_dim / 2, block_size, 2]
 // (a pair of dimensions of one key together, keys side by side), then the values as [block_size, head_dim].
 struct KVView {
     void* blocks;
+    std::int64_t block_stride;
     int num_blocks, block_size, num_kv_heads, head_dim;
     Dtype dtype;
 };

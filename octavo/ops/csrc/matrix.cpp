@@ -1,6 +1,7 @@
 // Packing weights, and the blocks of keys and values.
 
 #include <cstring>
+#include <utility>
 
 #include "program.h"
 
@@ -12,18 +13,22 @@ constexpr int kInputsPadded = 32;  // bfloat16: whole tiles of the matrix unit
 
 int item_bytes(Dtype dtype) { return dtype == Dtype::bfloat16 ? 2 : 4; }
 
-// Both layouts put kPanel columns side by side, bfloat16 in pairs of inputs.
-template <class T>
-void pack_panel_rows(const T* values, int num_rows, int num_in, int first_column, T* panel) {
-    constexpr int kPair = sizeof(T) == 2 ? 2 : 1;
-    for (int first = 0; first < num_in; first += 64) {
-        const int end = first + 64 < num_in ? first + 64 : num_in;
+// `num_rows` rows into neighbouring columns of a panel, in words: a float32, or two bfloat16 of neighbouring inputs. A
+// stretch of inputs at a time, so that the part of the panel that all rows write to stays in the cache.
+void pack_words(const char* values, int num_rows, std::int64_t row_bytes, int first_column, std::uint32_t* panel) {
+    constexpr std::int64_t kStretch = 32;
+    const std::int64_t num_words = row_bytes / 4;
+    for (std::int64_t first = 0; first < num_words; first += kStretch) {
+        const std::int64_t end = first + kStretch < num_words ? first + kStretch : num_words;
         for (int row = 0; row < num_rows; ++row) {
-            const T* from = values + std::int64_t{row} * num_in;
-            T* to = panel + (first_column + row) * kPair;
-            for (int i = first; i < end; ++i) to[i / kPair * kPanel * kPair + i % kPair] = from[i];
+            const char* from = values + row * row_bytes;
+            std::uint32_t* to = panel + first_column + row;
+            for (std::int64_t word = first; word < end; ++word) std::memcpy(to + word * kPanel, from + word * 4, 4);
         }
     }
+    if (row_bytes % 4 == 0) return;
+    for (int row = 0; row < num_rows; ++row)  // an odd number of bfloat16: the last has no partner
+        std::memcpy(panel + num_words * kPanel + first_column + row, values + row * row_bytes + num_words * 4, 2);
 }
 
 }  // namespace
@@ -49,15 +54,9 @@ void Matrix::fill(Pool& pool, int first_row, int num_rows, const void* values) {
         const int begin = part * kPanel > first_row ? part * kPanel : first_row;
         const int end = (part + 1) * kPanel < first_row + num_rows ? (part + 1) * kPanel : first_row + num_rows;
         const int index = !halves ? part : part < half_panels ? 2 * part : 2 * (part - half_panels) + 1;
-        const auto pack = [&](auto* to, const auto* from) {
-            pack_panel_rows(from + std::int64_t{begin - first_row} * view.num_in, end - begin, view.num_in,
-                            begin - part * kPanel, to);
-        };
-        void* to = const_cast<void*>(panel(index));
-        if (view.dtype == Dtype::bfloat16)
-            pack(static_cast<std::uint16_t*>(to), static_cast<const std::uint16_t*>(values));
-        else
-            pack(static_cast<float*>(to), static_cast<const float*>(values));
+        const std::int64_t row_bytes = std::int64_t{view.num_in} * item_bytes(view.dtype);
+        pack_words(static_cast<const char*>(values) + (begin - first_row) * row_bytes, end - begin, row_bytes,
+                   begin - part * kPanel, static_cast<std::uint32_t*>(const_cast<void*>(panel(index))));
     });
 }
 
@@ -75,16 +74,32 @@ void Matrix::copy_row(int row, float* out) const {
     }
 }
 
-Cache::Cache(int num_blocks, int block_size, int num_kv_heads, int head_dim, Dtype dtype)
-    : view{nullptr, num_blocks, block_size, num_kv_heads, head_dim, dtype},
-      block_bytes_(std::int64_t{2} * block_size * num_kv_heads * head_dim * item_bytes(dtype)) {
-    memory = Memory(block_bytes_ * num_blocks);
-    view.blocks = memory.as<void>();
+namespace {
+
+std::int64_t values_of_block(const KVView& view) {
+    return std::int64_t{2} * view.block_size * view.num_kv_heads * view.head_dim;
+}
+
+}  // namespace
+
+Cache::Cache(const KVView& like, int layer, int num_layers, std::shared_ptr<Memory> memory)
+    : view(like), memory(std::move(memory)), block_bytes_(values_of_block(like) * item_bytes(like.dtype)) {
+    view.block_stride = values_of_block(like) * num_layers;
+    view.blocks = this->memory->as<char>() + block_bytes_ * layer;
+}
+
+std::vector<Cache> Cache::layers(int num_layers, const KVView& like) {
+    const std::int64_t num_bytes = values_of_block(like) * item_bytes(like.dtype) * like.num_blocks * num_layers;
+    const auto memory = std::make_shared<Memory>(num_bytes);
+    std::vector<Cache> layers;
+    for (int layer = 0; layer < num_layers; ++layer) layers.push_back(Cache(like, layer, num_layers, memory));
+    return layers;
 }
 
 void Cache::copy_block(std::int64_t from, std::int64_t to) {
-    char* blocks = memory.as<char>();
-    std::memcpy(blocks + to * block_bytes_, blocks + from * block_bytes_, static_cast<std::size_t>(block_bytes_));
+    const std::int64_t stride = view.block_stride * item_bytes(view.dtype);
+    char* blocks = static_cast<char*>(view.blocks);
+    std::memcpy(blocks + to * stride, blocks + from * stride, static_cast<std::size_t>(block_bytes_));
 }
 
 }  // namespace octavo

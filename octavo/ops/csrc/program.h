@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "machine_state.h"
@@ -33,16 +34,18 @@ private:
     Memory memory_;
 };
 
-// Keys and values of one layer; see KVView.
+// Keys and values of one layer; see KVView. The layers of a model share one memory, in which a block's layers lie side
+// by side: a short context then touches few pages, which matters where pages are large.
 class Cache {
 public:
-    Cache(int num_blocks, int block_size, int num_kv_heads, int head_dim, Dtype dtype);
+    static std::vector<Cache> layers(int num_layers, const KVView& like);
     void copy_block(std::int64_t from, std::int64_t to);
 
     KVView view;
-    Memory memory;
+    std::shared_ptr<Memory> memory;  // of all layers
 
 private:
+    Cache(const KVView& like, int layer, int num_layers, std::shared_ptr<Memory> memory);
     std::int64_t block_bytes_;
 };
 

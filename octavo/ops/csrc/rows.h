@@ -89,7 +89,7 @@ OCTAVO_INLINE void normed_row(const PackArgs& args, int row, float* out) {
 
 // Where a KV head's keys and values of one block begin, in elements.
 OCTAVO_INLINE std::int64_t keys_at(const KVView& kv, std::int64_t block, int head) {
-    return (block * kv.num_kv_heads + head) * 2 * kv.block_size * kv.head_dim;
+    return block * kv.block_stride + std::int64_t{head} * 2 * kv.block_size * kv.head_dim;
 }
 
 OCTAVO_INLINE std::int64_t values_at(const KVView& kv, std::int64_t block, int head) {

@@ -137,6 +137,11 @@ def new_kv(place: Place, shape: KVShape, dtype: str) -> Blocks:
     return Blocks(_zeros(place, shape, DTYPES[dtype]), _zeros(place, shape, DTYPES[dtype]), shape)
 
 
+def new_kv_layers(place: Place, shape: KVShape, num_layers: int, dtype: str) -> list[Blocks]:
+    """See `Ops.new_kv_layers`."""
+    return [new_kv(place, shape, dtype) for _ in range(num_layers)]
+
+
 def _zeros(place: Place, shape: KVShape, dtype: torch.dtype) -> Tensor:
     size = (shape.num_blocks * shape.block_size, shape.num_kv_heads, shape.head_dim)
     if place.device != "cpu":
