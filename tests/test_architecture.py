@@ -49,6 +49,7 @@ ONLY_IN = {
     "jinja2": r"octavo\.text(\..+)?",
     "markupsafe": r"octavo\.text(\..+)?",
     "tokenizers": r"octavo\.text(\..+)?",
+    "matplotlib": r"octavo\.cli\.plot",
     "rich": r"octavo\.(cli|hub|llm)(\..+)?",
 }
 IMPORT_NAMES = {"pyyaml": "yaml"}  # where a distribution's name is not its module's

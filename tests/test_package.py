@@ -56,6 +56,16 @@ def test_light_parts_stay_light(code: str):
     assert not loaded_after(code) & {"torch", "transformers", "huggingface_hub", "starlette"}
 
 
+def test_a_cpu_needs_no_torch_up_to_the_last_token(tiny_model: Path):
+    code = "import sys; from octavo import LLM, SamplingParams; llm = LLM(sys.argv[1], device='cpu')"
+    code += "; print(len(llm.generate('a', SamplingParams(max_tokens=3, ignore_eos=True, logprobs=2))[0].outputs[0].token_ids))"
+    done = run_python(
+        f"{code}\nprint([name for name in ('torch', 'transformers') if name in sys.modules])", str(tiny_model)
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["3", "[]"]
+
+
 def test_the_contract_is_offered():
     assert set(CONTRACT) <= set(octavo.__all__)
     assert set(octavo.__all__) <= set(dir(octavo))

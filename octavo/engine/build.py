@@ -70,7 +70,8 @@ def build_engine(model: ModelFiles, config: EngineConfig, *, trace: bool = False
     place = ops.open_place(config.model_config.device, _choose_dtype(arch, config), config.model_config.threads)
     resolved = resolve(arch, config, ops, place, generation_defaults(model.path))
     log.info("%s", resolved.describe())
-    options = LoadOptions(config.model_config.load_format, place.dtype, config.model_config.seed)
+    chosen = config.model_config
+    options = LoadOptions(chosen.load_format, place.dtype, chosen.seed, chosen.threads)
     decoder = load_decoder(model.path, options, ops, place)
     shape = _kv_shape(arch, resolved.num_blocks, resolved.block_size)
     cache = new_cache(ops, place, shape, arch.num_layers, resolved.kv_dtype)

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-import psutil
-
 from octavo.errors import EngineError
 
 
@@ -56,6 +54,8 @@ def processor(root: Path = Path("/")) -> Processor:
 
 def memory(root: Path = Path("/")) -> Memory:
     """This machine's memory now. `root` is where /proc and /sys are looked up."""
+    import psutil  # slow to import, and not needed where nothing is planned
+
     system = psutil.virtual_memory()
     available = system.available
     limits = []
@@ -84,7 +84,11 @@ def has_gpu_driver(root: Path = Path("/")) -> bool:
 def _address_space_left() -> int | None:
     """Bytes that `ulimit -v` still lets this process map; None without such a limit."""
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    return None if limit == resource.RLIM_INFINITY else max(0, limit - int(psutil.Process().memory_info().vms))
+    if limit == resource.RLIM_INFINITY:
+        return None
+    import psutil
+
+    return max(0, limit - int(psutil.Process().memory_info().vms))
 
 
 def _native_part() -> ModuleType:
