@@ -259,6 +259,13 @@ class TestVerdicts:
         assert 0 <= found.ids[1] < 8200
         assert ((found.top_ids >= 0) & (found.top_ids < 8200)).all()
 
+    def test_a_bad_number_among_impossible_tokens(self, machine):
+        logits = np.zeros((1, 20_000))
+        logits[0, 8_192:16_384] = -np.inf
+        assert draw(machine, logits, [Rule()]).verdicts.tolist() == [Verdict.OK]
+        logits[0, 9_000] = np.nan
+        assert draw(machine, logits, [Rule()]).verdicts.tolist() == [Verdict.NOT_FINITE]
+
     @pytest.mark.parametrize("temperature", [0.0, 1.0])
     @pytest.mark.parametrize("rule", [{}, {"top_k": 2}, {"allowed": [1]}, {"allowed": [1], "banned": [1]}])
     def test_a_row_of_nothing_but_bad_numbers(self, machine, temperature, rule):
@@ -285,8 +292,9 @@ class TestTop:
         assert found.top_ids.shape == (4, min(num_top, 3000))
         check_scores(found, logits)
 
-    def test_ascending_logits_raise_the_bar_at_every_block(self, machine):
-        logits = np.arange(20_000, dtype=np.float32)[None] / 100
+    @pytest.mark.parametrize("step", [1e-2, 1e-6])
+    def test_ascending_logits_raise_the_bar_at_every_block(self, machine, step):
+        logits = np.arange(20_000)[None] * step
         assert draw(machine, logits, [Rule()], 5).top_ids.tolist() == [[19999, 19998, 19997, 19996, 19995]]
 
     def test_both_zeros_are_equal(self, machine):
