@@ -58,7 +58,8 @@ def test_light_parts_stay_light(code: str):
 
 def test_a_cpu_needs_no_torch_up_to_the_last_token(tiny_model: Path):
     code = "import sys; from octavo import LLM, SamplingParams; llm = LLM(sys.argv[1], device='cpu')"
-    code += "; print(len(llm.generate('a', SamplingParams(max_tokens=3, ignore_eos=True, logprobs=2))[0].outputs[0].token_ids))"
+    code += "; params = SamplingParams(max_tokens=3, ignore_eos=True, logprobs=2)"
+    code += "; print(len(llm.generate('a', params)[0].outputs[0].token_ids))"
     done = run_python(
         f"{code}\nprint([name for name in ('torch', 'transformers') if name in sys.modules])", str(tiny_model)
     )

@@ -1,9 +1,12 @@
-"""`octavo bench`: how fast a model runs here. `latency` for one request at a time, `throughput` for many.
+"""`octavo bench`: how fast a model runs here. `latency` for one request at a time, `throughput` for many, `kernels` for
+the parts that a forward is made of.
 
-Knows flags and how figures are shown; `workload` makes the requests, `measure` takes the times.
+Knows flags and how figures are shown; `workload` makes the requests, `measure` takes the times, `kernels` takes those
+of single kernels.
 """
 
 import argparse
+import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,16 +15,17 @@ from typing import TYPE_CHECKING, Any
 from octavo.cli.circumstances import aligned, circumstances, circumstances_text
 from octavo.cli.flags import add_config_flags, config_from
 from octavo.cli.measure import Run, latency_figures, medians, serve, throughput_figures
-from octavo.cli.plot import check_plot, write_plot
+from octavo.cli.plot import check_plot, write_kernel_plot, write_plot
 from octavo.cli.session import Interrupt, check_writable, note, opened
-from octavo.cli.workload import Job, Shape, Span, generate, plain_ids, rate, read_workload, span, whole
-from octavo.config import EngineConfig
+from octavo.cli.workload import MAX_COUNT, Job, Shape, Span, generate, plain_ids, rate, read_workload, span, whole
+from octavo.config import PARTS, EngineConfig, parse_bytes
 from octavo.errors import RequestError
 
 if TYPE_CHECKING:
     from octavo.runtime import LLMEngine
 
 _WARM_JOBS = 4  # of the workload, that a warm-up of `throughput` runs
+_KERNEL_FIELDS = frozenset({"model", "revision", "dtype", "threads", "kv_dtype", "block_size"})
 _SHAPE_FLAGS = ("num_requests", "prompt_len", "output_len", "shared_prefix", "arrival_rate", "seed")
 _SHAPE: dict[str, Any] = {
     "num_requests": 64,
@@ -42,6 +46,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         add_config_flags(kind)
         add(kind.add_argument_group("workload", "random prompts without special tokens; outputs of the exact length"))
         _add_output_flags(kind)
+        kind.add_argument(
+            "--profile", type=Path, metavar="FILE.json", help="write a Chrome trace of every step; show a table of them"
+        )
+    help = "the CPU's kernels on a model's shapes, each beside the machine's own limits"
+    kind = kinds.add_parser("kernels", help=help, description=help, allow_abbrev=False)
+    _add_kernels(kind)
+    _add_output_flags(kind)
+
+
+def _add_kernels(kind: argparse.ArgumentParser) -> None:
+    kind.add_argument("name", nargs="?", metavar="MODEL", help="the model, as --model has it; no weights are read")
+    fields = {item.name for part in PARTS.values() for item in dataclasses.fields(part)}
+    add_config_flags(kind, without=frozenset(fields - _KERNEL_FIELDS))
+    group = kind.add_argument_group("workload", "random numbers")
+    group.add_argument("--runs", type=whole(1), default=5, metavar="N", help="runs to measure (default: 5)")
+    group.add_argument(
+        "--working-set", type=_size, metavar="SIZE",
+        help="bytes that a kernel bound by memory goes through before any come again, such as 64MiB "
+        "(default: three times the largest cache)",
+    )  # fmt: skip
+
+
+def _size(text: str) -> int:
+    """A parser of flags such as "64MiB"."""
+    try:
+        size = parse_bytes(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    if not 1 <= size <= MAX_COUNT:
+        raise argparse.ArgumentTypeError(f"{text!r} is not from 1 byte to 2 GiB")
+    return size
 
 
 def _add_latency(group: argparse._ArgumentGroup) -> None:
@@ -80,24 +115,36 @@ def _add_throughput(group: argparse._ArgumentGroup) -> None:
 def _add_output_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("output")
     group.add_argument("--json", action="store_true", help="print one JSON object; times in seconds")
-    group.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the distributions of the times (matplotlib)")
-    group.add_argument(
-        "--profile", type=Path, metavar="FILE.json", help="write a Chrome trace of every step and show a table of them"
-    )
+    group.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the figures (matplotlib)")
     group.add_argument("--quiet", action="store_true", help="say nothing on stderr but errors")
 
 
 def run(args: argparse.Namespace) -> int:
     config = named_config(args)
-    if args.profile is not None:
-        check_writable("--profile", args.profile)
     if args.plot is not None:
         check_plot(args.plot)
+    if args.benchmark == "kernels":
+        _kernels(args, config)
+        return 0
+    if args.profile is not None:
+        check_writable("--profile", args.profile)
     if args.benchmark == "latency":
         _benchmark(args, config, _latency_workload(args), latency_figures)
     else:
         _benchmark(args, config, _throughput_workload(args), throughput_figures)
     return 0
+
+
+def _kernels(args: argparse.Namespace, config: EngineConfig) -> None:
+    from octavo.cli.kernels import default_working_set, kernels_text, measure_kernels
+
+    working_set = default_working_set() if args.working_set is None else args.working_set
+    report = measure_kernels(config, args.runs, working_set, args.quiet)
+    head = [*circumstances_text(report), ("workload", f"runs {args.runs}, working set {working_set / 2**20:,.0f} MiB")]
+    text = "\n".join([aligned(head), kernels_text(report)])
+    print(json.dumps(report, indent=2, allow_nan=False) if args.json else text)
+    if args.plot is not None:
+        write_kernel_plot(args.plot, f"{_title(report)}shares of the machine's limits", report["kernels"])
 
 
 def named_config(args: argparse.Namespace) -> EngineConfig:
@@ -149,7 +196,7 @@ def _benchmark(
     report |= {"median": medians(each), "runs": each}
     print(json.dumps(report, indent=2, allow_nan=False) if args.json else _text(report))
     if args.plot is not None:
-        write_plot(args.plot, _title(report), runs)
+        write_plot(args.plot, _title(report) + _workload_text(report["workload"]), runs)
 
 
 def _jobs(engine: "LLMEngine", workload: Shape | list[Job]) -> list[Job]:
@@ -170,7 +217,7 @@ def _title(report: Mapping[str, Any]) -> str:
     threads = "" if engine["threads"] is None else f", threads {engine['threads']}"
     return (
         f"octavo {report['versions']['octavo']} bench {report['benchmark']}: {engine['model']}, {engine['dtype']} on "
-        f"{engine['device']}{threads} ({machine['processor']})\n{_workload_text(report['workload'])}"
+        f"{engine['device']}{threads} ({machine['processor']})\n"
     )
 
 

@@ -5,6 +5,10 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from octavo import __version__
+from octavo.config import EngineConfig
+from octavo.models.config import ArchConfig
+from octavo.ops.cpu.place import Blocks
+from octavo.ops.interface import Place
 from octavo.ops.machine import processor
 
 if TYPE_CHECKING:
@@ -15,20 +19,14 @@ _PACKAGES = ("numpy", "torch")
 
 def circumstances(engine: "LLMEngine") -> dict[str, Any]:
     """Machine, versions, what the engine runs with, and the configuration as it was given."""
-    cpu = processor()
     resolved, config = engine.resolved, engine.config
-    threads = config.model_config.threads or cpu.num_cores
+    threads = config.model_config.threads or processor().num_cores
     return {
-        "machine": {
-            "processor": cpu.brand,
-            "architecture": cpu.architecture,
-            "num_cores": cpu.num_cores,
-            "features": list(cpu.features),
-        },
-        "versions": {"octavo": __version__, "python": platform.python_version(), **_versions()},
+        **_surroundings(),
         "engine": {
             "model": config.model_config.model,
             "backend": str(vars(engine.engine.runner.ops)["__name__"]).rpartition(".")[2],  # a module
+            "kernels": _kernel_path(engine),
             "device": resolved.device,
             "dtype": resolved.dtype,
             "kv_dtype": resolved.kv_dtype,
@@ -43,10 +41,54 @@ def circumstances(engine: "LLMEngine") -> dict[str, Any]:
     }
 
 
+def kernel_circumstances(arch: ArchConfig, place: Place, config: EngineConfig, kv_dtype: str) -> dict[str, Any]:
+    """The same for the CPU's kernels alone, without an engine."""
+    model, native = config.model_config, place.handle.native
+    description = (
+        f"{arch.family} in {place.dtype}: {arch.num_layers} layers of {arch.hidden_size}, {arch.num_heads}/"
+        f"{arch.num_kv_heads} heads of {arch.head_dim}, {arch.intermediate_size} inside, vocabulary {arch.vocab_size}"
+    )
+    return {
+        **_surroundings(),
+        "engine": {
+            "model": model.model,
+            "backend": "cpu",
+            "kernels": native.path,
+            "device": place.device,
+            "dtype": place.dtype,
+            "kv_dtype": kv_dtype,
+            "threads": native.num_threads,
+            "block_size": config.cache_config.block_size,
+            "description": description,
+        },
+        "config": config.to_dict(),
+    }
+
+
+def _surroundings() -> dict[str, Any]:
+    cpu = processor()
+    return {
+        "machine": {
+            "processor": cpu.brand,
+            "architecture": cpu.architecture,
+            "num_cores": cpu.num_cores,
+            "features": list(cpu.features),
+        },
+        "versions": {"octavo": __version__, "python": platform.python_version(), **_versions()},
+    }
+
+
+def _kernel_path(engine: "LLMEngine") -> str | None:
+    """The instruction set that the CPU's kernels were chosen for; None on another backend."""
+    layer = engine.engine.runner.kv.layers[0]
+    return str(layer.place.handle.native.path) if isinstance(layer, Blocks) else None
+
+
 def circumstances_text(found: dict[str, Any]) -> list[tuple[str, str]]:
     """The same as names and values for people."""
     machine, engine = found["machine"], found["engine"]
     rest = f"; backend {engine['backend']}"
+    rest += "" if engine["kernels"] is None else f", kernels {engine['kernels']}"
     rest += "" if engine["threads"] is None else f", threads {engine['threads']}"
     return [
         ("machine", f"{machine['processor']} ({machine['architecture']}), {machine['num_cores']} cores"),

@@ -15,6 +15,7 @@ from octavo import __version__, hub
 from octavo.cli.text import size_text
 from octavo.config import DEFAULT_MODEL
 from octavo.ops import machine
+from octavo.ops.cpu.place import open_place, paths
 
 _PACKAGES = ("numpy", "torch", "tokenizers", "safetensors", "huggingface_hub", "transformers")
 
@@ -55,6 +56,7 @@ def examine() -> dict[str, Any]:
             "available": memory.available,
             "container_limit": memory.container_limit,
         },
+        "kernels": {"path": _kernel_path(), "paths": paths()},
         "packages": {name: _version(name) for name in _PACKAGES},
         "cuda_devices": devices,
         "cuda_error": devices_error,
@@ -65,6 +67,11 @@ def examine() -> dict[str, Any]:
             "threads": processor.num_cores,
         },
     }
+
+
+def _kernel_path() -> str:
+    """The one of `paths` that is chosen here. Raises ConfigError where one is forced that the processor has not."""
+    return str(open_place("cpu", "float32", 1).handle.native.path)
 
 
 def _version(package: str) -> str | None:
@@ -112,6 +119,7 @@ def _lines(report: dict[str, Any]) -> list[tuple[str, str]]:
         ("platform", report["platform"]),
         ("processor", f"{processor['brand']} ({processor['architecture']})"),
         ("instructions", " ".join(processor["features"]) or "none known"),
+        ("kernels", f"{report['kernels']['path']} (of {', '.join(report['kernels']['paths'])})"),
         ("caches", caches or "unknown"),
         ("cores", str(processor["num_cores"])),
         ("memory", f"{size_text(memory['total'])}, {size_text(memory['available'])} available"),

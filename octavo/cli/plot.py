@@ -1,11 +1,12 @@
-"""Latencies as a picture: which share of requests and of tokens came within which time.
+"""Benchmarks as pictures: which share of requests and of tokens came within which time; how close kernels come to the
+machine's limits.
 
 Knows matplotlib, which only the `plot` extra brings; it is imported when a picture is wanted.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from octavo.cli.measure import Run
 from octavo.cli.session import check_writable
@@ -34,6 +35,34 @@ def write_plot(path: Path, title: str, runs: Sequence[Run]) -> None:
     itl = [[gap for timeline in run.timelines for gap in timeline.gaps] for run in runs]
     _draw(first, "time to first token", "requests", ttft)
     _draw(second, "inter-token latency", "tokens", itl)
+    _save(figure, title, path)
+
+
+def write_kernel_plot(path: Path, title: str, kernels: Sequence[Mapping[str, Any]]) -> None:
+    """Draw each kernel's median share of the bare read and of the products' peak, as `octavo bench kernels` reports."""
+    figure = _new_figure(height=1.5 + 0.2 * len(kernels))
+    axes = figure.subplots(1, 2)
+    for axis, name, said in zip(axes, ("share_of_read", "share_of_peak"), ("bare read", "peak"), strict=True):
+        shown = [case for case in kernels if case["median"][name] is not None]
+        labels = [f"{case['kernel']}, {case['rows']} rows" + _context(case) for case in shown]
+        shares = [case["median"][name] for case in shown]
+        least, most = ([pick(run[name] for run in case["runs"]) for case in shown] for pick in (min, max))
+        below = [share - low for share, low in zip(shares, least, strict=True)]
+        above = [high - share for share, high in zip(shares, most, strict=True)]
+        places = range(len(shown))
+        axis.barh(places, shares, xerr=(below, above))
+        axis.set_yticks(places, labels, fontsize="x-small")
+        axis.invert_yaxis()
+        axis.set(title=f"share of the {said}", xlim=(0.0, max(1.05, *most, 0.0)))
+        axis.grid(alpha=0.3, axis="x")
+    _save(figure, title, path)
+
+
+def _context(case: Mapping[str, Any]) -> str:
+    return f" at {case['context']}" if case["context"] else ""
+
+
+def _save(figure: "Figure", title: str, path: Path) -> None:
     figure.suptitle(title, wrap=True, fontsize="small")
     try:
         figure.savefig(path)
@@ -53,7 +82,7 @@ def _draw(axes: "Axes", title: str, counted: str, runs: Sequence[Sequence[float]
     axes.legend(fontsize="small")
 
 
-def _new_figure() -> "Figure":
+def _new_figure(height: float = _HEIGHT) -> "Figure":
     """A figure without pyplot, which would look for a screen. Raises OctavoError where matplotlib is missing."""
     try:
         from matplotlib.figure import Figure
@@ -61,4 +90,4 @@ def _new_figure() -> "Figure":
         raise OctavoError(
             f"--plot: matplotlib cannot be imported ({error}); install it with: pip install 'octavo[plot]'"
         ) from error
-    return Figure(figsize=(_WIDTH, _HEIGHT), layout="constrained")
+    return Figure(figsize=(_WIDTH, height), layout="constrained")

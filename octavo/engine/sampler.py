@@ -47,7 +47,7 @@ def rules_of(draws: Sequence[Draw]) -> SampleRules:
         top_k=np.array([max(p.top_k, 0) for p in params], np.int64),
         top_p=_floats(p.top_p for p in params),
         min_p=_floats(p.min_p for p in params),
-        uniform=uniforms(seeds, positions),
+        uniform=uniforms(seeds, positions) if any(p.temperature for p in params) else np.zeros(len(params)),
         repetition=_floats(p.repetition_penalty for p in params),
         frequency=_floats(p.frequency_penalty for p in params),
         presence=_floats(p.presence_penalty for p in params),

@@ -15,6 +15,7 @@
 namespace {
 
 constexpr int kTileKeys = 64;  // keys that share a rescaling, if blocks are not larger
+constexpr int kFewQueries = 16;  // up to so many, reading keys and values takes longer than computing
 constexpr float kNothing = -__builtin_inff();
 
 constexpr int round_up(int n, int to) { return (n + to - 1) / to * to; }
@@ -59,6 +60,7 @@ struct Attention {
     const AttendArgs& args;
     float* packed;  // queries [count, head_dim]
     float* scores;  // [count, columns]
+    float* wide;  // one block's keys or values in float32
     States states;
 
     int count() const { return args.num_queries * args.group; }
@@ -72,23 +74,52 @@ struct Attention {
         return args.window > 0 && position >= args.window ? position - args.window + 1 : 0;
     }
 
+    // Asks for the keys and values of blocks [first, end): they lie scattered, so the processor cannot guess them.
+    void fetch(int first, int end) const {
+        const std::int64_t num_bytes = std::int64_t{2} * kv.block_size * kv.head_dim * sizeof(T);
+        for (int index = first; index < end; ++index) {
+            const char* from = reinterpret_cast<const char*>(block(index));
+            for (std::int64_t i = 0; i < num_bytes; i += 64) __builtin_prefetch(from + i, 0, 2);
+        }
+    }
+
+    // Where many queries share a block, bfloat16 is widened once for all of them.
+    bool widens() const { return sizeof(T) == 2 && count() >= 4 * kMaxRows; }
+
+    template <class B>
+    void score_block(const typename B::Element* keys, int stride, const KeyTile& tile, int index) {
+        for (int row = 0; row < count(); row += kMaxRows) {
+            const int rows = count() - row < kMaxRows ? count() - row : kMaxRows;
+            Tile<Packed, B> t;
+            t.a = packed + std::int64_t{row} * kv.head_dim;
+            t.a_row = 0;
+            t.b = keys;
+            t.b_stride = stride;
+            t.c = scores + std::int64_t{row} * tile.columns + index * tile.block_columns;
+            t.c_row = tile.columns;
+            t.steps = kv.head_dim / B::kInner;
+            t.continues = false;
+            run_tiles(rows, tile.block_columns / W, t);
+        }
+    }
+
     void score(const KeyTile& tile) {
-        const int dim = kv.head_dim;
+        const int columns = tile.block_columns;
         for (int index = 0; index < tile.num_blocks; ++index) {
             const auto* keys = reinterpret_cast<const typename KeyB::Element*>(block(tile.first_block + index));
-            for (int row = 0; row < count(); row += kMaxRows) {
-                const int rows = count() - row < kMaxRows ? count() - row : kMaxRows;
-                Tile<Packed, KeyB> t;
-                t.a = packed + std::int64_t{row} * dim;
-                t.a_row = 0;
-                t.b = keys;
-                t.b_stride = kv.block_size;
-                t.c = scores + std::int64_t{row} * tile.columns + index * tile.block_columns;
-                t.c_row = tile.columns;
-                t.steps = dim / KeyB::kInner;
-                t.continues = false;
-                run_tiles(rows, tile.block_columns / W, t);
+            if constexpr (sizeof(T) == 2) {
+                if (widens()) {
+                    for (int pair = 0; pair < kv.head_dim / 2; ++pair)
+                        for (int column = 0; column < columns; column += W) {
+                            const vu words = load_as<vu>(keys + pair * kv.block_size + column);
+                            store(wide + 2 * pair * columns + column, lower(words));
+                            store(wide + (2 * pair + 1) * columns + column, upper(words));
+                        }
+                    score_block<Singles>(wide, columns, tile, index);
+                    continue;
+                }
             }
+            score_block<KeyB>(keys, kv.block_size, tile, index);
         }
     }
 
@@ -142,20 +173,36 @@ struct Attention {
             const int low = first > key ? first - key : 0;
             const int high = end - key < kv.block_size ? end - key : kv.block_size;
             if (low >= high) continue;
-            const T* values = block(tile.first_block + index) + std::int64_t{kv.block_size} * kv.head_dim;
-            for (int row = 0; row < count(); row += kMaxRows) {
-                const int rows = count() - row < kMaxRows ? count() - row : kMaxRows;
-                Tile<Rows, ValueB> t;
-                t.a = scores + std::int64_t{row} * tile.columns + index * tile.block_columns + low;
-                t.a_row = tile.columns;
-                t.b = reinterpret_cast<const typename ValueB::Element*>(values) + std::int64_t{low} * kv.head_dim;
-                t.b_stride = kv.head_dim;
-                t.c = states.values + std::int64_t{row} * states.width;
-                t.c_row = states.width;
-                t.steps = high - low;
-                t.continues = true;
-                run_tiles(rows, states.width / W, t);
+            const T* values =
+                block(tile.first_block + index) + (std::int64_t{kv.block_size} + low) * kv.head_dim;
+            const int weights = index * tile.block_columns + low;
+            if constexpr (sizeof(T) == 2) {
+                if (widens()) {
+                    for (int i = 0; i < high - low; ++i)
+                        for (int d = 0; d < states.width; d += W)
+                            store(wide + i * states.width + d, load(values + std::int64_t{i} * kv.head_dim + d));
+                    gather_block<Singles>(wide, states.width, high - low, tile, weights);
+                    continue;
+                }
             }
+            gather_block<ValueB>(values, kv.head_dim, high - low, tile, weights);
+        }
+    }
+
+    template <class B>
+    void gather_block(const typename B::Element* values, int stride, int num_keys, const KeyTile& tile, int weights) {
+        for (int row = 0; row < count(); row += kMaxRows) {
+            const int rows = count() - row < kMaxRows ? count() - row : kMaxRows;
+            Tile<Rows, B> t;
+            t.a = scores + std::int64_t{row} * tile.columns + weights;
+            t.a_row = tile.columns;
+            t.b = values;
+            t.b_stride = stride;
+            t.c = states.values + std::int64_t{row} * states.width;
+            t.c_row = states.width;
+            t.steps = num_keys;
+            t.continues = true;
+            run_tiles(rows, states.width / W, t);
         }
     }
 
@@ -176,6 +223,8 @@ struct Attention {
             const int from = begin > first / kv.block_size ? begin : first / kv.block_size;
             const int to = begin + tile_blocks < last_block ? begin + tile_blocks : last_block;
             const KeyTile tile{from, to - from, block_columns, (to - from) * block_columns};
+            const int next = to + tile_blocks < last_block ? to + tile_blocks : last_block;
+            if (count() <= kFewQueries) fetch(to, next);
             score(tile);
             for (int row = 0; row < count(); ++row) soften(tile, row, args.first_position + row / args.group);
             gather(tile, first, end);
@@ -193,7 +242,8 @@ template <class T>
 OCTAVO_INLINE void attend_as(const KVView& kv, const AttendArgs& args) {
     const int count = args.num_queries * args.group;
     float* scores = args.scratch + std::int64_t{count} * kv.head_dim;
-    Attention<T> attention{kv, args, args.scratch, scores, states_at(args.state, count, kv.head_dim)};
+    float* wide = scores + count * score_columns(kv.block_size);
+    Attention<T> attention{kv, args, args.scratch, scores, wide, states_at(args.state, count, kv.head_dim)};
     attention.run();
 }
 
@@ -231,7 +281,8 @@ void finish(const float* state, int num_queries, int group, int head_dim, float*
 }
 
 std::int64_t attend_scratch(int count, int head_dim, int block_size) {
-    return std::int64_t{count} * (head_dim + score_columns(block_size));
+    const std::int64_t wide = std::int64_t{round_up(block_size, W)} * round_up(head_dim, W);
+    return std::int64_t{count} * (head_dim + score_columns(block_size)) + wide;
 }
 
 std::int64_t state_floats(int count, int head_dim) { return std::int64_t{count} * (2 + round_up(head_dim, W)); }

@@ -110,21 +110,27 @@ OCTAVO_INLINE vf sqrt(vf a) {
 #endif
 }
 
+typedef float vf4 __attribute__((vector_size(16)));
+
+template <class F>
+OCTAVO_INLINE float fold(vf v, F f) {
+    vf4 parts[W / 4];
+    std::memcpy(parts, &v, sizeof v);
+    for (int width = W / 8; width > 0; width /= 2)
+        for (int i = 0; i < width; ++i) parts[i] = f(parts[i], parts[i + width]);
+    vf4 low = parts[0];
+    low = f(low, __builtin_shufflevector(low, low, 2, 3, 2, 3));
+    low = f(low, __builtin_shufflevector(low, low, 1, 1, 1, 1));
+    return low[0];
+}
+
 // All lanes, always in the same tree: halves onto each other.
 OCTAVO_INLINE float sum(vf v) {
-    float lanes[W];
-    std::memcpy(lanes, &v, sizeof v);
-    for (int width = W / 2; width > 0; width /= 2)
-        for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
-    return lanes[0];
+    return fold(v, [](vf4 a, vf4 b) { return a + b; });
 }
 
 OCTAVO_INLINE float max_lane(vf v) {
-    float lanes[W];
-    std::memcpy(lanes, &v, sizeof v);
-    for (int width = W / 2; width > 0; width /= 2)
-        for (int i = 0; i < width; ++i) lanes[i] = lanes[i] > lanes[i + width] ? lanes[i] : lanes[i + width];
-    return lanes[0];
+    return fold(v, [](vf4 a, vf4 b) { return a > b ? a : b; });
 }
 
 OCTAVO_INLINE vi lane_numbers() {
