@@ -5,6 +5,7 @@ import math
 import signal
 import statistics
 import sys
+import time
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,12 +14,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from octavo.cli.kernel_cases import Case, Subject, groups
+from octavo.cli.kernels import case_figures, default_working_set, kernels_text, measure_group
 from octavo.cli.main import main
 from octavo.cli.measure import Run, Timeline, Watch, latency_figures, medians, percentile, serve, throughput_figures
 from octavo.cli.plot import check_plot, write_plot
 from octavo.cli.session import Interrupt
 from octavo.cli.workload import Job, Shape, Span, generate, plain_ids, read_workload
 from octavo.errors import EngineError, OctavoError, RequestError
+from octavo.models.load import read_arch
+from octavo.ops import cpu
+from octavo.ops.cpu.place import PATH_VARIABLE, paths
 from octavo.outputs import CompletionOutput, RequestMetrics, RequestOutput
 
 TINY = ("--dtype", "float32", "--device", "cpu", "--threads", "1", "--num-blocks", "128", "--quiet")
@@ -278,6 +284,7 @@ def test_latency_in_json(tiny_model, capsys):
         assert 0 < figures["host_share"] < 1
         assert set(figures["seconds_by_phase"]) == {"plan", "pack", "run", "sample", "commit"}
     assert (report["engine"]["threads"], report["engine"]["dtype"], report["workload"]["seed"]) == (1, "float32", 3)
+    assert (report["engine"]["backend"], report["engine"]["kernels"]) == ("cpu", paths()[0])
     assert report["config"]["model_config"]["seed"] == 0  # --seed is the workload's; --model-seed is the model's
 
 
@@ -287,7 +294,7 @@ def test_throughput_in_words(tiny_model, capsys):
     out = capsys.readouterr().out
     for text in ("machine", "versions", "octavo 0", "5 requests, 500 a second, prompt_len 20:40", "output tokens/s"):
         assert text in out
-    assert "threads 1" in out
+    assert f"kernels {paths()[0]}, threads 1" in out
     assert str(tiny_model) in out
 
 
@@ -318,7 +325,13 @@ def test_a_workload_file_runs(tiny_model, tmp_path, capsys):
     ("words", "said"),
     [
         ((), "BENCHMARK"),
-        (("kernels",), "kernels"),
+        (("kernel",), "kernel"),
+        (("kernels", "--runs", "0"), "--runs"),
+        (("kernels", "--working-set", "0"), "--working-set"),
+        (("kernels", "--working-set", "many"), "--working-set"),
+        (("kernels", "--max-num-seqs", "4"), "--max-num-seqs"),  # no engine, so none of its flags
+        (("kernels", "--profile", "x"), "--profile"),
+        (("kernels", "--block-size", "0"), "block_size"),
         (("latency", "--runs", "0"), "--runs"),
         (("latency", "--prompt-len", "3:4"), "--prompt-len"),
         (("latency", "--workload", "x"), "--workload"),
@@ -359,6 +372,103 @@ def test_an_interrupt_is_130(tiny_model, capsys, monkeypatch):
     assert capsys.readouterr().out == ""
 
 
+# --- kernels ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def subject(tiny_model) -> Subject:
+    """Five heads of 24 over one KV head, 120 wide, in bfloat16."""
+    return Subject(read_arch(tiny_model), cpu.open_place("cpu", "bfloat16", 1), "bfloat16", 16, 1 << 20)
+
+
+def cases_of(subject: Subject) -> dict[tuple[str, int, int], Case]:
+    return {(case.kernel, case.rows, case.context): case for cases in groups(subject) for case in cases}
+
+
+def test_bytes_and_operations_are_those_of_the_shapes(subject):
+    cases = cases_of(subject)
+    one = cases["down", 1, 0]
+    assert one.num_bytes == one.num_calls * 120 * 200 * 2
+    assert one.num_operations == one.num_calls * 2 * 120 * 200
+    assert cases["qkv", 256, 0].num_operations == cases["qkv", 256, 0].num_calls * 2 * 256 * (5 + 2) * 24 * 120
+    decode = cases["decode", 16, 1024]
+    assert decode.num_bytes == decode.num_calls * 16 * 1024 * 24 * 2 * 2
+    assert decode.num_operations == decode.num_calls * 16 * 1024 * 5 * 24 * 4
+    prefill = cases["prefill", 512, 1536]
+    assert prefill.num_operations == sum(4 * 5 * 24 * seen for seen in range(1025, 1537))
+    assert cases["rms_norm", 512, 0].num_bytes == 512 * 120 * 8
+    assert cases["sampler, greedy", 64, 0].num_bytes == 64 * 331 * 4
+    assert max(rows for kernel, rows, _ in cases if kernel == "head") == 64
+
+
+def test_what_comes_from_memory_is_more_than_the_caches_hold(subject):
+    for case in cases_of(subject).values():
+        if case.kernel in ("qkv", "output", "gate_up", "down", "head", "decode") and case.from_memory:
+            assert case.num_bytes >= subject.working_set, case
+    assert default_working_set() >= 3 << 20
+
+
+def test_a_case_computes(subject):
+    """What is timed is the kernel itself: a decode's output is a mean of its values, not the zeros of fresh memory."""
+    layer_bytes = []
+    for case in (case for cases in groups(subject) for case in cases if case.kernel == "decode"):
+        case.run()
+        (layers, _plans) = case.run.__defaults__[0]
+        layer_bytes.append(layers[0].native.memory())
+    assert all((memory[:: 1 << 12] != 0).any() and (memory[-4096:] != 0).any() for memory in layer_bytes)
+
+
+def test_shares_are_of_the_limits():
+    case = Case("k", "2 x 2", 1, 0, 4, 400, 8000, True, lambda: None)
+    limits = {"read_bytes_per_second": 1000.0, "operations_per_second": 10_000.0}
+    figures = case_figures(case, 2.0, limits)
+    assert figures["seconds"] == 0.5
+    assert (figures["bytes_per_second"], figures["share_of_read"]) == (200.0, 0.2)
+    assert (figures["operations_per_second"], figures["share_of_peak"]) == (4000.0, 0.4)
+    many_rows = case_figures(Case("k", "2 x 2", 512, 0, 4, 400, 0, False, lambda: None), 2.0, limits)
+    assert (many_rows["share_of_read"], many_rows["share_of_peak"], many_rows["operations_per_second"]) == (None,) * 3
+
+
+def test_limits_are_measured_in_every_run():
+    calls = []
+    case = Case("k", "2 x 2", 1, 0, 2, 1 << 20, 2, True, lambda: calls.append(time.sleep(0.001)))
+    (figures,) = measure_group(cpu.open_place("cpu", "float32", 1).handle.native, [case], 3)
+    assert len(figures["runs"]) == 3
+    assert len(calls) > 3
+    assert len({run["limits"]["read_bytes_per_second"] for run in figures["runs"]}) == 3
+    assert figures["median"]["seconds"] >= 0.0005
+    assert figures["bytes"] == 1 << 19
+
+
+def test_kernels_in_json_and_in_words(tiny_model, capsys):
+    words = (tiny_model, "--dtype", "float32", "--threads", 1, "--runs", 1, "--working-set", "64KiB", "--quiet")
+    assert bench("kernels", *words, "--json") == 0
+    out, err = capsys.readouterr()
+    report = json.loads(out)
+    assert err == ""
+    assert report["engine"]["dtype"] == report["engine"]["kv_dtype"] == "float32"
+    assert (report["engine"]["kernels"], report["engine"]["threads"]) == (paths()[0], 1)
+    assert report["workload"] == {"runs": 1, "working_set": 65536}
+    assert {case["kernel"] for case in report["kernels"]} == {
+        "qkv", "output", "gate_up", "down", "head", "decode", "prefill", "rms_norm", "rope + cache write",
+        "sampler, greedy", "sampler, top-k and top-p",
+    }  # fmt: skip
+    assert all(case["median"]["seconds"] > 0 for case in report["kernels"])
+    assert min(report["limits"].values()) > 0
+    lines = kernels_text(report).splitlines()
+    assert len(lines) == 3 + len(report["kernels"])
+    assert lines[2].split()[:3] == ["kernel", "shape", "rows"]
+
+
+def test_a_forced_path_is_the_one_that_is_measured(tiny_model, monkeypatch, capsys):
+    monkeypatch.setenv(PATH_VARIABLE, paths()[-1])
+    assert bench("latency", tiny_model, *TINY, "--runs", 1, "--output-len", 2) == 0
+    assert f"kernels {paths()[-1]}, " in capsys.readouterr().out
+    monkeypatch.setenv(PATH_VARIABLE, "abacus")
+    assert bench("kernels", tiny_model) == 2
+    assert PATH_VARIABLE in capsys.readouterr().err
+
+
 # --- the picture ------------------------------------------------------------------------------------------------
 
 
@@ -382,3 +492,10 @@ def test_a_plot_is_written(tiny_model, tmp_path, capsys):
     write_plot(tmp_path / "one.svg", "one token", [run])  # type: ignore[list-item]
     with pytest.raises(OctavoError, match="--plot: cannot write"):
         write_plot(tmp_path / "d" / "n" / "x.png", "", [run])  # type: ignore[list-item]
+
+
+def test_a_plot_of_kernels_is_written(tiny_model, tmp_path, capsys):
+    pytest.importorskip("matplotlib", reason="matplotlib (the extra `plot`) is not installed")
+    path = tmp_path / "x.png"
+    assert bench("kernels", tiny_model, "--runs", 2, "--working-set", 4096, "--quiet", "--plot", path) == 0
+    assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"

@@ -15,6 +15,7 @@ from octavo.cli import doctor, models
 from octavo.cli.main import main
 from octavo.cli.text import printable, size_text
 from octavo.ops import _machine, machine
+from octavo.ops.cpu.place import PATH_VARIABLE, paths
 
 GIB = 2**30
 FLAGS = {"sse4.2": "sse4_2", "avx_vnni": "avx_vnni", "dotprod": "asimddp", "neon": "asimd", "fp16": "asimdhp"}
@@ -157,6 +158,20 @@ def test_doctor_for_people(empty_home: Path, capsys: pytest.CaptureFixture[str])
     assert lines["smollm2-135m"].startswith("not here yet")
     assert lines["cache"] == str(empty_home / "home")
     assert not list(empty_home.rglob("*")), "doctor only looks"
+
+
+def test_doctor_says_which_kernels(
+    empty_home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    for path in paths():
+        monkeypatch.setenv(PATH_VARIABLE, path)
+        assert doctor.examine()["kernels"] == {"path": path, "paths": paths()}
+        assert ("kernels", f"{path} (of {', '.join(paths())})") in doctor._lines(doctor.examine())
+    monkeypatch.delenv(PATH_VARIABLE)
+    assert doctor.examine()["kernels"]["path"] == paths()[0]
+    monkeypatch.setenv(PATH_VARIABLE, "abacus")
+    assert main(["doctor"]) != 0
+    assert PATH_VARIABLE in capsys.readouterr().err
 
 
 def test_doctor_without_torch(monkeypatch: pytest.MonkeyPatch):

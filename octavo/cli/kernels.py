@@ -24,6 +24,7 @@ _LIMIT_ROUNDS = 3  # the limits are the best of so many
 _ONE_CACHE = 32 << 20  # bytes of last-level cache where the machine does not say
 _LEAST_READ = 1 << 20
 _MOST_WORKING_SET = 2 << 30
+_HEAD = ("kernel", "shape", "rows", "context", "time", "GB/s", "of read", "GFLOP/s", "of peak", "spread")
 
 
 def default_working_set() -> int:
@@ -111,9 +112,8 @@ def _seconds_of(case: Case) -> float:
 def kernels_text(report: Mapping[str, Any]) -> str:
     """A line a kernel: time, rates, and shares of the limits. `spread` is (slowest - fastest) / median."""
     limits = report["limits"]
-    rows = [("kernel", "shape", "rows", "context", "time", "GB/s", "of read", "GFLOP/s", "of peak", "spread")]
-    rows += [_row(case) for case in report["kernels"]]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    rows = [_HEAD, *map(_row, report["kernels"])]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
     lines = [
         "  ".join(cell.ljust(width) if column < 2 else cell.rjust(width) for column, (cell, width) in cells).rstrip()
         for cells in (list(enumerate(zip(row, widths, strict=True))) for row in rows)
@@ -141,7 +141,7 @@ def _row(case: Mapping[str, Any]) -> tuple[str, ...]:
         str(case["rows"]),
         str(case["context"] or ""),
         f"{figures['seconds'] * 1e6:,.1f} us",
-        f"{figures['bytes_per_second'] / 1e9:,.1f}",
+        "" if figures["share_of_read"] is None else f"{figures['bytes_per_second'] / 1e9:,.1f}",
         share(figures["share_of_read"]),
         "" if computed is None else f"{computed / 1e9:,.1f}",
         share(figures["share_of_peak"]),
