@@ -40,7 +40,8 @@ OCTAVO_INLINE void pack_queries(const AttendArgs& args, int head_dim, float* pac
         for (int m = 0; m < rows; ++m) {
             const int query = (first + m) / args.group, head = args.kv_head * args.group + (first + m) % args.group;
             const float* q = args.q + query * args.q_stride + std::int64_t{head} * head_dim;
-            for (int d = 0; d < head_dim; ++d) packed[std::int64_t{first} * head_dim + d * rows + m] = q[d] * args.scale;
+            float* to = packed + std::int64_t{first} * head_dim + m;
+            for (int d = 0; d < head_dim; ++d) to[d * rows] = q[d] * args.scale;
         }
     }
 }

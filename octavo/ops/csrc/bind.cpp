@@ -72,9 +72,10 @@ void bind_values(nb::module_& m) {
         .def(nb::init<const std::string&, int>(), "path"_a, "num_threads"_a)
         .def_prop_ro("path", [](const Machine& self) { return self.kernels->name; })
         .def_prop_ro("num_threads", [](const Machine& self) { return self.pool.num_threads(); });
-    nb::class_<Vector>(m, "Vector", "Floats that kernels read.").def("__init__", [](Vector* self, Array<float, 1> values) {
-        new (self) Vector{{values.data(), values.data() + values.size()}};
-    });
+    nb::class_<Vector>(m, "Vector", "Floats that kernels read.")
+        .def("__init__", [](Vector* self, Array<float, 1> values) {
+            new (self) Vector{{values.data(), values.data() + values.size()}};
+        });
     nb::class_<Matrix>(m, "Matrix", "A packed matrix [num_out, num_in].")
         .def("__init__",
              [](Matrix* self, int num_out, int num_in, bool is_bf16, bool halves) {
@@ -112,9 +113,11 @@ void bind_values(nb::module_& m) {
 }
 
 void bind_plans(nb::module_& m) {
-    nb::class_<TokensPlan>(m, "TokensPlan").def(nb::init<>()).def("set", [](TokensPlan& self, Array<std::int32_t, 1> ids) {
-        self.ids.assign(ids.data(), ids.data() + ids.size());
-    });
+    nb::class_<TokensPlan>(m, "TokensPlan")
+        .def(nb::init<>())
+        .def("set", [](TokensPlan& self, Array<std::int32_t, 1> ids) {
+            self.ids.assign(ids.data(), ids.data() + ids.size());
+        });
     nb::class_<RopePlan>(m, "RopePlan")
         .def("__init__",
              [](RopePlan* self, Array<float, 1> frequencies, float scale) {
@@ -163,7 +166,8 @@ void bind_program(nb::module_& m) {
                                  nb::find(&self));
             },
             "The first rows of a buffer, in place: valid until there is need for more rows.");
-    m.def("logits", &read_out, "machine"_a, "program"_a, "buffer"_a, "rows"_a, "norm"_a.none(), "eps"_a, "head"_a, "out"_a);
+    m.def("logits", &read_out, "machine"_a, "program"_a, "buffer"_a, "rows"_a, "norm"_a.none(), "eps"_a, "head"_a,
+          "out"_a);
 }
 
 double seconds_since(std::chrono::steady_clock::time_point begin) {

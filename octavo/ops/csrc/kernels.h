@@ -58,8 +58,9 @@ struct StoreArgs {
     bool adds;
 };
 
-// Keys and values of one layer; blocks of neighbouring numbers are `block_stride` values apart. A block holds, for each KV head, the keys of its slots as [head_dim / 2, block_size, 2]
-// (a pair of dimensions of one key together, keys side by side), then the values as [block_size, head_dim].
+// Keys and values of one layer; blocks of neighbouring numbers are `block_stride` values apart. A block holds, for each
+// KV head, the keys of its slots, side by side, as [head_dim / 2, block_size, 2] (bfloat16: a pair of dimensions of one
+// key together) or [head_dim, block_size] (float32), then the values as [block_size, head_dim].
 struct KVView {
     void* blocks;
     std::int64_t block_stride;

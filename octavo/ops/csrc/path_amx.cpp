@@ -29,7 +29,8 @@ OCTAVO_INLINE void configure(int rows, int more) {
 }
 
 template <bool kTwo>
-OCTAVO_INLINE void multiply(const std::uint16_t* a, std::int64_t a_stride, const std::uint32_t* b, int steps, float* c) {
+OCTAVO_INLINE void multiply(const std::uint16_t* a, std::int64_t a_stride, const std::uint32_t* b, int steps,
+                            float* c) {
     _tile_zero(0);
     _tile_zero(1);
     if (kTwo) {
@@ -92,14 +93,16 @@ OCTAVO_INLINE TileRows& configured() {
 OCTAVO_INLINE void configure(int rows, int more) { configured() = {rows, more}; }
 
 template <bool kTwo>
-OCTAVO_INLINE void multiply(const std::uint16_t* a, std::int64_t a_stride, const std::uint32_t* b, int steps, float* c) {
+OCTAVO_INLINE void multiply(const std::uint16_t* a, std::int64_t a_stride, const std::uint32_t* b, int steps,
+                            float* c) {
     const int rows = kTwo ? kTileRows + configured().second : configured().first;
     for (int row = 0; row < rows; ++row)
         for (int column = 0; column < kPanel; ++column) {
             float total = 0.0f;
             for (int i = 0; i < steps * kTileInputs; ++i) {
                 const std::uint32_t pair = b[i / 2 * kPanel + column];
-                total = fma1(widen(a[row * a_stride + i]), widen(static_cast<std::uint16_t>(pair >> (16 * (i % 2)))), total);
+                const auto weight = static_cast<std::uint16_t>(pair >> (16 * (i % 2)));
+                total = fma1(widen(a[row * a_stride + i]), widen(weight), total);
             }
             c[row * kPanel + column] = total;
         }

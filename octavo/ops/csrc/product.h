@@ -31,7 +31,7 @@ void pack_rows_float(const PackArgs& args, Dtype, int first_row, int num_rows) {
     }
 }
 
-constexpr int kPass = 128;  // inputs per pass over the rows: so much of a panel stays in the first-level cache meanwhile
+constexpr int kPass = 128;  // inputs a pass over the rows: so much of a panel stays in the first-level cache
 constexpr int kWiden = 4 * kMaxRows;  // from so many rows on it pays to widen a pass of bfloat16 weights first
 
 template <class B>
@@ -39,7 +39,8 @@ OCTAVO_INLINE void run_pass(const ProductArgs& args, const typename B::Element* 
     for (int row = args.first_row; row < args.first_row + args.num_rows; row += kMaxRows) {
         const int rows = args.total_rows - row < kMaxRows ? args.total_rows - row : kMaxRows;
         Tile<Packed, B> tile;
-        tile.a = static_cast<const float*>(args.packed) + std::int64_t{row} * args.padded_in + std::int64_t{first_in} * rows;
+        tile.a = static_cast<const float*>(args.packed) + std::int64_t{row} * args.padded_in;
+        tile.a += std::int64_t{first_in} * rows;
         tile.a_row = 0;
         tile.b = weights;
         tile.b_stride = kPanel;

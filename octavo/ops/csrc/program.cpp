@@ -92,7 +92,8 @@ void Program::run_op(const Op& op, int num_tokens) {
     switch (op.kind) {
         case Kind::embed:
             return each_row(pool, num_tokens, [&](int row) {
-                op.matrix->copy_row(op.tokens->ids[static_cast<std::size_t>(row)], out + row * std::int64_t{op.matrix->view.num_in});
+                const std::int64_t hidden = op.matrix->view.num_in;
+                op.matrix->copy_row(op.tokens->ids[static_cast<std::size_t>(row)], out + row * hidden);
             });
         case Kind::rms_norm:
             return each_row(pool, num_tokens, [&](int row) {

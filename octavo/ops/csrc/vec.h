@@ -1,4 +1,4 @@
-// One thin vector type over the compiler's own vector extension: W floats, W whole numbers, and what kernels do to them.
+// One thin vector type over the compiler's own vector extension: W floats or whole numbers, and what is done to them.
 //
 // Included only by the files that are compiled once for each instruction set, inside whose anonymous namespace all of
 // this lives: nothing here may be merged with another instruction set's copy by the linker. No standard templates for
