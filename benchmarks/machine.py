@@ -1,26 +1,60 @@
-"""What stands beside every figure: the machine and the versions. And the lock that keeps two runs apart."""
+"""What stands beside every figure: the machine, its load, the versions. And the lock that keeps two runs apart."""
 
+import argparse
 import fcntl
+import json
+import os
 import platform
+import statistics
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
-from octavo.ops.machine import processor
+from octavo.ops.cpu.place import PATH_VARIABLE, paths
+from octavo.ops.machine import memory, processor
 
 
 def describe(*distributions: str) -> dict[str, object]:
-    """Processor, cores, instruction sets and versions of `distributions`."""
+    """Processor, cores, instruction sets, kernels, load, the flags of this run, and versions of `distributions`."""
     cpu = processor()
     return {
         "cpu": cpu.brand,
         "cores": cpu.num_cores,
         "features": [name for name in cpu.features if name.startswith(("amx", "avx"))],
+        "caches": cpu.caches,
+        "memory": memory().total,
+        "kernels": os.environ.get(PATH_VARIABLE) or paths()[0],
+        "load_average": round(os.getloadavg()[0], 2),  # of the last minute, before anything was measured
+        "flags": sys.argv[1:],
         "python": platform.python_version(),
         **{name: version(name) for name in distributions},
     }
+
+
+def add_common_flags(parser: argparse.ArgumentParser, rounds: int = 5) -> None:
+    parser.add_argument("--rounds", type=int, default=rounds, help=f"default: {rounds}")
+    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="Octavo's")
+    parser.add_argument("--threads", type=int, default=processor().num_cores, help="default: all cores")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
+
+
+def say(text: str) -> None:
+    """A line of progress on stderr: stdout is for the table."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def write_json(path: Path | None, report: dict[str, object]) -> None:
+    if path is not None:
+        path.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def spread(values: Sequence[float], digits: int = 1) -> str:
+    """ "12.0 (11.5 to 12.3)": the median, the lowest and the highest."""
+    low, middle, high = (f"{value:,.{digits}f}" for value in (min(values), statistics.median(values), max(values)))
+    return f"{middle} ({low} to {high})"
 
 
 @contextmanager

@@ -44,7 +44,7 @@ def write_kernel_plot(path: Path, title: str, kernels: Sequence[Mapping[str, Any
     axes = figure.subplots(1, 2)
     for axis, name, said in zip(axes, ("share_of_read", "share_of_peak"), ("bare read", "peak"), strict=True):
         shown = [case for case in kernels if case["median"][name] is not None]
-        labels = [f"{case['kernel']}, {case['rows']} rows" + _context(case) for case in shown]
+        labels = [f"{case['kernel']}, rows {case['rows']}" + _context(case) for case in shown]
         shares = [case["median"][name] for case in shown]
         least, most = ([pick(run[name] for run in case["runs"]) for case in shown] for pick in (min, max))
         below = [share - low for share, low in zip(shares, least, strict=True)]

@@ -131,7 +131,7 @@ def pack_linear(place: Place, shape: tuple[int, int], parts: Iterable[Host], bia
     for part in parts:
         if native is None:
             is_pair = len(part) * 2 == shape[0] and shape[0] % (2 * PANEL) == 0
-            native = _cpu.Matrix(shape[0], shape[1], place.handle.is_bf16, is_pair)
+            native = _cpu.Matrix(place.handle.native, shape[0], shape[1], place.handle.is_bf16, is_pair)
         native.fill(place.handle.native, num_filled, np.ascontiguousarray(part))
         num_filled += len(part)
     assert native is not None

@@ -78,10 +78,11 @@ void bind_values(nb::module_& m) {
         });
     nb::class_<Matrix>(m, "Matrix", "A packed matrix [num_out, num_in].")
         .def("__init__",
-             [](Matrix* self, int num_out, int num_in, bool is_bf16, bool halves) {
+             [](Matrix* self, Machine& machine, int num_out, int num_in, bool is_bf16, bool halves) {
                  check(num_out > 0 && num_in > 0, "an empty matrix");
                  check(!halves || num_out % (2 * kPanel) == 0, "halves must be whole panels");
-                 new (self) Matrix(num_out, num_in, is_bf16 ? Dtype::bfloat16 : Dtype::float32, halves);
+                 const Dtype dtype = is_bf16 ? Dtype::bfloat16 : Dtype::float32;
+                 new (self) Matrix(machine.weights, num_out, num_in, dtype, halves);
              })
         .def("fill", &fill, "machine"_a, "first_row"_a, "values"_a)
         .def("set_bias",

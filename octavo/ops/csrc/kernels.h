@@ -18,7 +18,6 @@ constexpr int kPanel = 32;  // columns (outputs) of a matrix that lie side by si
 // weights, input after input). Inputs are padded with zeros to `padded_in`, outputs to whole panels.
 struct MatrixView {
     const void* panels;
-    const float* bias;  // [num_out], or null
     std::int64_t panel_bytes;
     int num_out, num_in, padded_in;
     Dtype dtype;

@@ -16,6 +16,7 @@ struct Machine {
 
     Pool pool;
     const Kernels* kernels;
+    Arena weights;
     Memory packed;  // the input of a product
     std::vector<Memory> scratch;  // one a thread
 

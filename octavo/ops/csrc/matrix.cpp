@@ -33,12 +33,13 @@ void pack_words(const char* values, int num_rows, std::int64_t row_bytes, int fi
 
 }  // namespace
 
-Matrix::Matrix(int num_out, int num_in, Dtype dtype, bool halves) : halves(halves) {
+Matrix::Matrix(Arena& arena, int num_out, int num_in, Dtype dtype, bool halves) : halves(halves) {
     const int padded = dtype == Dtype::bfloat16 ? (num_in + kInputsPadded - 1) / kInputsPadded * kInputsPadded : num_in;
     const std::int64_t panel_bytes = std::int64_t{padded} * kPanel * item_bytes(dtype);
     const std::int64_t num_panels = (num_out + kPanel - 1) / kPanel;
-    memory_ = Memory(panel_bytes * num_panels);
-    view = {memory_.as<void>(), nullptr, panel_bytes, num_out, num_in, padded, dtype};
+    void* panels = nullptr;
+    memory_ = arena.take(panel_bytes * num_panels, &panels);
+    view = {panels, panel_bytes, num_out, num_in, padded, dtype};
 }
 
 int Matrix::first_out(int panel) const {

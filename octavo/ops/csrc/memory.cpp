@@ -52,6 +52,18 @@ Memory::~Memory() {
     if (mapped_ != nullptr) munmap(mapped_, static_cast<std::size_t>(mapped_size_));
 }
 
+std::shared_ptr<Memory> Arena::take(std::int64_t num_bytes, void** data) {
+    constexpr std::int64_t kLarge = std::int64_t{64} << 20;  // pages that nobody touches cost nothing
+    constexpr std::int64_t kLine = 64;
+    if (current_ == nullptr || used_ + num_bytes > current_->size()) {
+        current_ = std::make_shared<Memory>(num_bytes > kLarge ? num_bytes : kLarge);
+        used_ = 0;
+    }
+    *data = current_->as<char>() + used_;
+    used_ += (num_bytes + kLine - 1) / kLine * kLine;
+    return current_;
+}
+
 void Memory::reserve(std::int64_t num_bytes) {
     if (num_bytes > size_) *this = Memory(num_bytes);
 }

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 
 namespace octavo {
 
@@ -27,6 +28,17 @@ private:
     void* data_ = nullptr;
     void* mapped_ = nullptr;
     std::int64_t size_ = 0, mapped_size_ = 0;
+};
+
+// Pieces of memory that live as long as one another, cut from large ones, so that small matrices too lie in large pages.
+class Arena {
+public:
+    // A piece of `num_bytes`, zeroed, aligned to a cache line, and what keeps it alive.
+    std::shared_ptr<Memory> take(std::int64_t num_bytes, void** data);
+
+private:
+    std::shared_ptr<Memory> current_;
+    std::int64_t used_ = 0;
 };
 
 }  // namespace octavo

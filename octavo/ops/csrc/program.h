@@ -14,7 +14,7 @@ namespace octavo {
 // between those of the first, so that gate and up of the same outputs come from memory side by side.
 class Matrix {
 public:
-    Matrix(int num_out, int num_in, Dtype dtype, bool halves);
+    Matrix(Arena& arena, int num_out, int num_in, Dtype dtype, bool halves);
 
     // Packs rows [first_row, first_row + num_rows) from `values` [num_rows, num_in] of the matrix's dtype.
     void fill(Pool& pool, int first_row, int num_rows, const void* values);
@@ -22,16 +22,15 @@ public:
     // The first output of a panel; the panel that `silu(gate) * up` has beside a gate's.
     int first_out(int panel) const;
     int num_panels() const { return (view.num_out + kPanel - 1) / kPanel; }
-    const void* panel(int index) const { return memory_.as<char>() + index * view.panel_bytes; }
-    std::int64_t num_bytes() const { return memory_.size(); }
+    const void* panel(int index) const { return static_cast<const char*>(view.panels) + index * view.panel_bytes; }
+    std::int64_t num_bytes() const { return num_panels() * view.panel_bytes; }
 
     MatrixView view;
     const bool halves;
     std::vector<float> bias;
 
 private:
-    std::int64_t element_at(int row, int column) const;
-    Memory memory_;
+    std::shared_ptr<Memory> memory_;  // holds the panels, and other matrices'
 };
 
 // Keys and values of one layer; see KVView. The layers of a model share one memory, in which a block's layers lie side
