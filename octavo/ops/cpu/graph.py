@@ -77,6 +77,12 @@ class Replayed:
     program: Program
     num_rows: int
 
+    def read(self) -> NDArray[np.float32]:
+        """The numbers, in place: valid until the next run. [rows, its shape]"""
+        result = self.program.result
+        rows = self.program.read(self.num_rows)[:, : result.width]
+        return rows.reshape(self.num_rows, *(result.shape or (result.width,)))
+
 
 def evaluate(tensor: Tensor) -> NDArray[np.float32]:
     """The numbers of one tensor, computed now and kept. [rows, its shape]"""
@@ -172,9 +178,12 @@ def _is_gated(tensor: Tensor) -> bool:
 def _assign_buffers(steps: list[_Step], native: Native) -> dict[Tensor, int]:
     """A buffer for every step's result; one that nobody will read any more serves again for a result as wide."""
     owners: dict[Tensor, Tensor] = {}
+    held: dict[Tensor, Tensor] = {}  # by owner: whose numbers are in its buffer
     last_use: dict[Tensor, int] = {}
     for number, step in enumerate(steps):
         owners[step.result] = step.result if step.takes_over is None else owners[step.takes_over]
+        assert all(held[owners[tensor]] is tensor for tensor in step.reads), "read after it was changed in place"
+        held[owners[step.result]] = step.result
         for tensor in (step.result, *step.reads):
             last_use[owners[tensor]] = number
     last_use[owners[steps[-1].result]] = len(steps)

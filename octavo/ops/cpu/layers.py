@@ -47,11 +47,15 @@ def _program_of(hidden: Tensor | Replayed) -> tuple[Program, int]:
 def replay(place: Place, key: tuple[object, ...], line: Callable[[], Tensor]) -> Replayed:
     """See `Ops.replay`: `line` is called once for each `key`, and what it noted is run each time."""
     handle: Handle = place.handle
-    program = next((p for known, p in handle.programs if all(map(operator.is_, known, key))), None)
+    program = next((p for known, p in handle.programs if _is_same(known, key)), None)
     if program is None:
         program = compile_line(line())
         handle.programs[:] = [*handle.programs[-_MAX_PROGRAMS + 1 :], (key, program)]
     return Replayed(handle.native, program, program.run())
+
+
+def _is_same(one: tuple[object, ...], other: tuple[object, ...]) -> bool:
+    return len(one) == len(other) and all(map(operator.is_, one, other))
 
 
 def plan_tokens(place: Place, tokens: NDArray[np.int32]) -> Tokens:
