@@ -46,6 +46,13 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def print_circumstances(report: dict[str, object]) -> None:
+    """The machine, and the settings of every process where there are several."""
+    for part in ("machine", "settings"):
+        for key, value in report.get(part, {}).items():
+            print(f"{key}: {value}")
+
+
 def write_json(path: Path | None, report: dict[str, object]) -> None:
     if path is not None:
         path.write_text(json.dumps(report, indent=2) + "\n")

@@ -1,0 +1,53 @@
+"""W3 while another process keeps one core busy, as a share of W3 without it; the two in turns.
+
+The other process is `while True: pass` at normal priority, pinned to no core. Octavo runs in a process of its own.
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from benchmarks.machine import add_common_flags, describe, exclusive, print_circumstances, say, spread, write_json
+from benchmarks.peers import Peer
+
+
+@contextmanager
+def busy_loop() -> Iterator[None]:
+    process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_common_flags(parser)
+    parser.add_argument("--requests", type=int, help="only the first N, to try the script")
+    args = parser.parse_args()
+    report: dict[str, object] = {"machine": describe("octavo", "numpy")}
+    idle, crowded = [], []
+    with exclusive():
+        peer = Peer("octavo", args.dtype, args.threads)
+        report["settings"] = {str(peer): peer.settings}
+        peer.measure("W3", 4)
+        for round in range(args.rounds):
+            idle.append(peer.measure("W3", args.requests))
+            with busy_loop():
+                crowded.append(peer.measure("W3", args.requests))
+            say(f"round {round + 1} of {args.rounds}: {idle[-1]:.1f} out tok/s idle, {crowded[-1]:.1f} crowded")
+        peer.close()
+    shares = [c / i for c, i in zip(crowded, idle, strict=True)]
+    write_json(args.json, report | {"idle": idle, "crowded": crowded, "share": shares})
+    print_circumstances(report)
+    print("\n| what | median (lowest to highest) |\n| --- | --- |")
+    print(f"| W3 idle, out tok/s | {spread(idle)} |\n| W3 beside a busy loop, out tok/s | {spread(crowded)} |")
+    print(f"| share (median of rounds {statistics.median(shares):.3f}) | {spread(shares, 3)} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""Decoding against the memory's bandwidth, which limits it: a bare read of as many bytes, measured beside every run.
+
+W1 (a prompt of 32 tokens, 128 generated) for SmolLM2 and for a random Qwen2-0.5B, as a share of bandwidth / weight
+bytes. And decoding at some 8,192 tokens of context, as a multiple of what the bandwidth of a read of weights and those
+keys and values predicts. A read counts with the best of three rounds.
+"""
+
+import argparse
+import statistics
+
+from benchmarks.engines import MODELS, decode_steps, kv_bytes_per_token, machine_of, open_engine
+from benchmarks.machine import add_common_flags, describe, exclusive, print_circumstances, say, spread, write_json
+from octavo.cli.measure import latency_figures, serve
+from octavo.cli.session import Interrupt
+from octavo.cli.workload import Shape, Span, generate
+from octavo.ops import _cpu
+
+Figures = dict[str, list[float]]
+W1 = Shape(1, Span(32, 32), Span(128, 128))
+READS = 3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_common_flags(parser)
+    parser.add_argument("--models", default=",".join(MODELS), help="of W1")
+    parser.add_argument("--context", type=int, default=8192, help="of the long decode, at its end; 0: leave it out")
+    args = parser.parse_args()
+    report: dict[str, object] = {"machine": describe("octavo", "numpy")}
+    with exclusive():
+        for model in args.models.split(","):
+            report[f"W1 {model}"] = w1(model, args)
+        if args.context:
+            report[f"decode at {args.context}"] = long_decode(args)
+    write_json(args.json, report)
+    print_circumstances(report)
+    print("\n| what | figure | median (lowest to highest) |\n| --- | --- | --- |")
+    for what, figures in report.items():
+        if what != "machine":
+            for name, values in figures.items():
+                print(f"| {what} | {name} | {spread(values, 1 if 'tok' in name or 'GB' in name else 3)} |")
+
+
+def w1(model: str, args: argparse.Namespace) -> Figures:
+    """`share` holds all 128 tokens against the time from the request to the last; `share, decode` only those after the
+    first against the time after it."""
+    engine = open_engine(model, args.dtype, args.threads)
+    (job,) = generate(W1, range(engine.resolved.arch.vocab_size))
+    machine, weights = machine_of(engine), engine.resolved.weight_bytes
+    figures: Figures = {name: [] for name in ("tok/s", "read GB/s", "share", "share, decode")}
+    serve(engine, [job], Interrupt())
+    for round in range(args.rounds):
+        read = _cpu.read_bandwidth(machine, weights, READS)
+        run = latency_figures(serve(engine, [job], Interrupt()))
+        rate, decoding = run["output_tokens_per_second"], run["decode_tokens_per_second"]
+        for name, value in zip(
+            figures, (rate, read / 1e9, rate * weights / read, decoding * weights / read), strict=True
+        ):
+            figures[name].append(value)
+        say(f"W1 {model} round {round + 1} of {args.rounds}: {rate:.1f} tok/s, {rate * weights / read:.0%} of the read")
+    return figures
+
+
+def long_decode(args: argparse.Namespace) -> Figures:
+    """The last 64 tokens of a full context; the prompt is computed once, then found in the cache."""
+    engine = open_engine("smollm2-135m", args.dtype, args.threads)
+    num_new = min(64, args.context // 4)
+    shape = Shape(1, Span(args.context - num_new, args.context - num_new), Span(num_new, num_new))
+    (job,) = generate(shape, range(engine.resolved.arch.vocab_size))
+    num_bytes = engine.resolved.weight_bytes + int((args.context - num_new / 2) * kv_bytes_per_token(engine))
+    figures: Figures = {name: [] for name in ("ms a token", "read GB/s", "times the prediction")}
+    decode_steps(engine, [job.prompt], num_new)
+    for round in range(args.rounds):
+        read = _cpu.read_bandwidth(machine_of(engine), num_bytes, READS)
+        seconds = statistics.fmean(decode_steps(engine, [job.prompt], num_new).whole)
+        for name, value in zip(figures, (seconds * 1e3, read / 1e9, seconds * read / num_bytes), strict=True):
+            figures[name].append(value)
+        ratio = figures["times the prediction"][-1]
+        say(f"decode at {args.context} round {round + 1} of {args.rounds}: {ratio:.2f} x prediction")
+    return figures
+
+
+if __name__ == "__main__":
+    main()
