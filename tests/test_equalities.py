@@ -149,13 +149,13 @@ def next_up(values: np.ndarray) -> None:
 
 
 def nudge_large_steps(monkeypatch, engine) -> None:
-    """Hidden states are the next float32 in steps of more than 64 tokens."""
+    """Half of the hidden state is off by 2^-9 in steps of more than 64 tokens: less would get lost in bfloat16."""
     original = Program.run
 
     def nosy(program):
         num_rows = original(program)
         if num_rows > 64:
-            next_up(program.native.view(program.out, num_rows))
+            program.native.view(program.out, num_rows)[:, ::2] *= np.float32(1 + 2**-9)
         return num_rows
 
     monkeypatch.setattr(Program, "run", nosy)
@@ -202,7 +202,7 @@ def test_what_depends_on_the_company_is_found(tiny_model, work, alone, dtype, fa
     fault(monkeypatch, engine)
     found = together(engine, work, alone, 1)
     assert not found.is_equal
-    assert 0 < found.largest_gap < 0.1, "a rounding error of one operation, no more"
+    assert 0 < found.largest_gap < 0.1, "a rounding error, no more"
 
 
 def test_a_fault_in_large_steps_is_not_seen_in_small_ones(tiny_model, work, alone, dtype, monkeypatch):
