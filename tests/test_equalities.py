@@ -221,6 +221,7 @@ PROMPTS = (
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("dtype", BLOCKS)
 def test_bits_of_smollm2(smollm2_path, dtype):
     def engine(**fields) -> LLMEngine:
