@@ -15,7 +15,7 @@
 namespace {
 
 constexpr int kTileKeys = 64;  // keys that share a rescaling, if blocks are not larger
-constexpr int kFewQueries = 16;  // up to so many, reading keys and values takes longer than computing
+constexpr int kBlocksAhead = 2;
 constexpr float kNothing = -__builtin_inff();
 
 constexpr int round_up(int n, int to) { return (n + to - 1) / to * to; }
@@ -63,6 +63,7 @@ struct Attention {
     float* scores;  // [count, columns]
     float* wide;  // one block's keys or values in float32
     States states;
+    int last_block = 0;
 
     int count() const { return args.num_queries * args.group; }
 
@@ -75,13 +76,21 @@ struct Attention {
         return args.window > 0 && position >= args.window ? position - args.window + 1 : 0;
     }
 
-    // Asks for the keys and values of blocks [first, end): they lie scattered, so the processor cannot guess them.
-    void fetch(int first, int end) const {
-        const std::int64_t num_bytes = std::int64_t{2} * kv.block_size * kv.head_dim * sizeof(T);
-        for (int index = first; index < end; ++index) {
-            const char* from = reinterpret_cast<const char*>(block(index));
-            for (std::int64_t i = 0; i < num_bytes; i += 64) __builtin_prefetch(from + i, 0, 2);
-        }
+    const T* values_of(int index) const { return block(index) + std::int64_t{kv.block_size} * kv.head_dim; }
+
+    // What will be read two blocks after the keys, or the values, of a tile's block `index`: first come all keys, then
+    // all values. Blocks lie anywhere, so the processor cannot guess where.
+    const T* after_keys(const KeyTile& tile, int index) const {
+        const int later = index + kBlocksAhead;
+        if (later < tile.num_blocks) return block(tile.first_block + later);
+        const int values = later - tile.num_blocks;
+        return values_of(tile.first_block + (values < tile.num_blocks ? values : 0));
+    }
+
+    const T* after_values(const KeyTile& tile, int index) const {
+        const int later = tile.first_block + index + kBlocksAhead;
+        if (index + kBlocksAhead < tile.num_blocks) return values_of(later);
+        return block(later < last_block ? later : tile.first_block);
     }
 
     // Where many queries share a block, bfloat16 is widened once for all of them.
@@ -89,12 +98,14 @@ struct Attention {
 
     template <class B>
     void score_block(const typename B::Element* keys, int stride, const KeyTile& tile, int index) {
+        const T* next = after_keys(tile, index);
         for (int row = 0; row < count(); row += kMaxRows) {
             const int rows = count() - row < kMaxRows ? count() - row : kMaxRows;
             Tile<Packed, B> t;
             t.a = packed + std::int64_t{row} * kv.head_dim;
             t.a_row = 0;
             t.b = keys;
+            t.next = reinterpret_cast<const typename B::Element*>(next);
             t.b_stride = stride;
             t.c = scores + std::int64_t{row} * tile.columns + index * tile.block_columns;
             t.c_row = tile.columns;
@@ -129,26 +140,17 @@ struct Attention {
         float* s = scores + std::int64_t{row} * tile.columns;
         const int first = first_seen(position) > args.first_key ? first_seen(position) : args.first_key;
         const int end = position + 1 < args.end_key ? position + 1 : args.end_key;
+        const int begin_key = tile.first_block * kv.block_size, num_keys = tile.num_blocks * kv.block_size;
+        const bool sees_all = begin_key >= first && begin_key + num_keys <= end && tile.block_columns == kv.block_size;
+        if (!sees_all || args.soft_cap > 0.0f) cap_and_mask(tile, s, first, end);
         vf largest = splat(kNothing);
-        for (int column = 0; column < tile.columns; column += W) {
-            vf x = load(s + column);
-            if (args.soft_cap > 0.0f) x = capped(x);
-            const int place = column % tile.block_columns;
-            const int key = (tile.first_block + column / tile.block_columns) * kv.block_size + place;
-            if (key < first || key + W > end || place + W > kv.block_size) {
-                const vi lane = lane_numbers();
-                const vi seen = (lane + key >= first) & (lane + key < end) & (lane + place < kv.block_size);
-                x = select(seen, x, splat(kNothing));
-            }
-            store(s + column, x);
-            largest = max(x, largest);
-        }
+        for (int column = 0; column < tile.columns; column += W) largest = max(load(s + column), largest);
         const float before = states.largest[row], tile_largest = max_lane(largest);
         const float now = before > tile_largest ? before : tile_largest;
         vf total = splat(0.0f);
+        const vf base = splat(now == kNothing ? 0.0f : now);  // e^(minus infinity) is 0 either way
         for (int column = 0; column < tile.columns; column += W) {
-            const vf x = load(s + column);
-            const vf weight = now == kNothing ? splat(0.0f) : exp(x - now);
+            const vf weight = exp(load(s + column) - base);
             store(s + column, weight);
             total = total + weight;
         }
@@ -159,6 +161,19 @@ struct Attention {
             float* values = states.values + std::int64_t{row} * states.width;
             for (int d = 0; d < states.width; d += W) store(values + d, load(values + d) * factor);
         }
+    }
+
+    // Scores of keys outside of [first, end), and of places that are no keys, to minus infinity.
+    void cap_and_mask(const KeyTile& tile, float* s, int first, int end) const {
+        for (int index = 0; index < tile.num_blocks; ++index)
+            for (int place = 0; place < tile.block_columns; place += W) {
+                float* at = s + index * tile.block_columns + place;
+                const int key = (tile.first_block + index) * kv.block_size + place;
+                const vi lane = lane_numbers();
+                const vi seen = (lane + key >= first) & (lane + key < end) & (lane + place < kv.block_size);
+                const vf x = args.soft_cap > 0.0f ? capped(load(at)) : load(at);
+                store(at, select(seen, x, splat(kNothing)));
+            }
     }
 
     // soft_cap * tanh(x / soft_cap); tanh(y) = 1 - 2 / (e^2y + 1)
@@ -182,22 +197,24 @@ struct Attention {
                     for (int i = 0; i < high - low; ++i)
                         for (int d = 0; d < states.width; d += W)
                             store(wide + i * states.width + d, load(values + std::int64_t{i} * kv.head_dim + d));
-                    gather_block<Singles>(wide, states.width, high - low, tile, weights);
+                    gather_block<Singles>(wide, states.width, high - low, tile, weights, wide);
                     continue;
                 }
             }
-            gather_block<ValueB>(values, kv.head_dim, high - low, tile, weights);
+            gather_block<ValueB>(values, kv.head_dim, high - low, tile, weights, after_values(tile, index));
         }
     }
 
     template <class B>
-    void gather_block(const typename B::Element* values, int stride, int num_keys, const KeyTile& tile, int weights) {
+    void gather_block(const typename B::Element* values, int stride, int num_keys, const KeyTile& tile, int weights,
+                      const typename B::Element* next) {
         for (int row = 0; row < count(); row += kMaxRows) {
             const int rows = count() - row < kMaxRows ? count() - row : kMaxRows;
             Tile<Rows, B> t;
             t.a = scores + std::int64_t{row} * tile.columns + weights;
             t.a_row = tile.columns;
             t.b = values;
+            t.next = next;
             t.b_stride = stride;
             t.c = states.values + std::int64_t{row} * states.width;
             t.c_row = states.width;
@@ -217,15 +234,13 @@ struct Attention {
         const int end = last_position + 1 < args.end_key ? last_position + 1 : args.end_key;
         const int block_columns = round_up(kv.block_size, W);
         const int tile_blocks = block_columns >= kTileKeys ? 1 : kTileKeys / block_columns;
-        const int last_block = (end + kv.block_size - 1) / kv.block_size;
+        last_block = (end + kv.block_size - 1) / kv.block_size;
         // Tiles begin at multiples of tile_blocks, whatever is seen of the first.
         int begin = first / kv.block_size / tile_blocks * tile_blocks;
         for (; begin < last_block; begin += tile_blocks) {
             const int from = begin > first / kv.block_size ? begin : first / kv.block_size;
             const int to = begin + tile_blocks < last_block ? begin + tile_blocks : last_block;
             const KeyTile tile{from, to - from, block_columns, (to - from) * block_columns};
-            const int next = to + tile_blocks < last_block ? to + tile_blocks : last_block;
-            if (count() <= kFewQueries) fetch(to, next);
             score(tile);
             for (int row = 0; row < count(); ++row) soften(tile, row, args.first_position + row / args.group);
             gather(tile, first, end);

@@ -9,8 +9,8 @@ namespace octavo {
 namespace {
 
 constexpr int kRowsAtOnce = 96;  // rows whose sums a thread holds; a multiple of every path's block_rows
-constexpr std::int64_t kStreamBytes = 96 << 10;  // weights that a thread reads in one go, where there are few rows
-constexpr int kUnitsPerThread = 6;
+constexpr std::int64_t kStreamBytes = 384 << 10;  // weights that a thread reads in one go, where there are few rows
+constexpr int kUnitsPerThread = 4;
 
 int ceil_div(int a, int b) { return (a + b - 1) / b; }
 

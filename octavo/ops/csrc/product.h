@@ -32,6 +32,7 @@ void pack_rows_float(const PackArgs& args, Dtype, int first_row, int num_rows) {
 }
 
 constexpr int kPass = 128;  // inputs a pass over the rows: so much of a panel stays in the first-level cache
+constexpr int kAhead = 1024;  // bytes of weights that are asked for before they are needed
 constexpr int kWiden = 4 * kMaxRows;  // from so many rows on it pays to widen a pass of bfloat16 weights first
 
 template <class B>
@@ -43,6 +44,7 @@ OCTAVO_INLINE void run_pass(const ProductArgs& args, const typename B::Element* 
         tile.a += std::int64_t{first_in} * rows;
         tile.a_row = 0;
         tile.b = weights;
+        tile.next = weights + kAhead / sizeof(typename B::Element);
         tile.b_stride = kPanel;
         tile.c = args.scratch + std::int64_t{row - args.first_row} * kPanel;
         tile.c_row = kPanel;

@@ -15,6 +15,9 @@ constexpr int kMaxRows = 6;
 constexpr int kMaxRows = 4;
 #endif
 
+// Up to so many rows a tile takes longer to read than to compute; it then asks for what comes next as it goes.
+constexpr int kFetchRows = 3;
+
 // Vectors of columns that a tile of `rows` rows takes at most, so that its sums stay in registers.
 constexpr int tile_vectors(int rows) {
 #if defined(OCTAVO_WIDE)
@@ -53,6 +56,7 @@ template <class A, class B>
 struct Tile {
     const float* a;
     const typename B::Element* b;
+    const typename B::Element* next;  // a right-hand side that will be read soon; it need not exist
     float* c;
     std::int64_t a_row, b_stride, c_row;
     int steps;
@@ -89,8 +93,15 @@ inline __attribute__((noinline)) void run_tile(const Tile<A, B>& t) {
     constexpr int kInner = A::kPacked ? MR : 1;
     const float* a = t.a;
     const typename B::Element* b = t.b;
+    const char* ahead = reinterpret_cast<const char*>(t.next);
     for (int step = 0; step < t.steps; ++step, a += kInner * B::kInner, b += t.b_stride) {
         vf values[NV];
+        if constexpr (MR <= kFetchRows) {
+            constexpr int kBytes = NV * W * static_cast<int>(sizeof(typename B::Element));
+#pragma GCC unroll 4
+            for (int line = 0; line < kBytes; line += 64) __builtin_prefetch(ahead + line, 0, 3);
+            ahead += t.b_stride * static_cast<std::int64_t>(sizeof(typename B::Element));
+        }
         if constexpr (B::kInner == 2) {
 #pragma GCC unroll 4
             for (int v = 0; v < NV; ++v) values[v] = lower(load_as<vu>(b + v * W));
@@ -119,10 +130,10 @@ OCTAVO_INLINE void run_tiles(int rows, int vectors, Tile<A, B> t) {
     } else if (rows == MR) {
         constexpr int NV = tile_vectors(MR);
         int v = 0;
-        for (; v + NV <= vectors; v += NV, t.b += NV * W, t.c += NV * W) run_tile<MR, NV>(t);
+        for (; v + NV <= vectors; v += NV, t.b += NV * W, t.next += NV * W, t.c += NV * W) run_tile<MR, NV>(t);
         if constexpr (NV > 2)
-            for (; v + 2 <= vectors; v += 2, t.b += 2 * W, t.c += 2 * W) run_tile<MR, 2>(t);
-        for (; v < vectors; ++v, t.b += W, t.c += W) run_tile<MR, 1>(t);
+            for (; v + 2 <= vectors; v += 2, t.b += 2 * W, t.next += 2 * W, t.c += 2 * W) run_tile<MR, 2>(t);
+        for (; v < vectors; ++v, t.b += W, t.next += W, t.c += W) run_tile<MR, 1>(t);
     } else {
         run_tiles<A, B, MR - 1>(rows, vectors, t);
     }
