@@ -34,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # A quarter of the start went into looking for garbage among modules and a vocabulary. `session.opened` turns this
     # back on when the engine is there.
     gc.disable()
+    # NumPy brings a BLAS whose threads spin as they start. Nothing here multiplies matrices with it.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         code = _run(words)
         sys.stdout.flush()
