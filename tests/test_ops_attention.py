@@ -77,7 +77,7 @@ def test_attention_equals_naive_loops(place, spans, heads, kv_heads, head_dim, b
     rng = np.random.default_rng(1)
     shape = AttentionShape(heads, kv_heads, head_dim, 0.7, window, soft_cap)
     rows, num_blocks = make_rows(rng, SPANS[spans], block_size, window)
-    kv = poisoned_kv(place, KVShape(num_blocks, block_size, kv_heads, head_dim))
+    kv = poisoned_kv(reference, place, KVShape(num_blocks, block_size, kv_heads, head_dim))
     keys, values = (np.full((num_blocks * block_size, kv_heads, head_dim), np.nan) for _ in range(2))
     for row, context in enumerate(rows.context_lens):
         share = rows.row_starts[row + 1] - rows.row_starts[row]
@@ -123,7 +123,7 @@ def test_rope_and_cache(place, with_norms):
     qkv = rng.standard_normal((10, (heads + 2 * kv_heads) * dim)).astype(np.float32)
     frequencies = np.array([1.0, 0.3, 0.01], np.float32)
     weights = rng.standard_normal((2, dim)).astype(np.float32)
-    kv = poisoned_kv(place, KVShape(num_blocks, block_size, kv_heads, dim))
+    kv = poisoned_kv(reference, place, KVShape(num_blocks, block_size, kv_heads, dim))
     norms = HeadNorms(*(reference.pack_vector(place, w) for w in weights), 1e-3) if with_norms else None
     rope = reference.plan_rope(reference.pack_rope(place, frequencies, 1.25), positions)
     plan = reference.plan_attention(kv, rows, AttentionShape(heads, kv_heads, dim, 1.0))

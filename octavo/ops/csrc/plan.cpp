@@ -49,21 +49,22 @@ void AttentionPlan::add_row(const Kernels& kernels, int row, int place, int num_
         const int seen = shape.window > 0 ? std::max(0, first - shape.window + 1) : 0;
         const int begin = seen / kSegment, end = (first + count - 1) / kSegment + 1;
         const bool apart = end - begin > 1 && num_queries <= kApart;
-        for (int head = 0; head < shape.num_kv_heads; ++head) {
-            Unit unit{row, place + done, count, first, head, begin, end, -1};
-            if (!apart) {
-                units.push_back(unit);
-                continue;
-            }
-            const std::int64_t size = kernels.state_floats(count * group, shape.head_dim);
-            joins.push_back({place + done, count, head, end - begin, num_state_floats, size});
-            for (int segment = begin; segment < end; ++segment, num_state_floats += size) {
-                unit.first_segment = segment;
-                unit.end_segment = segment + 1;
-                unit.state = num_state_floats;
-                units.push_back(unit);
-            }
+        if (!apart) {
+            for (int head = 0; head < shape.num_kv_heads; ++head)
+                units.push_back({row, place + done, count, first, head, begin, end, -1});
+            continue;
         }
+        const std::int64_t size = kernels.state_floats(count * group, shape.head_dim), base = num_state_floats;
+        const std::int64_t states_of_head = (end - begin) * size;
+        for (int head = 0; head < shape.num_kv_heads; ++head)
+            joins.push_back({place + done, count, head, end - begin, base + head * states_of_head, size});
+        // The heads of a segment one after the other: they lie side by side in its blocks.
+        for (int segment = begin; segment < end; ++segment)
+            for (int head = 0; head < shape.num_kv_heads; ++head) {
+                const std::int64_t state = base + head * states_of_head + (segment - begin) * size;
+                units.push_back({row, place + done, count, first, head, segment, segment + 1, state});
+            }
+        num_state_floats += shape.num_kv_heads * states_of_head;
     }
 }
 
