@@ -2,12 +2,17 @@
 
 import importlib.util
 import sys
+from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def take_place(file: str) -> None:
     """Makes the extension module in `file` what `from octavo.ops import _cpu` gives."""
+    # As in conftest.py, which comes too late for this: the installed package, not the checkout around us.
+    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
     import octavo.ops
 
     spec = importlib.util.spec_from_file_location("octavo.ops._cpu", file)
