@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+HERE = {"PYTHONSAFEPATH": ""}  # the runner lies in the checkout; it then makes way for the installed package
 WIDE = ("amx", "avx512_bf16", "avx512")
 
 # Every kernel, on a few odd shapes.
@@ -53,7 +54,7 @@ def check(module: Path, *words: str, **variables: str) -> str:
     """Runs pytest with these words on `module`; the last lines of what it said."""
     runner = [sys.executable, "-m", "tests.native_build", str(module), "-q", "-p", "no:cacheprovider", "-W", "error"]
     done = subprocess.run(
-        [*runner, *words], cwd=ROOT, env=os.environ | variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        [*runner, *words], cwd=ROOT, env=os.environ | HERE | variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-6000:]
@@ -135,7 +136,7 @@ plan = cpu.plan_attention(kv, rows, AttentionShape(1, 1, 8, 1.0))
 cpu.download(cpu.attention(cpu.upload(place, np.ones((1, 8), np.float32)), kv, plan))
 """
     command = [sys.executable, "-c", code, str(sanitized)]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | sanitizers(), capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | HERE | sanitizers(), capture_output=True, text=True)
     assert done.returncode != 0
     assert "AddressSanitizer: use-after-poison" in done.stderr
 
