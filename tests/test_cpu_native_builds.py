@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-HERE = {"PYTHONSAFEPATH": ""}  # the runner lies in the checkout; it then makes way for the installed package
+# The runner lies in the checkout; it then makes way for the installed package.
+HERE = {"PYTHONSAFEPATH": ""}
 WIDE = ("amx", "avx512_bf16", "avx512")
 
 # Every kernel, on a few odd shapes.
