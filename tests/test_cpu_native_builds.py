@@ -55,8 +55,8 @@ def check(module: Path, *words: str, **variables: str) -> str:
     """Runs pytest with these words on `module`; the last lines of what it said."""
     runner = [sys.executable, "-m", "tests.native_build", str(module), "-q", "-p", "no:cacheprovider", "-W", "error"]
     done = subprocess.run(
-        [*runner, *words], cwd=ROOT, env=os.environ | HERE | variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True,
+        [*runner, *words], cwd=ROOT, env=os.environ | HERE | variables, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-6000:]
     assert " passed" in done.stdout
