@@ -18,7 +18,7 @@ from octavo import (
     SamplingParams,
 )
 from octavo.engine.build import resolve
-from octavo.models.load import read_arch
+from octavo.models.load import read_model
 from octavo.ops import machine, reference
 
 GIB = 2**30
@@ -31,7 +31,7 @@ def place():
 
 def resolved(tiny_model, place, **fields):
     return resolve(
-        read_arch(tiny_model), EngineConfig.from_fields(model=str(tiny_model), **fields), reference, place, {}
+        read_model(tiny_model), EngineConfig.from_fields(model=str(tiny_model), **fields), reference, place, {}
     )
 
 

@@ -43,7 +43,7 @@ BAD: dict[str, list[Any]] = {
     "tokenizer": [3, True],
     "revision": [1.5],
     "dtype": ["int8", "BFLOAT16", "", 16, None],
-    "quantization": ["int8", "int4", "q4", 4, True],
+    "quantization": ["INT8", "int5", "q4", 4, True],
     "max_model_len": [0, -1, "100", 1.0, True, 2**31, 10**5000],
     "compile": [True, 1, "yes"],
     "load_format": ["pickle", "pt", None],

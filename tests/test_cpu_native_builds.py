@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 # The runner lies in the checkout; it then makes way for the installed package.
 HERE = {"PYTHONSAFEPATH": ""}
-WIDE = ("amx", "avx512_bf16", "avx512")
+WIDE = ("amx", "avx512_bf16", "avx512_vnni", "avx512", "avx2_vnni")
 
 # Every kernel, on a few odd shapes.
 PRODUCTS = "test_swiglu or (test_linear and (31-1025 or 7-31 or 129-513))"
@@ -74,18 +74,24 @@ def stand_ins(tmp_path_factory) -> Path:
 def test_wide_kernels(stand_ins):
     """AMX has all of AVX-512's kernels but those for bfloat16."""
     amx = f"amx and ({SHORT} or (any_batch and (linear or swiglu or logits)))"
-    check(stand_ins, "tests/test_cpu_kernels.py", "-k", f"({amx}) or (avx512 and ({PRODUCTS}))")
+    check(stand_ins, "tests/test_cpu_kernels.py", "-k", f"({amx}) or (avx512 and not vnni and ({PRODUCTS}))")
+
+
+def test_wide_whole_numbers(stand_ins):
+    short = "65-65 or 96-768 or extreme or parts or ties"
+    check(stand_ins, "tests/test_cpu_quantised.py", "-k", f"({short}) and (amx or vnni or avx512)")
 
 
 def test_wide_sampling(stand_ins):
-    check(stand_ins, "tests/test_cpu_sampling.py", "-k", "avx512 and not bf16 and not distribution")
+    check(stand_ins, "tests/test_cpu_sampling.py", "-k", "avx512 and not bf16 and not vnni and not distribution")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("path", WIDE)
 def test_all_of_the_wide_kernels(stand_ins, path):
-    check(stand_ins, "tests/test_cpu_kernels.py", "tests/test_cpu_sampling.py", "-k", f"-{path}- or [{path}")
+    files = [f"tests/test_cpu_{name}.py" for name in ("kernels", "quantised", "sampling")]
+    check(stand_ins, *files, "-k", f"-{path}- or [{path}")
 
 
 @pytest.mark.slow
@@ -119,6 +125,7 @@ def sanitizers() -> dict[str, str]:
 
 def test_sanitizers_find_nothing(sanitized):
     check(sanitized, "tests/test_cpu_kernels.py", "-k", SHORT, **sanitizers())
+    check(sanitized, "tests/test_cpu_quantised.py", "-k", "31-1025 or 33-512 or parts or bad", **sanitizers())
     check(sanitized, "tests/test_cpu_sampling.py", "-k", "Company or Border or Top or Verdicts", **sanitizers())
 
 
@@ -144,6 +151,6 @@ cpu.download(cpu.attention(cpu.upload(place, np.ones((1, 8), np.float32)), kv, p
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("file", ["test_cpu_kernels", "test_cpu_sampling", "test_cpu_graph"])
+@pytest.mark.parametrize("file", ["test_cpu_kernels", "test_cpu_quantised", "test_cpu_sampling", "test_cpu_graph"])
 def test_sanitizers_find_nothing_anywhere(sanitized, file):
     check(sanitized, f"tests/{file}.py", **sanitizers())

@@ -21,8 +21,15 @@ from tests.test_engine import assert_at_rest, engine_for, run, workload
 NUM_PROMPTS = 64
 BUDGETS = (16, 64, 512, None)  # tokens a step; None: every prompt whole
 SHUFFLES = (1, 2, 3)
-# By dtype: tokens of a block, and blocks of a pool too small for all. Blocks of 5 never end where tiles of keys do.
-BLOCKS = {"float32": (16, 12), "bfloat16": (5, 36)}
+# What the numbers are held in, by name; and by name: tokens of a block, and blocks of a pool too small for all. Blocks of
+# 5 never end where tiles of keys do.
+HELD = {
+    "float32": {"dtype": "float32"},
+    "bfloat16": {"dtype": "bfloat16"},
+    "int8": {"dtype": "bfloat16", "quantization": "int8"},
+    "int4": {"dtype": "float32", "quantization": "int4"},
+}
+BLOCKS = {"float32": (16, 12), "bfloat16": (5, 36), "int8": (5, 36), "int4": (16, 12)}
 MODEL_LEN = 180  # the longest request has 174 tokens
 
 
@@ -58,7 +65,7 @@ def engine_of(path, dtype: str, setting: Setting) -> LLMEngine:
     block_size, num_tight = BLOCKS[dtype]
     return engine_for(
         path,
-        dtype=dtype,
+        **HELD[dtype],
         threads=setting.threads,
         block_size=block_size,
         num_blocks=num_tight if setting.is_tight else 16384 // block_size,
@@ -99,7 +106,7 @@ def each_alone(engine: LLMEngine, work) -> list[Trace]:
     return traces([run(engine, [item])[0] for item in work])
 
 
-@pytest.fixture(scope="module", params=BLOCKS)
+@pytest.fixture(scope="module", params=HELD)
 def dtype(request) -> str:
     return request.param
 

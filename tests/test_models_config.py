@@ -9,7 +9,7 @@ import pytest
 from octavo.errors import ModelFormatError, ModelNotFoundError
 from octavo.models.config_gguf import arch_from_gguf
 from octavo.models.config_huggingface import arch_from_huggingface, generation_defaults
-from octavo.models.load import read_arch, weight_bytes
+from octavo.models.load import Precision, read_arch, read_model, weight_bytes
 from octavo.models.rope import RopeConfig, inverse_frequencies, yarn_attention_factor
 from octavo.weights.checkpoint import TensorInfo
 from tests.tiny_models import tiny_config, tiny_model_dir
@@ -261,5 +261,12 @@ def test_weight_bytes_of_the_built_in_model(smollm2_path):
     assert arch.eos_ids == (2,)
     num_values = 49152 * 576 + 30 * (2 * 576 * 576 + 2 * 192 * 576 + 3 * 576 * 1536)
     norms = 61 * 576
-    assert weight_bytes(arch, "bfloat16") == 2 * num_values + 4 * norms
-    assert weight_bytes(arch, "float32") == 4 * (num_values + norms)
+    assert weight_bytes(arch, Precision("bfloat16")) == 2 * num_values + 4 * norms
+    assert weight_bytes(arch, Precision("float32")) == 4 * (num_values + norms)
+    # The file has the embedding in Q8_0 (34 bytes for 32 values) and all else in Q4_1 (20 bytes for 32).
+    head, rest = 49152 * 576, num_values - 49152 * 576
+    stored = read_model(smollm2_path).stored
+    assert weight_bytes(arch, Precision("bfloat16", None), stored) == head * 34 // 32 + rest * 20 // 32 + 4 * norms
+    # Groups of 64 with a scale of 2 bytes; groups of 32 with two.
+    assert weight_bytes(arch, Precision("bfloat16", "int8"), stored) == num_values * 66 // 64 + 4 * norms
+    assert weight_bytes(arch, Precision("bfloat16", "int4")) == head * 66 // 64 + rest * 20 // 32 + 4 * norms

@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from octavo.errors import ConfigError, ModelFormatError, ModelNotFoundError
-from octavo.models.load import LoadOptions, load_decoder, read_arch, weight_bytes
+from octavo.models.load import LoadOptions, Precision, load_decoder, read_arch, weight_bytes
 from octavo.ops import reference
 from octavo.weights.stored import FileCheckpoint
 from tests.paged import paged_logits
@@ -162,7 +162,7 @@ def test_packed_weights_take_the_bytes_that_were_counted(tmp_path, dtype):
         matrices += [layer.attention.qkv, layer.attention.output, layer.feed_forward.gate_up, layer.feed_forward.down]
         vectors += [layer.attention.norm, layer.feed_forward.norm]
     tensors = [t for m in matrices for t in (m.weight, m.bias) if t is not None] + vectors
-    assert sum(tensor.nbytes for tensor in tensors) == weight_bytes(read_arch(path), dtype)
+    assert sum(tensor.nbytes for tensor in tensors) == weight_bytes(read_arch(path), Precision(dtype))
 
 
 def test_bfloat16_is_near_float32(tmp_path):

@@ -23,8 +23,10 @@ GAP = 1e-3
 
 @pytest.fixture(scope="module")
 def greedy(smollm2_path):
-    """(prompt + output ids, prompt length) of each prompt, all generated together in float32."""
-    with LLM(str(smollm2_path), dtype="float32", device="cpu", kv_cache_memory="256MiB") as llm:
+    """(prompt + output ids, prompt length) of each prompt, all generated together in float32, weights too."""
+    with LLM(
+        str(smollm2_path), dtype="float32", quantization="none", device="cpu", kv_cache_memory="256MiB"
+    ) as llm:
         params = SamplingParams(temperature=0.0, max_tokens=NUM_TOKENS, ignore_eos=True)
         outputs = llm.generate(list(PROMPTS), params, progress=False)
         stats = llm.get_stats()

@@ -24,7 +24,6 @@ from octavo.models.load import LoadOptions, ModelFiles, Precision, load_decoder,
 from octavo.models.load import read_model as read_model  # the runtime begins here: what the files say, then an engine
 from octavo.ops import cpu, machine
 from octavo.ops.interface import KVShape, Ops, Place
-from octavo.weights.quant import LAYOUTS, OWN_LAYOUTS
 
 log = logging.getLogger("octavo")
 
@@ -154,10 +153,12 @@ def _choose_dtype(arch: ArchConfig, config: EngineConfig) -> str:
 def _choose_quantization(model: ModelFiles, config: EngineConfig, place: Place) -> str | None:
     """None (as stored) only where something is stored as whole numbers; a GPU has no products with these yet."""
     wanted = config.model_config.quantization
-    if place.device != "cpu" and wanted in OWN_LAYOUTS:
+    if place.device == "cpu":
+        is_stored = model.has_codes and config.model_config.load_format != "dummy"
+        return None if wanted is None and is_stored else wanted or "none"
+    if wanted not in (None, "none"):
         raise ConfigError(f"quantization={wanted!r}: whole-number weights run on a CPU only; on {place.device} use 'none'")
-    is_stored = config.model_config.load_format != "dummy" and any(dtype in LAYOUTS for dtype in model.stored.values())
-    return wanted if wanted is not None or (is_stored and place.device == "cpu") else "none"
+    return "none"
 
 
 def _kv_shape(arch: ArchConfig, num_blocks: int, block_size: int) -> KVShape:

@@ -66,6 +66,11 @@ class ModelFiles:
     metadata: Mapping[str, object] | None
     stored: Mapping[str, str]
 
+    @property
+    def has_codes(self) -> bool:
+        """Whether some of the weights are stored as whole numbers."""
+        return any(dtype in LAYOUTS for dtype in self.stored.values())
+
 
 def read_model(path: Path) -> ModelFiles:
     """The model at `path`: a directory, a .safetensors file in one, or a .gguf file.
