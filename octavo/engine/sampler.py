@@ -90,13 +90,19 @@ def _floats(values: Iterable[float]) -> NDArray[np.float32]:
 
 
 def _outcomes(scored: Scored, wanted: Sequence[int]) -> list[Outcome]:
+    tops = [()] * len(wanted) if not any(wanted) else _tops(scored, wanted)
     columns: list[list[Any]] = [scored.ids.tolist(), scored.logprobs.tolist(), scored.ranks.tolist()]
-    top_ids, top_logprobs = scored.top_ids.tolist(), scored.top_logprobs.tolist()
-    outcomes: list[Outcome] = []
-    for row, (token, logprob, rank) in enumerate(zip(*columns, strict=True)):
-        if scored.verdicts[row] != Verdict.OK:
-            outcomes.append(_COMPLAINTS[Verdict(int(scored.verdicts[row]))])
-            continue
-        top = tuple(zip(top_ids[row][: wanted[row]], top_logprobs[row][: wanted[row]], strict=True))
-        outcomes.append(TokenLogprobs(token, logprob, rank, top))
-    return outcomes
+    verdicts: list[int] = scored.verdicts.tolist()
+    return [
+        TokenLogprobs(token, logprob, rank, top) if verdict == _OK else _COMPLAINTS[Verdict(verdict)]
+        for token, logprob, rank, top, verdict in zip(*columns, tops, verdicts, strict=True)
+    ]
+
+
+_OK = int(Verdict.OK)  # NumPy and IntEnum compare slowly
+
+
+def _tops(scored: Scored, wanted: Sequence[int]) -> list[tuple[tuple[int, float], ...]]:
+    """Of each row the likely tokens that it asked for."""
+    rows = zip(scored.top_ids.tolist(), scored.top_logprobs.tolist(), wanted, strict=True)
+    return [tuple(zip(ids[:num], logprobs[:num], strict=True)) for ids, logprobs, num in rows]
