@@ -34,14 +34,9 @@ def score(logits: NDArray[np.float32], targets: Ints, num_top: int, machine: Nat
 def _room(logits: NDArray[np.float32], num_top: int) -> Scored:
     num_rows, vocab = logits.shape
     num_top = min(num_top, vocab)
-    return Scored(
-        ids=np.empty(num_rows, np.int64),
-        logprobs=np.empty(num_rows, np.float32),
-        ranks=np.empty(num_rows, np.int64),
-        top_ids=np.empty((num_rows, num_top), np.int64),
-        top_logprobs=np.empty((num_rows, num_top), np.float32),
-        verdicts=np.empty(num_rows, np.int64),
-    )
+    ids, ranks, verdicts = np.empty((3, num_rows), np.int64)
+    top_ids, top_logprobs = np.empty((num_rows, num_top), np.int64), np.empty((num_rows, num_top), np.float32)
+    return Scored(ids, np.empty(num_rows, np.float32), ranks, top_ids, top_logprobs, verdicts)
 
 
 def _by_row(rules: SampleRules) -> SampleRules:
