@@ -353,7 +353,7 @@ class TestLogprobs:
 
 
 def vars_of(scored) -> dict[str, np.ndarray]:
-    return {name: np.ascontiguousarray(getattr(scored, name)) for name in scored.__slots__}
+    return {name: np.ascontiguousarray(getattr(scored, name)) for name in scored._fields}
 
 
 class TestCompany:

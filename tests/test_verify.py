@@ -288,7 +288,7 @@ def test_a_sampler_that_looks_at_its_neighbours_is_found(small_model, independen
 
     def nosy(ops, logits, draws):
         outcomes = sample(ops, logits, draws)
-        return [replace(outcome, token_id=3) for outcome in outcomes] if len(draws) == 4 else outcomes
+        return [outcome._replace(token_id=3) for outcome in outcomes] if len(draws) == 4 else outcomes
 
     monkeypatch.setattr(sampler, "sample", nosy)
     only("all at once, shuffled (1)")

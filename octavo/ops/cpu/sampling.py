@@ -1,7 +1,5 @@
 """Sampling and logprobs on the CPU: room for the results and the order of the rules; the rest is in csrc/sample.cpp."""
 
-from dataclasses import replace
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -45,8 +43,7 @@ def _by_row(rules: SampleRules) -> SampleRules:
     if all(len(rows) < 2 or bool((rows[1:] >= rows[:-1]).all()) for rows, _ in sparse):
         return rules
     seen, bias, banned, allowed = (np.argsort(rows, kind="stable") for rows, _ in sparse)
-    return replace(
-        rules,
+    return rules._replace(
         seen_at=_taken(rules.seen_at, seen),
         seen_counts=rules.seen_counts[seen],
         bias_at=_taken(rules.bias_at, bias),
