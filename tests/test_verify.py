@@ -172,8 +172,7 @@ def token_by_token(forward, batch: Batch, model: Decoder, kv):
     for place in np.argsort(batch.positions, kind="stable"):
         row, position = int(batch.seq_ids[place]), batch.positions[place]
         groups = tuple(
-            replace(
-                group,
+            group._replace(
                 slots=group.slots[place : place + 1],
                 block_table=group.block_table[row : row + 1],
                 context_lens=np.array([position + 1], np.int32),

@@ -27,9 +27,12 @@ class SequenceStatus(Enum):
     FINISHED_IGNORED = "ignored"
     FINISHED_ERROR = "error"
 
+    def __init__(self, value: str) -> None:
+        self._is_finished = value not in ("waiting", "running", "swapped")
+
     def is_finished(self) -> bool:
         """Whether nothing will ever be added to the sequence."""
-        return self not in (SequenceStatus.WAITING, SequenceStatus.RUNNING, SequenceStatus.SWAPPED)
+        return self._is_finished
 
 
 class RequestStatus(Enum):
