@@ -285,8 +285,8 @@ def test_a_sampler_that_looks_at_its_neighbours_is_found(small_model, independen
 
     sample = sampler.sample
 
-    def nosy(ops, logits, draws):
-        outcomes = sample(ops, logits, draws)
+    def nosy(ops, logits, draws, rules):
+        outcomes = sample(ops, logits, draws, rules)
         return [outcome._replace(token_id=3) for outcome in outcomes] if len(draws) == 4 else outcomes
 
     monkeypatch.setattr(sampler, "sample", nosy)

@@ -25,10 +25,10 @@ _COMPLAINTS = {
 Outcome = TokenLogprobs | str  # a token, or what is wrong with the row
 
 
-def sample(ops: Ops, logits: Tensor, draws: Sequence[Draw]) -> list[Outcome]:
-    """One token for each of `draws`, whose rows of `logits` [len(draws), vocab] come in the same order."""
-    wanted = [0 if draw.params.logprobs is None else draw.params.logprobs for draw in draws]
-    return _outcomes(ops.sample(logits, rules_of(draws), max(wanted)), wanted)
+def sample(ops: Ops, logits: Tensor, draws: Sequence[Draw], rules: SampleRules) -> list[Outcome]:
+    """One token for each of `draws`, whose rows of `logits` [len(draws), vocab] and `rules` come in the same order."""
+    wanted = [draw.params.logprobs or 0 for draw in draws]
+    return _outcomes(ops.sample(logits, rules, max(wanted)), wanted)
 
 
 def score(ops: Ops, logits: Tensor, targets: Sequence[int], wanted: Sequence[int]) -> list[Outcome]:
