@@ -21,7 +21,7 @@ class Logprob:
 LogprobsAt = dict[int, Logprob]  # token id -> Logprob; the chosen token and the k most likely beside it
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RequestMetrics:
     """Times of one request. `arrival` is seconds since the epoch, the rest are durations in seconds.
 
@@ -39,7 +39,7 @@ class RequestMetrics:
     preemptions: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class CompletionOutput:
     """One sequence's output so far.
 
@@ -58,7 +58,7 @@ class CompletionOutput:
     error: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RequestOutput:
     """A request's state after a step: everything known so far, not only what is new.
 

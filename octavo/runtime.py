@@ -286,7 +286,6 @@ class LLMEngine:
 
     def _take(self, live: LiveRequest, event: Event) -> None:
         """Book an event: text, stop strings, logprobs."""
-        sequence, is_finished = event.sequence, event.status.is_finished()
         live.error = event.error
         if live.prompt_logprobs is not None:
             live.prompt_logprobs += [self._logprobs_at(token) for token in event.prompt]
@@ -299,8 +298,9 @@ class LLMEngine:
         is_hidden_stop = (
             event.status is SequenceStatus.FINISHED_STOPPED and not live.request.params.include_stop_str_in_output
         )
-        found = live.stream.push(ids[:-1] if is_hidden_stop else ids, finished=is_finished).stop
+        found = live.stream.push(ids[:-1] if is_hidden_stop else ids, finished=event.status.is_finished()).stop
         if found is not None:
+            sequence = event.sequence
             self.engine.finish(sequence, SequenceStatus.FINISHED_STOPPED, keep=found.num_tokens)
             sequence.status, sequence.stop_reason = SequenceStatus.FINISHED_STOPPED, found.stop
             del live.chosen_logprobs[found.num_tokens :]
@@ -315,13 +315,14 @@ class LLMEngine:
 
     def _output(self, live: LiveRequest) -> RequestOutput:
         request, sequence = live.request, live.request.sequences[0]
+        is_finished = sequence.status.is_finished()
         completion = CompletionOutput(
             index=0,
             text=live.stream.text,
             token_ids=list(sequence.data.output_token_ids),
             cumulative_logprob=live.cumulative_logprob,
             logprobs=None if live.logprobs is None else list(live.logprobs),
-            finish_reason=_REASONS.get(sequence.status),
+            finish_reason=_REASONS.get(sequence.status) if is_finished else None,
             stop_reason=sequence.stop_reason,
             error=live.error,
         )
@@ -331,7 +332,7 @@ class LLMEngine:
             prompt_token_ids=request.prompt_token_ids,
             prompt_logprobs=None if live.prompt_logprobs is None else list(live.prompt_logprobs),
             outputs=[completion],
-            finished=sequence.status.is_finished(),
+            finished=is_finished,
             metrics=_metrics(live),
             num_cached_tokens=sequence.num_cached_tokens,
             seed=request.seed,

@@ -18,7 +18,7 @@ from octavo.ops.sampling import Scored, Verdict
 from tests.test_sampling import Rule, inverse, probabilities, random_rule, rules_of
 
 RULE_VOCAB = 37  # of `random_rule`: the ids in its rules are below
-FIELDS = Scored.__slots__
+FIELDS = Scored._fields
 
 
 @pytest.fixture(params=_cpu.path_names())
@@ -348,7 +348,7 @@ class TestBorder:
             "seen_counts": rules.seen_counts[shuffle["seen_at"]],
             "bias": rules.bias[shuffle["bias_at"]],
         }
-        assert bits(cpu.sample(logits, replace(rules, **mixed), 3, machine)) == bits(
+        assert bits(cpu.sample(logits, rules._replace(**mixed), 3, machine)) == bits(
             cpu.sample(logits, rules, 3, machine)
         )
 

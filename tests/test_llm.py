@@ -127,13 +127,14 @@ def test_async_cancel_refuse_and_close(tiny_model):
 
     async def main():
         async with AsyncLLM(EngineConfig.from_fields(model=str(tiny_model), **FIELDS)) as server:
+            has_begun = asyncio.Event()
 
             async def consume(prompt, request_id=None):
                 async for _ in server.generate(prompt, long, request_id=request_id):
-                    pass
+                    has_begun.set()
 
             task = asyncio.create_task(consume("hello"))
-            await asyncio.sleep(0.2)
+            await has_begun.wait()
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
             for _ in range(100):
@@ -147,8 +148,9 @@ def test_async_cancel_refuse_and_close(tiny_model):
                     await consume(bad)
             with pytest.raises(RequestError, match="max_tokens"):
                 await consume([1] * 200)
+            has_begun.clear()
             last = asyncio.create_task(consume("hello", "name"))
-            await asyncio.sleep(0.1)
+            await has_begun.wait()
             with pytest.raises(RequestError, match="in use"):
                 await consume("hello", "name")
         with pytest.raises(EngineError, match="shut down"):

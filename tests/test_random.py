@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from octavo.engine.random import philox, uniforms
+from octavo.engine.random import philox, uniform, uniforms
 
 
 def words(text: str) -> tuple[np.ndarray, ...]:
@@ -55,6 +55,13 @@ def test_no_draw_depends_on_its_company():
     order = np.random.default_rng(1).permutation(1000)
     assert (uniforms(seeds[order], positions[order]) == together[order]).all()
     assert all(u(int(seeds[i]), int(positions[i])) == together[i] for i in range(0, 1000, 37))
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**48 + 1, 2**64 - 1])
+def test_one_number_is_that_of_its_seed_and_position(seed):
+    for position in (0, 1, 255, 256, 257, 511, 512, 100_000, 3):
+        assert uniform(seed, position) == u(seed, position)
+    assert uniform(seed + 2**64, 300) == uniform(seed - 2**64, 300) == u(seed, 300)
 
 
 @pytest.mark.parametrize("what", ["positions", "seeds"])

@@ -353,7 +353,7 @@ class TestLogprobs:
 
 
 def vars_of(scored) -> dict[str, np.ndarray]:
-    return {name: np.ascontiguousarray(getattr(scored, name)) for name in scored.__slots__}
+    return {name: np.ascontiguousarray(getattr(scored, name)) for name in scored._fields}
 
 
 class TestCompany:
@@ -403,6 +403,10 @@ def test_the_distribution_is_right(fields):
     assert chi_square < freedom + 4 * math.sqrt(2 * freedom) + 1
 
 
+def outcomes_of(logits: torch.Tensor, draws: list[Draw]) -> list[sampler.Outcome]:
+    return sampler.sample(reference, logits, draws, sampler.rules_of(draws))
+
+
 class TestSampler:
     """From draws to rules and back."""
 
@@ -429,7 +433,7 @@ class TestSampler:
             return Draw(SamplingParams(temperature=0.0, logprobs=logprobs).resolved(), 0, 0)
 
         logits = torch.from_numpy(random_logits(Random(13), 3))
-        outcomes = sampler.sample(reference, logits, [asks(None), asks(3), asks(0)])
+        outcomes = outcomes_of(logits, [asks(None), asks(3), asks(0)])
         assert [len(outcome.top) for outcome in outcomes] == [0, 3, 0]
         assert outcomes[1].top[0] == (outcomes[1].token_id, outcomes[1].logprob)
         assert all(isinstance(outcome, TokenLogprobs) and outcome.rank == 1 for outcome in outcomes)
@@ -438,7 +442,7 @@ class TestSampler:
         params = SamplingParams(allowed_token_ids=[1]).resolved()
         logits = torch.zeros(2, VOCAB)
         logits[1, 0] = math.nan
-        outcomes = sampler.sample(reference, logits, [Draw(params, 0, 0, banned=[1]), Draw(params, 0, 0)])
+        outcomes = outcomes_of(logits, [Draw(params, 0, 0, banned=[1]), Draw(params, 0, 0)])
         assert "no token is allowed" in outcomes[0]
         assert "not finite" in outcomes[1]
 
@@ -446,8 +450,7 @@ class TestSampler:
         params = SamplingParams().resolved()
         logits = torch.zeros(200, VOCAB)
         runs = [
-            [o.token_id for o in sampler.sample(reference, logits, [Draw(params, seed, p) for p in range(200)])]
-            for seed in (1, 1, 2)
+            [o.token_id for o in outcomes_of(logits, [Draw(params, seed, p) for p in range(200)])] for seed in (1, 1, 2)
         ]
         assert runs[0] == runs[1] != runs[2]
         assert len(set(runs[0])) > VOCAB // 2

@@ -172,8 +172,7 @@ def token_by_token(forward, batch: Batch, model: Decoder, kv):
     for place in np.argsort(batch.positions, kind="stable"):
         row, position = int(batch.seq_ids[place]), batch.positions[place]
         groups = tuple(
-            replace(
-                group,
+            group._replace(
                 slots=group.slots[place : place + 1],
                 block_table=group.block_table[row : row + 1],
                 context_lens=np.array([position + 1], np.int32),
@@ -286,9 +285,9 @@ def test_a_sampler_that_looks_at_its_neighbours_is_found(small_model, independen
 
     sample = sampler.sample
 
-    def nosy(ops, logits, draws):
-        outcomes = sample(ops, logits, draws)
-        return [replace(outcome, token_id=3) for outcome in outcomes] if len(draws) == 4 else outcomes
+    def nosy(ops, logits, draws, rules):
+        outcomes = sample(ops, logits, draws, rules)
+        return [outcome._replace(token_id=3) for outcome in outcomes] if len(draws) == 4 else outcomes
 
     monkeypatch.setattr(sampler, "sample", nosy)
     only("all at once, shuffled (1)")

@@ -1,9 +1,12 @@
-"""pack: Plan -> ragged arrays. Pure index arithmetic; knows no sequence, no model and no device."""
+"""pack: Plan -> ragged arrays. Pure index arithmetic; knows no sequence, no model and no device.
+
+The arithmetic is done on lists, and each array made once from its list: most steps have a few tokens, and a NumPy call
+on a few numbers costs as much as a loop over twenty.
+"""
 
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from octavo.engine.sequence import Packed, Plan, Row
 from octavo.models.batch import Batch, GroupBatch
@@ -12,58 +15,56 @@ from octavo.models.batch import Batch, GroupBatch
 def pack(plan: Plan, block_size: int) -> Packed:
     """All rows of `plan` end to end, without padding."""
     rows = plan.rows
-    lengths = np.array([len(row.token_ids) for row in rows], np.int32)
-    starts = np.array([row.start for row in rows], np.int32)
-    row_starts = np.zeros(len(rows) + 1, np.int32)
-    np.cumsum(lengths, out=row_starts[1:])
-    seq_ids = np.repeat(np.arange(len(rows), dtype=np.int32), lengths)
-    offsets = np.arange(row_starts[-1], dtype=np.int32) - row_starts[seq_ids]
-    positions = starts[seq_ids] + offsets
-    drawn = [index for index, row in enumerate(rows) if row.draw is not None]
-    scores = [
-        (index, place, target) for index, row in enumerate(rows) for place, target in _scores(row, row_starts[index])
-    ]
+    tokens: list[int] = []
+    spans: list[range] = []  # each row's positions
+    row_starts = [0]
+    for row in rows:
+        tokens += row.token_ids
+        spans.append(range(row.start, row.start + len(row.token_ids)))
+        row_starts.append(len(tokens))
+    drawn = tuple([index for index, row in enumerate(rows) if row.draw is not None])
+    scores = _scores(rows, row_starts)
+    by_group = zip(*[row.block_tables for row in rows], strict=True)
     batch = Batch(
-        tokens=np.array([token for row in rows for token in row.token_ids], np.int32),
-        positions=positions,
-        seq_ids=seq_ids,
-        row_starts=row_starts,
+        tokens=np.array(tokens, np.int32),
+        positions=np.array([position for span in spans for position in span], np.int32),
+        seq_ids=np.array([index for index, span in enumerate(spans) for _ in span], np.int32),
+        row_starts=np.array(row_starts, np.int32),
         sample_rows=np.array([row_starts[i + 1] - 1 for i in drawn] + [place for _, place, _ in scores], np.int32),
-        groups=tuple(
-            _group([row.block_tables[group] for row in rows], positions, seq_ids, starts + lengths, block_size)
-            for group in range(len(rows[0].block_tables))
-        ),
+        groups=tuple([_group(tables, spans, block_size) for tables in by_group]),
     )
     return Packed(
         batch=batch,
         num_rows=len(rows),
-        draws=tuple(row.draw for row in rows if row.draw is not None),
-        draw_rows=tuple(drawn),
-        targets=tuple(target for _, _, target in scores),
-        score_rows=tuple(index for index, _, _ in scores),
-        num_logprobs=tuple(score.num_logprobs for index, _, _ in scores if (score := rows[index].score)),
+        draws=tuple([row.draw for row in rows if row.draw is not None]),
+        draw_rows=drawn,
+        targets=tuple([target for _, _, target in scores]),
+        score_rows=tuple([index for index, _, _ in scores]),
+        num_logprobs=tuple([score.num_logprobs for index, _, _ in scores if (score := rows[index].score)]),
     )
 
 
-def _scores(row: Row, start: int) -> list[tuple[int, int]]:
-    """(place in T, target) of each prompt logprob that a row, which begins at `start`, is to give."""
-    if row.score is None:
-        return []
-    return [(int(start) + row.score.first + i, target) for i, target in enumerate(row.score.targets)]
+def _scores(rows: Sequence[Row], row_starts: Sequence[int]) -> list[tuple[int, int, int]]:
+    """(row, place in T, target) of each prompt logprob that the rows are to give."""
+    return [
+        (index, row_starts[index] + row.score.first + i, target)
+        for index, row in enumerate(rows)
+        if row.score is not None
+        for i, target in enumerate(row.score.targets)
+    ]
 
 
-def _group(
-    tables: Sequence[Sequence[int]],
-    positions: NDArray[np.int32],
-    seq_ids: NDArray[np.int32],
-    context_lens: NDArray[np.int32],
-    block_size: int,
-) -> GroupBatch:
+def _group(tables: Sequence[Sequence[int]], spans: Sequence[range], block_size: int) -> GroupBatch:
     """One KV group: tables side by side, and the slot that each token's K and V go to."""
-    block_table = np.zeros((len(tables), max(len(table) for table in tables)), np.int32)
-    for row, table in enumerate(tables):
-        block_table[row, : len(table)] = table
-    blocks = block_table[seq_ids, positions // block_size].astype(np.int64)
+    widest = max(map(len, tables))
+    side_by_side: list[int] = []
+    for table in tables:
+        side_by_side += table
+        side_by_side += [0] * (widest - len(table))
+    rows = zip(tables, spans, strict=True)
+    slots = [table[p // block_size] * block_size + p % block_size for table, span in rows for p in span]
     return GroupBatch(
-        slots=blocks * block_size + positions % block_size, block_table=block_table, context_lens=context_lens
+        slots=np.array(slots, np.int64),
+        block_table=np.array(side_by_side, np.int32).reshape(len(tables), widest),
+        context_lens=np.array([span.stop for span in spans], np.int32),
     )

@@ -11,7 +11,7 @@ def make_row(sequence: Sequence, num_tokens: int) -> Row:
         sequence_id=sequence.id,
         start=start,
         token_ids=sequence.data.token_ids[start:end],
-        block_tables=tuple(tuple(table) for table in sequence.block_tables),
+        block_tables=tuple(map(tuple, sequence.block_tables)),
         draw=_draw(sequence) if is_last and not sequence.request.score_only else None,
         score=_score(sequence, start, end),
     )
@@ -19,12 +19,13 @@ def make_row(sequence: Sequence, num_tokens: int) -> Row:
 
 def _draw(sequence: Sequence) -> Draw:
     params, data = sequence.request.params, sequence.data
-    is_penalised = bool(params.presence_penalty or params.frequency_penalty) or params.repetition_penalty != 1.0
+    is_repetition_penalised = params.repetition_penalty != 1.0
+    is_penalised = is_repetition_penalised or params.presence_penalty or params.frequency_penalty
     return Draw(
         params=params,
         seed=sequence.seed,
         position=data.get_len(),
-        prompt_ids=data.prompt_token_ids if params.repetition_penalty != 1.0 else (),
+        prompt_ids=data.prompt_token_ids if is_repetition_penalised else (),
         output_ids=tuple(data.output_token_ids) if is_penalised else (),
         banned=_banned(sequence),
     )

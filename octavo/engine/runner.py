@@ -6,10 +6,11 @@ Knows the model and the KV cache as things to call; knows no sequence and no sch
 from octavo.cache.kv import KVCache
 from octavo.engine import sampler
 from octavo.engine.clock import Clock
-from octavo.engine.sampler import TILE, Outcome
+from octavo.engine.sampler import TILE, Outcome, rules_of
 from octavo.engine.sequence import Packed, RowResult, Sampled, TokenLogprobs
 from octavo.models.decoder import Decoder
 from octavo.ops.interface import Ops, Tensor
+from octavo.ops.sampling import SampleRules
 
 
 class Runner:
@@ -25,19 +26,21 @@ class Runner:
     def run(self, packed: Packed) -> Sampled:
         """One step. Raises whatever the device raises; a row with bad numbers is an error in its own result only."""
         self.num_forwards += 1
+        with self.clock.phase("sample"):  # what can be: after a forward the processor's caches hold weights, no host
+            rules = [rules_of(packed.draws[first : first + TILE]) for first in range(0, len(packed.draws), TILE)]
         with self.clock.phase("run"):
             hidden = self.model.forward(packed.batch, self.kv.layers)
         with self.clock.phase("sample"):
-            return _sampled(packed, self._outcomes(packed, hidden))
+            return _sampled(packed, self._outcomes(packed, rules, hidden))
 
-    def _outcomes(self, packed: Packed, hidden: Tensor) -> list[Outcome]:
+    def _outcomes(self, packed: Packed, rules: list[SampleRules], hidden: Tensor) -> list[Outcome]:
         """One outcome for each of `batch.sample_rows`: first the draws, then the scores, in tiles of rows."""
         rows, num_draws = packed.batch.sample_rows, len(packed.draws)
         outcomes: list[Outcome] = []
-        for first in range(0, num_draws, TILE):
+        for first, of_tile in zip(range(0, num_draws, TILE), rules, strict=True):
             last = min(first + TILE, num_draws)
             logits = self.model.logits(hidden, rows[first:last])
-            outcomes += sampler.sample(self.ops, logits, packed.draws[first:last])
+            outcomes += sampler.sample(self.ops, logits, packed.draws[first:last], of_tile)
         for first in range(0, len(packed.targets), TILE):
             last = min(first + TILE, len(packed.targets))
             logits = self.model.logits(hidden, rows[num_draws + first : num_draws + last])

@@ -3,13 +3,14 @@
 Knows which rules a row brings; what they mean is in `ops`. Logits exist only in tiles of rows, never for a whole batch.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from octavo.engine.random import uniforms
+from octavo.engine.random import uniform
 from octavo.engine.sequence import Draw, TokenLogprobs
 from octavo.ops.interface import Ops, Tensor
 from octavo.ops.sampling import Ints, SampleRules, Scored, Verdict
@@ -24,10 +25,10 @@ _COMPLAINTS = {
 Outcome = TokenLogprobs | str  # a token, or what is wrong with the row
 
 
-def sample(ops: Ops, logits: Tensor, draws: Sequence[Draw]) -> list[Outcome]:
-    """One token for each of `draws`, whose rows of `logits` [len(draws), vocab] come in the same order."""
-    wanted = [0 if draw.params.logprobs is None else draw.params.logprobs for draw in draws]
-    return _outcomes(ops.sample(logits, rules_of(draws), max(wanted)), wanted)
+def sample(ops: Ops, logits: Tensor, draws: Sequence[Draw], rules: SampleRules) -> list[Outcome]:
+    """One token for each of `draws`, whose rows of `logits` [len(draws), vocab] and `rules` come in the same order."""
+    wanted = [draw.params.logprobs or 0 for draw in draws]
+    return _outcomes(ops.sample(logits, rules, max(wanted)), wanted)
 
 
 def score(ops: Ops, logits: Tensor, targets: Sequence[int], wanted: Sequence[int]) -> list[Outcome]:
@@ -38,26 +39,34 @@ def score(ops: Ops, logits: Tensor, targets: Sequence[int], wanted: Sequence[int
 def rules_of(draws: Sequence[Draw]) -> SampleRules:
     """The draws as arrays."""
     params = [draw.params for draw in draws]
-    seeds = np.array([draw.seed % 2**64 for draw in draws], np.uint64)
-    positions = np.array([draw.position for draw in draws], np.uint64)
+    temperature, top_p, min_p, repetition, frequency, presence = _rows_of_floats(map(_FLOATS, params))
     seen_at, seen_counts = _seen(draws)
     bias = [p.logit_bias or {} for p in params]
     return SampleRules(
-        temperature=_floats(p.temperature for p in params),
+        temperature=temperature,
         top_k=np.array([max(p.top_k, 0) for p in params], np.int64),
-        top_p=_floats(p.top_p for p in params),
-        min_p=_floats(p.min_p for p in params),
-        uniform=uniforms(seeds, positions) if any(p.temperature for p in params) else np.zeros(len(params)),
-        repetition=_floats(p.repetition_penalty for p in params),
-        frequency=_floats(p.frequency_penalty for p in params),
-        presence=_floats(p.presence_penalty for p in params),
+        top_p=top_p,
+        min_p=min_p,
+        uniform=np.array([uniform(draw.seed, draw.position) if draw.params.temperature else 0.0 for draw in draws]),
+        repetition=repetition,
+        frequency=frequency,
+        presence=presence,
         seen_at=seen_at,
         seen_counts=seen_counts,
-        bias_at=_pairs([list(b) for b in bias]),
-        bias=_floats(value for b in bias for value in b.values()),
+        bias_at=_pairs(bias),
+        bias=np.array([value for b in bias for value in b.values()], np.float32) if any(bias) else _NO_FLOATS,
         banned_at=_pairs([draw.banned for draw in draws]),
         allowed_at=_pairs([p.allowed_token_ids or () for p in params]),
     )
+
+
+_FLOATS = attrgetter(
+    "temperature", "top_p", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty"
+)  # fmt: skip
+
+
+def _rows_of_floats(columns: Iterable[Sequence[float]]) -> NDArray[np.float32]:
+    return np.array([*zip(*columns, strict=True)], np.float32)
 
 
 def _seen(draws: Sequence[Draw]) -> tuple[tuple[Ints, Ints], NDArray[np.float32]]:
@@ -72,31 +81,35 @@ def _seen(draws: Sequence[Draw]) -> tuple[tuple[Ints, Ints], NDArray[np.float32]
         counts += [output_counts, np.zeros(len(prompt), np.int64)]
         rows.append(np.full(len(output) + len(prompt), row, np.int64))
     if not rows:
-        return (_NO_IDS.copy(), _NO_IDS.copy()), np.zeros(0, np.float32)
+        return _NO_PAIRS, _NO_FLOATS
     return (np.concatenate(rows), np.concatenate(ids)), np.concatenate(counts).astype(np.float32)
 
 
-_NO_IDS = np.zeros(0, np.int64)
+def _pairs(ids_of_rows: Sequence[Collection[int]]) -> tuple[Ints, Ints]:
+    if not any(ids_of_rows):
+        return _NO_PAIRS
+    rows = [row for row, ids in enumerate(ids_of_rows) for _ in ids]
+    return np.array(rows, np.int64), np.array([token for ids in ids_of_rows for token in ids], np.int64)
 
 
-def _pairs(ids_of_rows: Sequence[Sequence[int]]) -> tuple[Ints, Ints]:
-    lengths = [len(ids) for ids in ids_of_rows]
-    rows = np.repeat(np.arange(len(lengths), dtype=np.int64), lengths)
-    return rows, np.array([token for ids in ids_of_rows for token in ids], np.int64)
-
-
-def _floats(values: Iterable[float]) -> NDArray[np.float32]:
-    return np.array(list(values), np.float32)
+_NO_PAIRS = (np.zeros(0, np.int64), np.zeros(0, np.int64))
+_NO_FLOATS = np.zeros(0, np.float32)
 
 
 def _outcomes(scored: Scored, wanted: Sequence[int]) -> list[Outcome]:
+    tops = [()] * len(wanted) if not any(wanted) else _tops(scored, wanted)
     columns: list[list[Any]] = [scored.ids.tolist(), scored.logprobs.tolist(), scored.ranks.tolist()]
-    top_ids, top_logprobs = scored.top_ids.tolist(), scored.top_logprobs.tolist()
-    outcomes: list[Outcome] = []
-    for row, (token, logprob, rank) in enumerate(zip(*columns, strict=True)):
-        if scored.verdicts[row] != Verdict.OK:
-            outcomes.append(_COMPLAINTS[Verdict(int(scored.verdicts[row]))])
-            continue
-        top = tuple(zip(top_ids[row][: wanted[row]], top_logprobs[row][: wanted[row]], strict=True))
-        outcomes.append(TokenLogprobs(token, logprob, rank, top))
-    return outcomes
+    verdicts: list[int] = scored.verdicts.tolist()
+    return [
+        TokenLogprobs(token, logprob, rank, top) if verdict == _OK else _COMPLAINTS[Verdict(verdict)]
+        for token, logprob, rank, top, verdict in zip(*columns, tops, verdicts, strict=True)
+    ]
+
+
+_OK = int(Verdict.OK)  # NumPy and IntEnum compare slowly
+
+
+def _tops(scored: Scored, wanted: Sequence[int]) -> list[tuple[tuple[int, float], ...]]:
+    """Of each row the likely tokens that it asked for."""
+    rows = zip(scored.top_ids.tolist(), scored.top_logprobs.tolist(), wanted, strict=True)
+    return [tuple(zip(ids[:num], logprobs[:num], strict=True)) for ids, logprobs, num in rows]

@@ -168,9 +168,10 @@ class Scheduler:
         """How many owed tokens each running sequence gets, by id; those that owe one come first."""
         budget = self.limits.max_num_batched_tokens
         shares: dict[str, int] = {}
-        for sequence in sorted(self.running, key=lambda s: s.num_owed > 1):  # stable: by rank within
-            share = min(sequence.num_owed, budget)
-            if share < sequence.num_owed and not self.limits.enable_chunked_prefill:
+        owed = [(sequence.num_owed, sequence) for sequence in self.running]
+        for num_owed, sequence in sorted(owed, key=lambda pair: pair[0] > 1):  # stable: by rank within
+            share = min(num_owed, budget)
+            if share < num_owed and not self.limits.enable_chunked_prefill:
                 share = 0
             if share:
                 shares[sequence.id] = share

@@ -50,11 +50,12 @@ class BlockTables:
         """Whether blocks for `num_tokens` more tokens, after `match` if given, can be had now. Changes nothing."""
         start = sequence.num_computed if match is None else match.num_tokens
         num_blocks = self._num_blocks(start + num_tokens)
-        for group, pool in enumerate(self.pools):
-            matched = () if match is None else match.blocks[group]
-            held = len(sequence.block_tables[group]) + len(matched)
-            woken = sum(pool.is_cached(block) for block in matched)
-            if num_blocks - held + woken > pool.num_available:
+        matches = (match or self.no_match).blocks
+        for pool, table, matched in zip(self.pools, sequence.block_tables, matches, strict=True):
+            missing = num_blocks - len(table) - len(matched)
+            if matched:
+                missing += sum(map(pool.is_cached, matched))  # taking them back into use costs as much
+            if missing > 0 and missing > pool.num_available:
                 return False
         return True
 
@@ -73,7 +74,9 @@ class BlockTables:
         offered = []
         for group, pool in enumerate(self.pools):
             table = sequence.block_tables[group]
-            table += pool.take(self._num_blocks(end) - len(table))
+            missing = self._num_blocks(end) - len(table)
+            if missing > 0:
+                table += pool.take(missing)
             if not self.share_prefixes:
                 continue
             chain = sequence.chains[group]

@@ -1,6 +1,6 @@
 """The value that one forward reads: a step's rows laid end to end, without padding. Index arrays only, no tensors."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,8 +8,7 @@ from numpy.typing import NDArray
 Int32s = NDArray[np.int32]
 
 
-@dataclass(frozen=True, slots=True)
-class GroupBatch:
+class GroupBatch(NamedTuple):
     """The batch as one KV group (layers that keep the same keys) sees it: R rows, T tokens."""
 
     slots: NDArray[np.int64]  # [T], where each token's K and V go
@@ -17,8 +16,7 @@ class GroupBatch:
     context_lens: Int32s  # [R], tokens in the cache after this step
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(NamedTuple):
     """One step. Row r's tokens are places row_starts[r] .. row_starts[r + 1] - 1, and each row has at least one."""
 
     tokens: Int32s  # [T], ids

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from octavo.models.batch import Batch
 from octavo.models.config import ArchConfig, KVGroup
 from octavo.models.layers import Layer, LayerStep
-from octavo.ops.interface import KV, AttentionShape, FinalNorm, Ops, Place, RowSpans, Tensor, Weight
+from octavo.ops.interface import KV, AttentionShape, FinalNorm, Ops, Place, Plan, RowSpans, Tensor, Weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,36 +31,37 @@ class Decoder:
         self._weights = weights
         self._ops = ops
         self._place = place
+        self._shapes = [_attention_shape(config, group) for group in config.kv_groups]
+        self._group_of = {layer: index for index, group in enumerate(config.kv_groups) for layer in group.layers}
 
     def forward(self, batch: Batch, kv: Sequence[KV]) -> Tensor:
         """One step: [T, hidden] before the final norm. Writes K and V of the step to `kv`, one for each layer."""
-        tokens, steps = self._ops.plan_tokens(self._place, batch.tokens), self._plan(batch, kv)
-        return self._ops.replay(self._place, (self, kv), lambda: self._line(tokens, steps, kv))
+        ops, groups = self._ops, self.config.kv_groups
+        tokens = ops.plan_tokens(self._place, batch.tokens)
+        rope = ops.plan_rope(self._weights.rope, batch.positions)
+        attentions: list[Plan] = []
+        for group, shape, view in zip(groups, self._shapes, batch.groups, strict=True):
+            rows = RowSpans(view.slots, batch.row_starts, view.context_lens, view.block_table)
+            attentions.append(ops.plan_attention(kv[group.layers[0]], rows, shape))
+        return ops.replay(self._place, (self, kv), lambda: self._line(tokens, rope, attentions, kv))
 
-    def _line(self, tokens: Tensor, steps: Sequence[LayerStep], kv: Sequence[KV]) -> Tensor:
-        """The forward, a straight line: nothing here depends on a step's numbers but through its plans."""
+    def _line(self, tokens: Tensor, rope: Plan, attentions: Sequence[Plan], kv: Sequence[KV]) -> Tensor:
+        """The forward, a straight line: nothing here depends on a step's numbers but through its plans.
+
+        Layers of one KV group share one of `attentions`.
+        """
         ops, weights = self._ops, self._weights
+        steps = [LayerStep(self.config.rms_norm_eps, rope, attention) for attention in attentions]
         x = ops.embed(weights.embedding, tokens)
-        for layer, step, layer_kv in zip(weights.layers, steps, kv, strict=True):
-            x = layer(ops, x, step, layer_kv)
+        for index, (layer, layer_kv) in enumerate(zip(weights.layers, kv, strict=True)):
+            x = layer(ops, x, steps[self._group_of[index]], layer_kv)
         return x
 
     def logits(self, hidden: Tensor, rows: NDArray[np.int32]) -> Tensor:
         """The S places `rows` of what `forward` gave, normed and read out: float32 [S, vocab]."""
         return self._ops.logits(hidden, rows, self._weights.norm, self._weights.head)
 
-    def _plan(self, batch: Batch, kv: Sequence[KV]) -> list[LayerStep]:
-        """Each layer's view of the step; layers of one KV group share a plan."""
-        eps = self.config.rms_norm_eps
-        rope = self._ops.plan_rope(self._weights.rope, batch.positions)
-        steps: dict[int, LayerStep] = {}
-        for group, view in zip(self.config.kv_groups, batch.groups, strict=True):
-            rows = RowSpans(view.slots, batch.row_starts, view.context_lens, view.block_table)
-            attention = self._ops.plan_attention(kv[group.layers[0]], rows, self._attention_shape(group))
-            steps |= dict.fromkeys(group.layers, LayerStep(eps, rope, attention))
-        return [steps[layer] for layer in range(self.config.num_layers)]
 
-    def _attention_shape(self, group: KVGroup) -> AttentionShape:
-        config = self.config
-        scale = config.head_dim**-0.5
-        return AttentionShape(config.num_heads, config.num_kv_heads, config.head_dim, scale, group.window)
+def _attention_shape(config: ArchConfig, group: KVGroup) -> AttentionShape:
+    scale = config.head_dim**-0.5
+    return AttentionShape(config.num_heads, config.num_kv_heads, config.head_dim, scale, group.window)

@@ -14,7 +14,7 @@ Matrices may come as `Quantised` instead.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,8 +106,7 @@ class AttentionShape:
     soft_cap: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class RowSpans:
+class RowSpans(NamedTuple):
     """The R rows of a step, T tokens in all, as one KV group sees them.
 
     Row r's tokens are T's places row_starts[r] .. row_starts[r + 1] - 1 and the last positions of context_lens[r];

@@ -1,7 +1,7 @@
 """What the sampling operations take and give: NumPy values that every backend shares. No arithmetic here."""
 
-from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +18,7 @@ class Verdict(IntEnum):
     NOTHING_ALLOWED = 2  # masks and bans leave no token
 
 
-@dataclass(frozen=True, slots=True)
-class SampleRules:
+class SampleRules(NamedTuple):
     """How each of S rows is drawn. Dense fields have S entries; the sparse ones name (row, token id) pairs, each once.
 
     Applied in this order: repetition, frequency and presence penalty to the `seen` tokens; `bias`; `banned` and
@@ -42,8 +41,7 @@ class SampleRules:
     allowed_at: tuple[Ints, Ints]  # a row that is named here allows only what is named
 
 
-@dataclass(frozen=True, slots=True)
-class Scored:
+class Scored(NamedTuple):
     """Tokens under the model's own distribution: natural-log probabilities, ranks from 1, and the k most likely."""
 
     ids: Ints  # [S]

@@ -10,7 +10,7 @@ end. How the ids are split over pushes makes no difference.
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 _REPLACEMENT: Final = "\ufffd"
 _HELD_CHARS: Final = 3  # an unfinished character is at most 3 bytes, which decoders show as 1 to 3 replacement marks
@@ -38,16 +38,14 @@ class StreamOptions:
     min_tokens: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class StopMatch:
+class StopMatch(NamedTuple):
     """The stop string that ended the text, and how many output tokens there are up to the one that completed it."""
 
     stop: str
     num_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class StreamStep:
+class StreamStep(NamedTuple):
     """What one push adds to the text, and the stop string if it was found."""
 
     delta: str

@@ -1,4 +1,7 @@
-"""The straight line of a decoder: every operation is noted, and run when its line is complete. See `graph`."""
+"""The straight line of a decoder: every operation is noted, and run when its line is complete. See `graph`.
+
+Index arrays go to the native part as they come: it copies those that are of another type, or do not lie together.
+"""
 
 import operator
 from collections.abc import Callable
@@ -31,8 +34,8 @@ class Logits:
         handle: Handle = self.head.place.handle
         out = handle.logits_rows(len(self.rows), self.head.native.num_out)
         program, buffer = _program_of(self.hidden)
-        rows = np.ascontiguousarray(self.rows, np.int32)
-        _cpu.logits(handle.native, program.native, buffer, rows, self.norm.weight, self.norm.eps, self.head.native, out)
+        norm, head = self.norm, self.head.native
+        _cpu.logits(handle.native, program.native, buffer, self.rows, norm.weight, norm.eps, head, out)
         return out
 
 
@@ -61,14 +64,14 @@ def _is_same(one: tuple[object, ...], other: tuple[object, ...]) -> bool:
 def plan_tokens(place: Place, tokens: NDArray[np.int32]) -> Tokens:
     """The step's ids, in the place's own list."""
     planned: Tokens = place.handle.tokens
-    planned.native.set(np.ascontiguousarray(tokens, np.int32))
+    planned.native.set(tokens)
     planned.count = len(tokens)
     return planned
 
 
 def plan_rope(rope: Rope, positions: NDArray[np.int32]) -> Native:
     """Rotations in float32, of angles position * frequency."""
-    rope.native.set(np.ascontiguousarray(positions, np.int32))
+    rope.native.set(positions)
     return rope.native
 
 
@@ -85,14 +88,8 @@ def plan_attention(kv: Blocks, rows: RowSpans, shape: AttentionShape) -> Attenti
     native = _cpu.AttentionShape(
         shape.num_heads, shape.num_kv_heads, shape.head_dim, shape.scale, shape.window or 0, shape.soft_cap or 0.0
     )
-    kv.plan.set(
-        kv.place.handle.native,
-        native,
-        np.ascontiguousarray(rows.slots, np.int64),
-        np.ascontiguousarray(rows.row_starts, np.int32),
-        np.ascontiguousarray(rows.context_lens, np.int32),
-        np.ascontiguousarray(rows.block_table, np.int32),
-    )
+    handle: Handle = kv.place.handle
+    kv.plan.set(handle.native, native, rows.slots, rows.row_starts, rows.context_lens, rows.block_table)
     return AttentionPlan(kv.plan, shape)
 
 

@@ -1,7 +1,5 @@
 """Sampling and logprobs on the CPU: room for the results and the order of the rules; the rest is in csrc/sample.cpp."""
 
-from dataclasses import replace
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -34,14 +32,9 @@ def score(logits: NDArray[np.float32], targets: Ints, num_top: int, machine: Nat
 def _room(logits: NDArray[np.float32], num_top: int) -> Scored:
     num_rows, vocab = logits.shape
     num_top = min(num_top, vocab)
-    return Scored(
-        ids=np.empty(num_rows, np.int64),
-        logprobs=np.empty(num_rows, np.float32),
-        ranks=np.empty(num_rows, np.int64),
-        top_ids=np.empty((num_rows, num_top), np.int64),
-        top_logprobs=np.empty((num_rows, num_top), np.float32),
-        verdicts=np.empty(num_rows, np.int64),
-    )
+    ids, ranks, verdicts = np.empty((3, num_rows), np.int64)
+    top_ids, top_logprobs = np.empty((num_rows, num_top), np.int64), np.empty((num_rows, num_top), np.float32)
+    return Scored(ids, np.empty(num_rows, np.float32), ranks, top_ids, top_logprobs, verdicts)
 
 
 def _by_row(rules: SampleRules) -> SampleRules:
@@ -50,8 +43,7 @@ def _by_row(rules: SampleRules) -> SampleRules:
     if all(len(rows) < 2 or bool((rows[1:] >= rows[:-1]).all()) for rows, _ in sparse):
         return rules
     seen, bias, banned, allowed = (np.argsort(rows, kind="stable") for rows, _ in sparse)
-    return replace(
-        rules,
+    return rules._replace(
         seen_at=_taken(rules.seen_at, seen),
         seen_counts=rules.seen_counts[seen],
         bias_at=_taken(rules.bias_at, bias),
