@@ -79,7 +79,7 @@ def build_engine(model: ModelFiles, config: EngineConfig, *, trace: bool = False
     windows = [group.window for group in arch.kv_groups]
     tables = BlockTables(pools, windows, share_prefixes=config.cache_config.enable_prefix_caching)
     clock = Clock(trace=trace)
-    scheduler = Scheduler(resolved.limits, tables, f"{model.path}:{place.dtype}")
+    scheduler = Scheduler(resolved.limits, tables, f"{model.path}:{place.dtype}:{resolved.kv_dtype}")
     return Engine(scheduler, Runner(decoder, cache, ops, clock), clock), resolved
 
 

@@ -124,7 +124,12 @@ class Ops(Protocol):
         ...
 
     def new_kv_layers(self, place: Place, shape: KVShape, num_layers: int, dtype: str) -> list[KV]:
-        """The keys and values of a model's layers, zeroed, in `dtype`."""
+        """The keys and values of a model's layers, zeroed, in `dtype`: float32, bfloat16, float16 or int8.
+
+        int8: codes from -127 to 127, and a float32 scale for each token and KV head, one of its key and one of its
+        value: the largest magnitude / 127 of the head's numbers x. A code is x / scale, to the nearest, ties to even;
+        scale * code is what is read. All zero: scale 0. Any number not finite: scale NaN, codes 0.
+        """
         ...
 
     def copy_blocks(self, kv: KV, src_ids: Ints, dst_ids: Ints) -> None:
@@ -193,7 +198,7 @@ class Ops(Protocol):
         ...
 
     def rope_and_cache(self, qkv: Tensor, rope: Plan, attention: Plan, kv: KV, norms: HeadNorms | None) -> Tensor:
-        """Norms and rotates queries and keys, and writes K and V of the whole batch to their slots.
+        """Norms and rotates queries and keys, and writes K and V of the whole batch to their slots, in the cache's dtype.
 
         qkv [T, (num_heads + 2 * num_kv_heads) * head_dim] -> queries [T, num_heads, head_dim]. Dimension i < head_dim/2
         turns with dimension i + head_dim/2. (RoPE: arXiv:2104.09864)

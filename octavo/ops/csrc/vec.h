@@ -28,6 +28,7 @@ typedef float vf __attribute__((vector_size(4 * W)));
 typedef std::int32_t vi __attribute__((vector_size(4 * W)));
 typedef std::uint32_t vu __attribute__((vector_size(4 * W)));
 typedef std::uint16_t vh __attribute__((vector_size(2 * W)));
+typedef std::int8_t vb __attribute__((vector_size(W)));
 
 template <class V>
 OCTAVO_INLINE V load_as(const void* from) {
@@ -160,6 +161,17 @@ OCTAVO_INLINE vf load(const std::uint16_t* from) {
     return (vf)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)from)), 16);
 #else
     return (vf)(__builtin_convertvector(load_as<vh>(from), vu) << 16);
+#endif
+}
+
+// W whole numbers of 8 bits that lie side by side.
+OCTAVO_INLINE vf load(const std::int8_t* from) {
+#if defined(__AVX512F__) && defined(OCTAVO_WIDE)
+    return (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)from)));
+#elif defined(__AVX2__) && !defined(OCTAVO_WIDE)
+    return (vf)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)from)));
+#else
+    return __builtin_convertvector(__builtin_convertvector(load_as<vb>(from), vi), vf);
 #endif
 }
 
