@@ -58,6 +58,7 @@ class Blocks:
     plan: Native
     place: Place
     shape: KVShape
+    dtype: str
 
 
 def paths() -> list[str]:
@@ -116,7 +117,7 @@ def new_kv_layers(place: Place, shape: KVShape, num_layers: int, dtype: str) -> 
         raise ConfigError(f"kv_dtype={dtype!r}: on a CPU keys and values are float32, bfloat16 or int8")
     sizes = (shape.num_blocks, shape.block_size, shape.num_kv_heads, shape.head_dim)
     caches = _cpu.Cache.layers(num_layers, *sizes, dtype)
-    return [Blocks(cache, _cpu.AttentionPlan(), place, shape) for cache in caches]
+    return [Blocks(cache, _cpu.AttentionPlan(), place, shape, dtype) for cache in caches]
 
 
 def copy_blocks(kv: Blocks, src_ids: Ints, dst_ids: Ints) -> None:
