@@ -54,11 +54,12 @@ def sweep() -> list:
     return chosen
 
 
-def engine_of(path, dtype: str, setting: Setting) -> LLMEngine:
+def engine_of(path, dtype: str, setting: Setting, kv_dtype: str = "auto") -> LLMEngine:
     block_size, num_tight = BLOCKS[dtype]
     return engine_for(
         path,
         dtype=dtype,
+        kv_dtype=kv_dtype,
         threads=setting.threads,
         block_size=block_size,
         num_blocks=num_tight if setting.is_tight else 16384 // block_size,
@@ -121,7 +122,10 @@ def together(engine: LLMEngine, work, alone: list[Trace], seed: int) -> Comparis
 
 @pytest.mark.parametrize(("setting", "seeds"), sweep())
 def test_bits_are_those_of_each_request_alone(tiny_model, work, alone, dtype, setting, seeds):
-    engine = engine_of(tiny_model, dtype, setting)
+    hold_equal(engine_of(tiny_model, dtype, setting), work, alone, setting, seeds)
+
+
+def hold_equal(engine: LLMEngine, work, alone: list[Trace], setting: Setting, seeds: Sequence[int]) -> None:
     preempted = 0
     for seed in seeds:
         engine.reset_prefix_cache()
@@ -137,6 +141,18 @@ def test_bits_are_those_of_each_request_alone(tiny_model, work, alone, dtype, se
             preempted = stats["preemptions"]
     assert stats["forwards"] == stats["steps"]
     assert_at_rest(engine)
+
+
+@pytest.fixture(scope="module")
+def alone_over_int8(tiny_model, work) -> list[Trace]:
+    setting = Setting(None, caching=False, is_tight=False, threads=1)
+    return each_alone(engine_of(tiny_model, "bfloat16", setting, "int8"), work)
+
+
+@pytest.mark.parametrize(("setting", "seeds"), [case for case in sweep() if case.marks or case.values[0].budget in (16, None)])
+def test_bits_over_int8_keys_and_values(tiny_model, work, alone_over_int8, setting, seeds):
+    """A common prefix is read from the cache as codes: those that each request would have written by itself."""
+    hold_equal(engine_of(tiny_model, "bfloat16", setting, "int8"), work, alone_over_int8, setting, seeds)
 
 
 # --- the comparison has teeth -------------------------------------------------------------------------------------
@@ -222,10 +238,11 @@ PROMPTS = (
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("dtype", BLOCKS)
-def test_bits_of_smollm2(smollm2_path, dtype):
+@pytest.mark.parametrize(("dtype", "kv_dtype"), [*((dtype, "auto") for dtype in BLOCKS), ("bfloat16", "int8")])
+def test_bits_of_smollm2(smollm2_path, dtype, kv_dtype):
     def engine(**fields) -> LLMEngine:
-        return engine_for(smollm2_path, **({"dtype": dtype, "num_blocks": 256, "threads": 2} | fields))
+        always = {"dtype": dtype, "kv_dtype": kv_dtype, "num_blocks": 256, "threads": 2}
+        return engine_for(smollm2_path, **(always | fields))
 
     work = [
         (prompt, SamplingParams(temperature=0.8 * (i % 2), seed=i, max_tokens=40, ignore_eos=True, logprobs=3))
