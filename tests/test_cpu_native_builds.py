@@ -75,6 +75,7 @@ def test_wide_kernels(stand_ins):
     """AMX has all of AVX-512's kernels but those for bfloat16."""
     amx = f"amx and ({SHORT} or (any_batch and (linear or swiglu or logits)))"
     check(stand_ins, "tests/test_cpu_kernels.py", "-k", f"({amx}) or (avx512 and ({PRODUCTS}))")
+    check(stand_ins, "tests/test_cpu_int8_kv.py", "-k", "amx")
 
 
 def test_wide_sampling(stand_ins):
@@ -119,6 +120,7 @@ def sanitizers() -> dict[str, str]:
 
 def test_sanitizers_find_nothing(sanitized):
     check(sanitized, "tests/test_cpu_kernels.py", "-k", SHORT, **sanitizers())
+    check(sanitized, "tests/test_cpu_int8_kv.py", **sanitizers())
     check(sanitized, "tests/test_cpu_sampling.py", "-k", "Company or Border or Top or Verdicts", **sanitizers())
 
 

@@ -149,7 +149,9 @@ def alone_over_int8(tiny_model, work) -> list[Trace]:
     return each_alone(engine_of(tiny_model, "bfloat16", setting, "int8"), work)
 
 
-@pytest.mark.parametrize(("setting", "seeds"), [case for case in sweep() if case.marks or case.values[0].budget in (16, None)])
+@pytest.mark.parametrize(
+    ("setting", "seeds"), [case for case in sweep() if case.marks or case.values[0].budget in (16, None)]
+)
 def test_bits_over_int8_keys_and_values(tiny_model, work, alone_over_int8, setting, seeds):
     """A common prefix is read from the cache as codes: those that each request would have written by itself."""
     hold_equal(engine_of(tiny_model, "bfloat16", setting, "int8"), work, alone_over_int8, setting, seeds)

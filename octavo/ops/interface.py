@@ -198,7 +198,7 @@ class Ops(Protocol):
         ...
 
     def rope_and_cache(self, qkv: Tensor, rope: Plan, attention: Plan, kv: KV, norms: HeadNorms | None) -> Tensor:
-        """Norms and rotates queries and keys, and writes K and V of the whole batch to their slots, in the cache's dtype.
+        """Norms and rotates queries and keys, and writes K and V of the whole batch to their slots.
 
         qkv [T, (num_heads + 2 * num_kv_heads) * head_dim] -> queries [T, num_heads, head_dim]. Dimension i < head_dim/2
         turns with dimension i + head_dim/2. (RoPE: arXiv:2104.09864)

@@ -88,7 +88,7 @@ struct Attention {
 
     int count() const { return args.num_queries * args.group; }
 
-    const T* block(int index) const {
+    T* block(int index) const {
         return keys_at<T>(kv, args.blocks[index], args.kv_head);
     }
 
@@ -169,13 +169,18 @@ struct Attention {
 
     // Scales of a tile's keys and values. Those of slots that nobody wrote come along, and may be anything.
     void take_scales(const KeyTile& tile) {
-        const std::size_t num_bytes = sizeof(float) * static_cast<std::size_t>(kv.block_size);
+        const int size = kv.block_size;
         for (int index = 0; index < tile.num_blocks; ++index) {
-            const T* numbers = block(tile.first_block + index);
-            const char* from = reinterpret_cast<const char*>(numbers + std::int64_t{2} * kv.block_size * kv.head_dim);
+            const float* from = scales_at(kv, block(tile.first_block + index));
             float* to = scales + index * tile.block_columns;
-            std::memcpy(to, from, num_bytes);
-            std::memcpy(to + tile.columns, from + num_bytes, num_bytes);
+            for (int place = 0; place < size; place += W) {
+                store(to + place, load(from + place));
+                store(to + tile.columns + place, load(from + size + place));
+            }
+            const int later = tile.first_block + index + tile.num_blocks;  // of the next tile
+            if (later >= last_block) continue;
+            const char* next = reinterpret_cast<const char*>(scales_at(kv, block(later)));
+            for (int line = 0; line < 8 * size; line += 64) __builtin_prefetch(next + line, 0, 3);
         }
     }
 

@@ -103,7 +103,8 @@ OCTAVO_INLINE T* values_at(const KVView& kv, T* keys) {
     return keys + std::int64_t{kv.block_size} * kv.head_dim;
 }
 
-OCTAVO_INLINE float* key_scales_at(const KVView& kv, std::int8_t* keys) {
+template <class T>
+OCTAVO_INLINE float* scales_at(const KVView& kv, T* keys) {
     return reinterpret_cast<float*>(keys + std::int64_t{2} * kv.block_size * kv.head_dim);
 }
 
@@ -178,7 +179,7 @@ OCTAVO_INLINE void write_kv(const KVView& kv, const RopeArgs& args, const float*
     T* keys = keys_at<T>(kv, block, head);
     T* values = values_at(kv, keys) + place * kv.head_dim;
     if constexpr (kScaled<T>) {
-        float* scales = key_scales_at(kv, keys);
+        float* scales = scales_at(kv, keys);
         float &key_scale = scales[place], &value_scale = scales[kv.block_size + place];
         key_scale = scale_of(k, kv.head_dim);
         value_scale = scale_of(v, kv.head_dim);
