@@ -96,7 +96,10 @@ class ModelConfig(_Checks):
     tokenizer: str | None = option(None, "directory or file to take the tokenizer from (default: the model's)")
     revision: str | None = option(None, "branch, tag or commit of a Hugging Face model")
     dtype: str = option("auto", "what unpacked weights and activations are held in", DTYPES)
-    quantization: str | None = option(None, "None = as the checkpoint is; 'none' = dequantise at load")
+    quantization: str | None = option(
+        None, "weights as 'int8' or 'int4'; None = as the checkpoint is, 'none' = dequantise at load",
+        ("none", "int8", "int4"),
+    )  # fmt: skip
     max_model_len: int | None = option(None, "longest sequence in tokens (default: what the model and cache allow)")
     compile: bool = option(False, "compile the Hugging Face backend")
     load_format: str = option(
@@ -117,8 +120,6 @@ class ModelConfig(_Checks):
             self._refuse("model", "must be a path, a Hugging Face id or a built-in name")
         if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,4})?", self.device):
             self._refuse("device", "must be auto, cpu, cuda or cuda:N")
-        if self.quantization not in (None, "none"):
-            self._refuse("quantization", "must be None (as the checkpoint is) or 'none'; int8 and int4 come later")
         if self.backend == "transformers":
             self._refuse("backend", "this release has 'octavo' only; the transformers backend comes later")
         if self.compile:

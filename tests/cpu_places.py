@@ -40,12 +40,12 @@ def host(values: np.ndarray, dtype: str) -> np.ndarray:
 def held(values: np.ndarray, dtype: str) -> np.ndarray:
     """What numbers become in `dtype`, as float32; int8: in the cache, where the last dimension has one scale."""
     if dtype == "int8":
-        codes, scales = quantized(values)
+        codes, scales = quantised(values)
         return codes * scales
     return from_bf16(to_bf16(values)) if dtype == "bfloat16" else values
 
 
-def quantized(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def quantised(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Codes [..., n] and scales [..., 1] of float32 rows, as the interface words it."""
     is_finite = np.isfinite(rows).all(axis=-1, keepdims=True)
     finite = np.where(is_finite, rows, np.float32(0))
@@ -105,7 +105,7 @@ def write_kv(kv: Blocks, keys: np.ndarray, values: np.ndarray, layer: int = 0, n
     if kv.dtype == "int8":
         parts = codes_and_scales(kv, layer, num_layers)
         for which, given in enumerate((keys, values)):
-            parts[which][...], parts[which + 2][...] = quantized(given)
+            parts[which][...], parts[which + 2][...] = quantised(given)
         return
     for part, given in zip(key_values(kv, layer, num_layers), (keys, values), strict=True):
         part[...] = (to_bf16(given) if part.dtype == np.uint16 else given).reshape(part.shape)

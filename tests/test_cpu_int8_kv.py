@@ -12,7 +12,7 @@ from octavo.models.load import read_arch
 from octavo.ops import cpu, reference
 from octavo.ops.cpu.place import paths
 from octavo.ops.interface import AttentionShape, KVShape, Place
-from tests.cpu_places import codes_and_scales, normal, place_on, poisoned, quantized, spans_over
+from tests.cpu_places import codes_and_scales, normal, place_on, poisoned, quantised, spans_over
 from tests.test_cpu_kernels import ATTENTION, SPANS, Attended, same_bits
 
 SHAPES = [(1, 2, 1), (1, 6, 4), (2, 16, 3), (3, 34, 16), (3, 64, 16), (1, 80, 5), (2, 128, 32)]
@@ -69,8 +69,8 @@ def test_bytes_are_those_of_the_reference(place, num_kv_heads, head_dim, block_s
     expected = (theirs.keys, theirs.values, theirs.key_scales, theirs.value_scales)
     for ours, tensor in zip(found, expected, strict=True):
         np.testing.assert_array_equal(ours[rows.slots], tensor.numpy()[rows.slots])
-    np.testing.assert_array_equal(theirs.values.numpy()[rows.slots], quantized(values)[0])
-    np.testing.assert_array_equal(theirs.value_scales.numpy()[rows.slots], quantized(values)[1])
+    np.testing.assert_array_equal(theirs.values.numpy()[rows.slots], quantised(values)[0])
+    np.testing.assert_array_equal(theirs.value_scales.numpy()[rows.slots], quantised(values)[1])
     changed = np.flatnonzero(kv.native.memory() != before)
     mine = np.zeros(before.shape, bool)
     mine.reshape(num_blocks, 3, -1)[np.unique(rows.slots // block_size), 1] = True
@@ -83,7 +83,7 @@ def test_bytes_are_those_of_the_reference(place, num_kv_heads, head_dim, block_s
 def test_hard_rows_are_hard():
     """The codes are what they should be, by arithmetic that shares nothing with either backend."""
     rows = hard_rows(64).astype(np.float64)
-    codes, scales = quantized(hard_rows(64))
+    codes, scales = quantised(hard_rows(64))
     assert np.isnan(scales[9:14]).all()
     assert not codes[9:14].any()
     assert not codes[[0, 1, 7]].any()

@@ -20,10 +20,11 @@ from octavo.engine.tables import BlockTables
 from octavo.errors import ConfigError, DoesNotFitError
 from octavo.models.config import ArchConfig
 from octavo.models.config_huggingface import generation_defaults
-from octavo.models.load import LoadOptions, ModelFiles, load_decoder, weight_bytes
+from octavo.models.load import LoadOptions, ModelFiles, Precision, load_decoder, weight_bytes
 from octavo.models.load import read_model as read_model  # the runtime begins here: what the files say, then an engine
 from octavo.ops import cpu, machine
 from octavo.ops.interface import KVShape, Ops, Place
+from octavo.weights.quant import LAYOUTS, OWN_LAYOUTS
 
 log = logging.getLogger("octavo")
 
@@ -41,6 +42,7 @@ class Resolved:
     device: str
     dtype: str
     asked_dtype: str  # differs where the device has no arithmetic for it
+    quantization: str | None  # of the weights; see models.sources.Precision
     kv_dtype: str
     num_blocks: int
     block_size: int
@@ -53,11 +55,21 @@ class Resolved:
         """One line for people."""
         instead = "" if self.dtype == self.asked_dtype else f" (no arithmetic here for {self.asked_dtype})"
         return (
-            f"{self.arch.family} on {self.device} in {self.dtype}{instead}: weights {_mib(self.weight_bytes)}, "
+            f"{self.arch.family} on {self.device} in {self.dtype}{instead}: "
+            f"weights {_mib(self.weight_bytes)}{self._weights_as()}, "
             f"KV cache {_mib(self.kv_bytes)} ({self.num_blocks} blocks of {self.block_size} tokens, {self.kv_dtype}), "
             f"max_model_len {self.limits.max_model_len}, max_num_batched_tokens {self.limits.max_num_batched_tokens}, "
             f"max_num_seqs {self.limits.max_num_seqs}"
         )
+
+    def _weights_as(self) -> str:
+        match self.quantization:
+            case None:
+                return " as stored"
+            case "none":
+                return ""
+            case quantization:
+                return f" ({quantization})"
 
 
 def build_engine(model: ModelFiles, config: EngineConfig, *, trace: bool = False) -> tuple[Engine, Resolved]:
@@ -68,10 +80,10 @@ def build_engine(model: ModelFiles, config: EngineConfig, *, trace: bool = False
     arch = model.arch
     ops = _choose_ops(config.model_config.device)
     place = ops.open_place(config.model_config.device, _choose_dtype(arch, config), config.model_config.threads)
-    resolved = resolve(arch, config, ops, place, generation_defaults(model.path))
+    resolved = resolve(model, config, ops, place, generation_defaults(model.path))
     log.info("%s", resolved.describe())
     chosen = config.model_config
-    options = LoadOptions(chosen.load_format, place.dtype, chosen.seed, chosen.threads)
+    options = LoadOptions(chosen.load_format, place.dtype, chosen.seed, chosen.threads, resolved.quantization)
     decoder = load_decoder(model.path, options, ops, place)
     shape = _kv_shape(arch, resolved.num_blocks, resolved.block_size)
     cache = new_cache(ops, place, shape, arch.num_layers, resolved.kv_dtype)
@@ -79,18 +91,20 @@ def build_engine(model: ModelFiles, config: EngineConfig, *, trace: bool = False
     windows = [group.window for group in arch.kv_groups]
     tables = BlockTables(pools, windows, share_prefixes=config.cache_config.enable_prefix_caching)
     clock = Clock(trace=trace)
-    scheduler = Scheduler(resolved.limits, tables, f"{model.path}:{place.dtype}:{resolved.kv_dtype}")
+    root = f"{model.path}:{place.dtype}:{resolved.quantization}:{resolved.kv_dtype}"
+    scheduler = Scheduler(resolved.limits, tables, root)
     return Engine(scheduler, Runner(decoder, cache, ops, clock), clock), resolved
 
 
 def resolve(
-    arch: ArchConfig, config: EngineConfig, ops: Ops, place: Place, sampling_defaults: Mapping[str, float]
+    model: ModelFiles, config: EngineConfig, ops: Ops, place: Place, sampling_defaults: Mapping[str, float]
 ) -> Resolved:
     """Every None made a number, and the sum of memory held against what there is."""
-    cache = config.cache_config
+    arch, cache = model.arch, config.cache_config
     kv_dtype = DTYPE_ALIASES.get(cache.kv_dtype, cache.kv_dtype)
     kv_dtype = place.dtype if kv_dtype == "auto" else kv_dtype
-    weights = weight_bytes(arch, place.dtype)
+    quantization = _choose_quantization(model, config, place)
+    weights = weight_bytes(arch, Precision(place.dtype, quantization), model.stored)
     one_block = block_bytes(_kv_shape(arch, 1, cache.block_size), arch.num_layers, kv_dtype)
     room = _room_for_kv(config, ops, place, weights)
     num_blocks = cache.num_blocks or _num_blocks(config, _default_kv_bytes(ops, place, room), one_block)
@@ -108,6 +122,7 @@ def resolve(
         device=place.device,
         dtype=place.dtype,
         asked_dtype=_choose_dtype(arch, config),
+        quantization=quantization,
         kv_dtype=kv_dtype,
         num_blocks=num_blocks,
         block_size=cache.block_size,
@@ -134,6 +149,15 @@ def _choose_ops(device: str) -> Ops:
 def _choose_dtype(arch: ArchConfig, config: EngineConfig) -> str:
     wanted = DTYPE_ALIASES.get(config.model_config.dtype, config.model_config.dtype)
     return arch.dtype if wanted == "auto" else wanted
+
+
+def _choose_quantization(model: ModelFiles, config: EngineConfig, place: Place) -> str | None:
+    """None (as stored) only where something is stored as whole numbers; a GPU has no products with these yet."""
+    wanted = config.model_config.quantization
+    if place.device != "cpu" and wanted in OWN_LAYOUTS:
+        raise ConfigError(f"quantization={wanted!r}: whole-number weights run on a CPU only; on {place.device} use 'none'")
+    is_stored = config.model_config.load_format != "dummy" and any(dtype in LAYOUTS for dtype in model.stored.values())
+    return wanted if wanted is not None or (is_stored and place.device == "cpu") else "none"
 
 
 def _kv_shape(arch: ArchConfig, num_blocks: int, block_size: int) -> KVShape:

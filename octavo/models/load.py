@@ -1,6 +1,7 @@
 """From a model's files to a Decoder: every tensor is accounted for before the first one is read.
 
-Beside the packed weights, one tensor at a time is held. The checkpoint is closed when all are packed.
+Beside the packed weights, one tensor at a time is held, of whole numbers those of one matrix. The checkpoint is closed
+when all are packed.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,13 +15,14 @@ from octavo.models.config import ArchConfig
 from octavo.models.config_gguf import arch_from_gguf
 from octavo.models.config_huggingface import arch_from_huggingface, read_json, read_optional_json
 from octavo.models.decoder import Decoder, DecoderWeights
-from octavo.models.families import FLOAT32_PARTS, parts_of
+from octavo.models.families import GGUF_NAMES, Part, parts_of
 from octavo.models.layers import Attention, FeedForward, Layer
 from octavo.models.rope import inverse_frequencies
-from octavo.models.sources import CheckpointSource, DummySource, Host, Source
+from octavo.models.sources import CheckpointSource, DummySource, Host, Precision, Source
 from octavo.ops import machine
-from octavo.ops.interface import FinalNorm, HeadNorms, Ops, Place, Weight
+from octavo.ops.interface import FinalNorm, HeadNorms, Ops, Place, Quantised, Weight
 from octavo.weights.checkpoint import Checkpoint, open_checkpoint
+from octavo.weights.quant import LAYOUTS
 
 _ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _STORED_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -31,24 +33,38 @@ class LoadOptions:
     """`load_format`: "auto", "safetensors", "gguf", or "dummy" (random weights, from `seed`, that need a config only).
 
     `dtype` is what matrices are held in; it is the place's. `threads` read and convert (None: all usable cores).
+    `quantization`: see `Precision`.
     """
 
     load_format: str
     dtype: str
     seed: int
     threads: int | None = None
+    quantization: str | None = "none"
+
+    @property
+    def precision(self) -> Precision:
+        """What tensors are held in."""
+        return Precision(self.dtype, self.quantization)
+
+    @property
+    def num_threads(self) -> int:
+        """Threads that read and convert."""
+        return self.threads or machine.processor().num_cores
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
     """What a model's files say before any weight is read.
 
-    `metadata` is a GGUF file's key-values, which hold its tokenizer and chat template; None for a directory.
+    `metadata` is a GGUF file's key-values, which hold its tokenizer and chat template; None for a directory. `stored`
+    is the dtype of each of its tensors, by name; empty for a directory.
     """
 
     path: Path
     arch: ArchConfig
     metadata: Mapping[str, object] | None
+    stored: Mapping[str, str]
 
 
 def read_model(path: Path) -> ModelFiles:
@@ -59,7 +75,8 @@ def read_model(path: Path) -> ModelFiles:
     if _is_gguf(path):
         checkpoint = open_checkpoint(path)
         checkpoint.close()
-        return ModelFiles(path, arch_from_gguf(checkpoint.metadata, checkpoint.tensors), checkpoint.metadata)
+        stored = {name: info.dtype for name, info in checkpoint.tensors.items()}
+        return ModelFiles(path, arch_from_gguf(checkpoint.metadata, checkpoint.tensors), checkpoint.metadata, stored)
     directory = path if path.is_dir() else path.parent
     if not (directory / "config.json").exists():
         raise ModelFormatError(f"{directory}: has no config.json, so it is no model's directory")
@@ -67,7 +84,7 @@ def read_model(path: Path) -> ModelFiles:
     generation = read_optional_json(directory / "generation_config.json")
     names_dtype = values.get("dtype") is not None or values.get("torch_dtype") is not None
     arch = arch_from_huggingface(values, generation, None if names_dtype else _stored_dtype(path))
-    return ModelFiles(path, arch, None)
+    return ModelFiles(path, arch, None, {})
 
 
 def read_arch(path: Path) -> ArchConfig:
@@ -75,11 +92,19 @@ def read_arch(path: Path) -> ArchConfig:
     return read_model(path).arch
 
 
-def weight_bytes(arch: ArchConfig, dtype: str) -> int:
-    """Bytes that the packed weights take, in `dtype` but for the norms."""
-    return sum(
-        _num_values(part.shape) * (4 if part.name in FLOAT32_PARTS else _ITEM_BYTES[dtype]) for part in parts_of(arch)
-    )
+def weight_bytes(arch: ArchConfig, precision: Precision, stored: Mapping[str, str] | None = None) -> int:
+    """Bytes that the packed weights take. `stored`: the dtypes of a GGUF file's tensors, where they matter."""
+    return sum(_part_bytes(part, precision.format_of(part, _stored_as(part, stored))) for part in parts_of(arch))
+
+
+def _stored_as(part: Part, stored: Mapping[str, str] | None) -> str | None:
+    return stored.get(GGUF_NAMES[part.name].format(layer=part.layer)) if stored else None
+
+
+def _part_bytes(part: Part, format: str) -> int:
+    if format in LAYOUTS:
+        return LAYOUTS[format].num_bytes(part.shape[0], part.shape[1])
+    return _num_values(part.shape) * _ITEM_BYTES[format]
 
 
 def load_decoder(path: Path, options: LoadOptions, ops: Ops, place: Place) -> Decoder:
@@ -93,13 +118,14 @@ def load_decoder(path: Path, options: LoadOptions, ops: Ops, place: Place) -> De
     _check_format(path, options.load_format)
     if options.load_format == "dummy":
         arch = read_arch(path)
-        return Decoder(arch, _pack(arch, DummySource(arch, options.seed, place.dtype), ops, place), ops, place)
+        dummy = DummySource(arch, options.seed, options.precision, options.num_threads)
+        return Decoder(arch, _pack(arch, dummy, ops, place), ops, place)
     checkpoint = open_checkpoint(path)
-    checkpoint.threads = options.threads or machine.processor().num_cores
+    checkpoint.threads = options.num_threads
     try:
         is_gguf = _is_gguf(path)
         arch = arch_from_gguf(checkpoint.metadata, checkpoint.tensors) if is_gguf else read_arch(path)
-        source = CheckpointSource(arch, checkpoint, place.dtype, is_gguf=is_gguf)
+        source = CheckpointSource(arch, checkpoint, options.precision, is_gguf=is_gguf)
         return Decoder(arch, _pack(arch, source, ops, place), ops, place)
     finally:
         checkpoint.close()
@@ -138,7 +164,7 @@ def _num_values(shape: tuple[int, ...]) -> int:
 def _pack(arch: ArchConfig, source: Source, ops: Ops, place: Place) -> DecoderWeights:
     packer = _Packer(arch, source, ops, place)
     embedding = ops.pack_embedding(place, source.read("embedding", None))
-    factors = source.read("rope_factors", None) if arch.rope.has_factors else None
+    factors = source.read_floats("rope_factors", None) if arch.rope.has_factors else None
     frequencies = inverse_frequencies(arch.rope, arch.head_dim, factors)
     return DecoderWeights(
         embedding=embedding,
@@ -178,16 +204,19 @@ class _Packer:
         )
 
     def vector(self, name: str, layer: int | None) -> Weight:
-        return self.ops.pack_vector(self.place, self.source.read(name, layer))
+        return self.ops.pack_vector(self.place, self.source.read_floats(name, layer))
 
     def matrix(self, names: tuple[str, ...], layer: int | None, *, has_bias: bool) -> Weight:
         """The matrices `names`, stacked along their outputs."""
         shapes = [self.source.shape(name, layer) for name in names]
         bias = None
         if has_bias:
-            bias = np.concatenate([self.source.read(f"{name}_bias", layer) for name in names])
+            bias = np.concatenate([self.source.read_floats(f"{name}_bias", layer) for name in names])
         size = (sum(shape[0] for shape in shapes), shapes[0][1])
         return self.ops.pack_linear(self.place, size, self._read(names, layer), bias)
 
-    def _read(self, names: tuple[str, ...], layer: int | None) -> Iterator[Host]:
-        return (self.source.read(name, layer) for name in names)
+    def _read(self, names: tuple[str, ...], layer: int | None) -> Iterator[Host | Quantised]:
+        """The parts of one matrix: all of them whole numbers, or none."""
+        has_codes = all(self.source.format(name, layer) in LAYOUTS for name in names)
+        read = self.source.read if has_codes else self.source.read_floats
+        return (read(name, layer) for name in names)

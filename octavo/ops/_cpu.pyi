@@ -9,6 +9,8 @@ from octavo.ops.sampling import Ints, SampleRules, Scored
 
 Floats = NDArray[np.float32]
 Int32s = NDArray[np.int32]
+Int8s = NDArray[np.int8]
+Words = NDArray[np.uint16]
 
 class Machine:
     path: str
@@ -23,8 +25,21 @@ class Matrix:
     num_in: int
     num_bytes: int
     halves: bool
-    def __init__(self, machine: Machine, num_out: int, num_in: int, is_bf16: bool, halves: bool) -> None: ...
+    def __init__(
+        self, machine: Machine, num_in: int, parts: list[tuple[int, str, bool, bool]], halves: bool
+    ) -> None: ...
     def fill(self, machine: Machine, first_row: int, values: NDArray[Any]) -> None: ...
+    def fill_codes(
+        self,
+        machine: Machine,
+        first_row: int,
+        codes: Int8s,
+        scales: Words,
+        mins: Words | None,
+        steps: Int8s | None,
+        min_steps: Int8s | None,
+    ) -> None: ...
+    def read_row(self, row: int, out: Floats) -> None: ...
     def set_bias(self, bias: Floats) -> None: ...
 
 class Cache:

@@ -9,6 +9,7 @@ backend may record them once and replay the record on buffers of its own (`repla
 therefore valid until the next step, no longer.
 
 Host arrays of weights are float32, float16, or bfloat16 as uint16 words: always the place's dtype, vectors excepted.
+Matrices may come as `Quantised` instead.
 """
 
 from collections.abc import Callable, Iterable
@@ -26,6 +27,48 @@ KV = Any  # keys and values of one layer, all blocks
 Plan = Any  # what an operation worked out once for a whole step
 
 Host = NDArray[Any]
+
+
+STEPPED_LEN = 256  # inputs that share the scale that steps count in
+
+
+@dataclass(frozen=True, slots=True)
+class Quantised:
+    """Rows of a matrix [rows, in] as whole numbers: value = code * scale + minimum, each rounded to float32 once.
+
+    Groups of `group_len` neighbouring inputs share scale and minimum. Without `steps` these are the entries of `scales`
+    and `mins` [rows, groups]; with them they are scales[row, g // n] * steps[row, g], and alike the minimums, n groups
+    making STEPPED_LEN inputs (of which `in` is then a multiple). The last group may be short.
+
+    A product with such a matrix takes its input as whole numbers too: of each row, groups of 64 inputs (with a
+    `group_len` of 64), else of 32, become code = round(x / scale), scale = max|x| / 127, ties to even. The codes'
+    products are summed exactly, a group's sum is scaled in float32, and groups are added in float32.
+    """
+
+    bits: int  # of a code: 4 (-8 to 7, with minimums 0 to 15) or 8
+    group_len: int  # 32 for 4 bits; 16, 32 or 64 for 8
+    codes: NDArray[np.int8]  # [rows, in]
+    scales: NDArray[np.float16]  # finite
+    mins: NDArray[np.float16] | None = None
+    steps: NDArray[np.int8] | None = None  # [rows, groups]
+    min_steps: NDArray[np.int8] | None = None
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def values(self) -> NDArray[np.float32]:
+        """The matrix that this stands for, [rows, in]."""
+        scales = self._of_groups(self.scales, self.steps)
+        mins = None if self.mins is None else self._of_groups(self.mins, self.min_steps)
+        values = self.codes * self._of_inputs(scales)
+        return values if mins is None else values + self._of_inputs(mins)
+
+    def _of_groups(self, numbers: NDArray[np.float16], steps: NDArray[np.int8] | None) -> NDArray[np.float32]:
+        wide = numbers.astype(np.float32)
+        return wide if steps is None else np.repeat(wide, STEPPED_LEN // self.group_len, axis=1) * steps
+
+    def _of_inputs(self, groups: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.repeat(groups, self.group_len, axis=1)[:, : self.codes.shape[1]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,11 +181,17 @@ class Ops(Protocol):
 
     # Weights, packed once at load.
 
-    def pack_linear(self, place: Place, shape: tuple[int, int], parts: Iterable[Host], bias: Host | None) -> Weight:
-        """A matrix [out, in] from `parts`, stacked along `out` and taken one at a time, with a bias [out] or none."""
+    def pack_linear(
+        self, place: Place, shape: tuple[int, int], parts: Iterable[Host | Quantised], bias: Host | None
+    ) -> Weight:
+        """A matrix [out, in] from `parts`, stacked along `out` and taken one at a time, with a bias [out] or none.
+
+        Parts are all host arrays, or all quantised; the latter may differ in kind, but not in what they take their
+        input as.
+        """
         ...
 
-    def pack_embedding(self, place: Place, matrix: Host) -> Weight:
+    def pack_embedding(self, place: Place, matrix: Host | Quantised) -> Weight:
         """An embedding [vocab, hidden]."""
         ...
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from octavo.errors import ModelFormatError, ModelNotFoundError
 from octavo.weights.gguf import open_gguf
+from octavo.weights.quant import CodeArrays
 from octavo.weights.safetensors import open_safetensors_file
 from octavo.weights.sharded import PICKLE_SUFFIXES, open_safetensors_directory, pickle_error
 from octavo.weights.source import FileSource
@@ -32,6 +33,10 @@ class Checkpoint(Protocol):
 
     def read(self, name: str, dtype: str, *, only_finite: bool = False) -> npt.NDArray[Any]:
         """See `stored.FileCheckpoint.read`."""
+        ...
+
+    def read_codes(self, name: str) -> CodeArrays:
+        """See `stored.FileCheckpoint.read_codes`."""
         ...
 
     def close(self) -> None:

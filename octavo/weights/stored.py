@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from octavo.errors import ModelFormatError
 from octavo.weights.formats import FORMATS, TARGETS, all_finite, convert_into
+from octavo.weights.quant import LAYOUTS, CodeArrays, new_arrays, rows_of, split_into
 from octavo.weights.source import FileSource, quote
 
 _CHUNK = 1 << 17  # values converted at a time (a multiple of every block): their bytes are what is held beside a result
@@ -62,6 +63,20 @@ class StoredTensor:
                 is_finite &= convert_into(chunk, self.info.dtype, piece, dtype)
         return is_finite
 
+    def fill_codes(self, arrays: CodeArrays, first_row: int) -> bool:
+        """Takes rows of blocks apart, from row `first_row` on, as many as `arrays` has. Whether all is finite."""
+        stored, width = FORMATS[self.info.dtype], self.info.shape[-1]
+        row_bytes = width // stored.block_len * stored.block_bytes
+        num_rows = max(1, _CHUNK // width)
+        data = np.empty(min(num_rows, len(arrays.codes)) * row_bytes, np.uint8)
+        is_finite = True
+        for begin in range(0, len(arrays.codes), num_rows):
+            piece = rows_of(arrays, begin, begin + num_rows)
+            chunk = data[: len(piece.codes) * row_bytes]
+            self.source.read_into(self.offset + (first_row + begin) * row_bytes, chunk)
+            is_finite &= split_into(chunk, self.info.dtype, piece)
+        return is_finite
+
 
 class FileCheckpoint:
     """Tensors that lie in one or several open files. A context manager; `close` closes the files."""
@@ -99,19 +114,44 @@ class FileCheckpoint:
             raise ModelFormatError(f"{what} holds values that are not finite in {dtype}")
         return values
 
-    def _fill(self, tensor: StoredTensor, values: npt.NDArray[Any], dtype: str) -> bool:
-        num_parts = max(1, min(self.threads, _MAX_THREADS, values.size // _CHUNK))
-        if num_parts == 1:
-            return tensor.fill(values, 0, dtype)
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(_MAX_THREADS - 1)  # the caller is the eighth; started as they are needed
-        part_len = -(-values.size // (num_parts * _LONGEST_BLOCK)) * _LONGEST_BLOCK
-        others = [
-            self._pool.submit(tensor.fill, values[first : first + part_len], first, dtype)
-            for first in range(part_len, values.size, part_len)
+    def read_codes(self, name: str) -> CodeArrays:
+        """Matrix `name` [rows, width], stored as whole numbers (a key of `quant.LAYOUTS`), as these numbers.
+
+        Threads as in `read`. Raises ModelFormatError if there is no such tensor, if a scale is not finite, or if the
+        file has changed size since it was opened.
+        """
+        if name not in self._stored:
+            raise ModelFormatError(f"{self._sources[0].path}: there is no tensor {quote(name)}")
+        tensor = self._stored[name]
+        rows, width = tensor.info.shape
+        arrays = new_arrays(LAYOUTS[tensor.info.dtype], rows, width)
+        part_len = -(-rows // self._num_parts(rows * width))
+        fills = [
+            (tensor.fill_codes, rows_of(arrays, first, first + part_len), first) for first in range(0, rows, part_len)
         ]
-        is_finite = tensor.fill(values[:part_len], 0, dtype)
-        return all([is_finite, *(other.result() for other in others)])
+        if not self._run_all(fills):
+            raise ModelFormatError(f"{tensor.source.path}: tensor {quote(name)} has scales that are not finite")
+        return arrays
+
+    def _fill(self, tensor: StoredTensor, values: npt.NDArray[Any], dtype: str) -> bool:
+        part_len = -(-values.size // (self._num_parts(values.size) * _LONGEST_BLOCK)) * _LONGEST_BLOCK
+        return self._run_all(
+            [
+                (tensor.fill, values[first : first + part_len], first, dtype)
+                for first in range(0, values.size, part_len)
+            ]
+        )
+
+    def _num_parts(self, num_values: int) -> int:
+        return max(1, min(self.threads, _MAX_THREADS, num_values // _CHUNK))
+
+    def _run_all(self, calls: Sequence[tuple[Any, ...]]) -> bool:
+        """Whether all calls (function and arguments) give true: the first here, the others in threads of their own."""
+        if len(calls) > 1 and self._pool is None:
+            self._pool = ThreadPoolExecutor(_MAX_THREADS - 1)  # the caller is the eighth; started as they are needed
+        others = [self._pool.submit(*call) for call in calls[1:]] if self._pool is not None else []
+        first, *arguments = calls[0]
+        return all([first(*arguments), *(other.result() for other in others)])
 
     def close(self) -> None:
         """Closes the files. What was read stays valid, `tensors` and `metadata` too."""

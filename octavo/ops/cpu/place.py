@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,12 @@ from numpy.typing import NDArray
 from octavo.errors import ConfigError
 from octavo.ops import _cpu, machine
 from octavo.ops.cpu.graph import Native, Program, Tensor, Tokens, evaluate
-from octavo.ops.interface import Host, KVShape, Place
+from octavo.ops.interface import Host, KVShape, Place, Quantised
 from octavo.ops.sampling import Ints
 
 PATH_VARIABLE = "OCTAVO_CPU_PATH"  # forces one of the paths that the processor has, for tests and comparisons
 DTYPES = ("float32", "bfloat16", "float16")
+PANEL = 32  # kPanel in kernels.h
 
 
 @dataclass(eq=False, slots=True)
@@ -126,28 +128,61 @@ def copy_blocks(kv: Blocks, src_ids: Ints, dst_ids: Ints) -> None:
         kv.native.copy_block(source, target)
 
 
-def pack_linear(place: Place, shape: tuple[int, int], parts: Iterable[Host], bias: Host | None) -> Matrix:
+def pack_linear(
+    place: Place, shape: tuple[int, int], parts: Iterable[Host | Quantised], bias: Host | None
+) -> Matrix:
     """`parts` stacked; two equal parts (gate and up) stand interleaved, so that SwiGLU reads one stream."""
-    native, num_filled = None, 0
-    for part in parts:
-        if native is None:
-            is_pair = len(part) * 2 == shape[0] and shape[0] % (2 * PANEL) == 0
-            native = _cpu.Matrix(place.handle.native, shape[0], shape[1], place.handle.is_bf16, is_pair)
-        native.fill(place.handle.native, num_filled, np.ascontiguousarray(part))
-        num_filled += len(part)
-    assert native is not None
-    assert num_filled == shape[0]
+    rest = iter(parts)
+    first = next(rest)
+    is_pair = len(first) * 2 == shape[0] and shape[0] % (2 * PANEL) == 0
+    if isinstance(first, Quantised):
+        native = _pack_codes(place, shape[1], [first, *rest], is_pair=is_pair)
+    else:
+        native = _pack_floats(place, shape, chain([first], rest), is_pair=is_pair)
+    assert native.num_out == shape[0]
     if bias is not None:
         native.set_bias(np.ascontiguousarray(_floats(bias)))
     return Matrix(native, place)
 
 
-PANEL = 32  # kPanel in kernels.h
+def _pack_floats(place: Place, shape: tuple[int, int], parts: Iterable[Host], *, is_pair: bool) -> Native:
+    handle: Handle = place.handle
+    dtype = "bfloat16" if handle.is_bf16 else "float32"
+    native = _cpu.Matrix(handle.native, shape[1], [(shape[0], dtype, False, False)], is_pair)
+    num_filled = 0
+    for part in parts:
+        native.fill(handle.native, num_filled, np.ascontiguousarray(part))
+        num_filled += len(part)
+    assert num_filled == shape[0]
+    return native
 
 
-def pack_embedding(place: Place, matrix: Host) -> Matrix:
+def _pack_codes(place: Place, num_in: int, parts: list[Quantised], *, is_pair: bool) -> Native:
+    kinds = [(len(part), f"int{part.bits}_{part.group_len}", *_extras(part)) for part in parts]
+    native = _cpu.Matrix(place.handle.native, num_in, kinds, is_pair)
+    num_filled = 0
+    for part in parts:
+        mins = None if part.mins is None else _words(part.mins)
+        steps = None if part.steps is None else np.ascontiguousarray(part.steps)
+        min_steps = None if part.min_steps is None else np.ascontiguousarray(part.min_steps)
+        codes = np.ascontiguousarray(part.codes)
+        native.fill_codes(place.handle.native, num_filled, codes, _words(part.scales), mins, steps, min_steps)
+        num_filled += len(part)
+    return native
+
+
+def _extras(part: Quantised) -> tuple[bool, bool]:
+    return part.mins is not None, part.steps is not None
+
+
+def _words(halves: NDArray[np.float16]) -> NDArray[np.uint16]:
+    return np.ascontiguousarray(halves).view(np.uint16)
+
+
+def pack_embedding(place: Place, matrix: Host | Quantised) -> Matrix:
     """An embedding [vocab, hidden], as a head reads it."""
-    return pack_linear(place, (matrix.shape[0], matrix.shape[1]), [matrix], None)
+    inner = matrix.codes.shape[1] if isinstance(matrix, Quantised) else matrix.shape[1]
+    return pack_linear(place, (len(matrix), inner), [matrix], None)
 
 
 def tie_head(embedding: Matrix) -> Matrix:

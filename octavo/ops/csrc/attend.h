@@ -67,8 +67,8 @@ struct LayoutOf<std::uint16_t> {
 };
 template <>
 struct LayoutOf<std::int8_t> {
-    using Keys = Bytes;
-    using Values = Bytes;
+    using Keys = Quarters;
+    using Values = Quarters;
 };
 
 template <class T>

@@ -2,11 +2,15 @@
 
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <chrono>
+#include <optional>
 #include <stdexcept>
+#include <tuple>
 
 #include "program.h"
 
@@ -41,15 +45,80 @@ Dtype kv_dtype_of(const std::string& name) {
     return Dtype::float32;
 }
 
+void check_rows(const Matrix& matrix, int first_row, std::size_t rows, std::size_t row_len) {
+    check(static_cast<int>(row_len) == matrix.num_in, "the rows are not as long as the matrix's");
+    const int count = static_cast<int>(rows);
+    check(first_row >= 0 && count > 0 && first_row + count <= matrix.num_out, "the matrix has no such rows");
+}
+
 void fill(Matrix& matrix, Machine& machine, int first_row, const AnyMatrix& values) {
-    const int bits = matrix.view.dtype == Dtype::bfloat16 ? 16 : 32;
-    check(values.itemsize() * 8 == static_cast<std::size_t>(bits), "the values are not of the matrix's dtype");
-    check(static_cast<int>(values.shape(1)) == matrix.view.num_in, "the rows are not as long as the matrix's");
+    check_rows(matrix, first_row, values.shape(0), values.shape(1));
+    const Format format = matrix.format_of(first_row);
+    check(values.itemsize() == (format == Format::bfloat16 ? 2 : 4) && matrix.input == static_cast<Input>(format),
+          "the values are not of the matrix's dtype");
     const int rows = static_cast<int>(values.shape(0));
-    check(first_row >= 0 && rows > 0 && first_row + rows <= matrix.view.num_out, "the matrix has no such rows");
     const void* data = values.data();
     const Unlocked unlocked;
     matrix.fill(machine.pool, first_row, rows, data);
+}
+
+using Bytes = std::optional<Array<std::int8_t, 2>>;
+using Halves = std::optional<Array<std::uint16_t, 2>>;
+
+// Whole numbers [rows, num_in] with their scales; the rows must be of one part.
+void fill_codes(Matrix& matrix, Machine& machine, int first_row, const Array<std::int8_t, 2>& codes,
+                const Array<std::uint16_t, 2>& scales, const Halves& mins, const Bytes& steps, const Bytes& min_steps) {
+    check_rows(matrix, first_row, codes.shape(0), codes.shape(1));
+    const Format format = matrix.format_of(first_row);
+    const Codes kind = matrix.codes_of(first_row);
+    check(format != Format::float32 && format != Format::bfloat16, "the matrix is not one of whole numbers");
+    check(kind.has_mins == mins.has_value() && kind.has_steps == steps.has_value() &&
+          (kind.has_mins && kind.has_steps) == min_steps.has_value(), "the scales are not of the matrix's kind");
+    const int group = format == Format::int8_16 ? 16 : format == Format::int8_64 ? 64 : 32;
+    const std::size_t rows = codes.shape(0), groups = static_cast<std::size_t>(matrix.padded_in / group);
+    const std::size_t stretches = kind.has_steps ? static_cast<std::size_t>(matrix.padded_in / kSteppedInputs) : groups;
+    const auto fits = [rows](const auto& array, std::size_t width) {
+        return array.shape(0) == rows && array.shape(1) == width;
+    };
+    check(fits(scales, stretches) && (!mins || fits(*mins, stretches)) && (!steps || fits(*steps, groups)) &&
+          (!min_steps || fits(*min_steps, groups)), "the scales do not fit the codes");
+    const CodeRows given{codes.data(), scales.data(), mins ? mins->data() : nullptr, steps ? steps->data() : nullptr,
+                         min_steps ? min_steps->data() : nullptr};
+    const Unlocked unlocked;
+    matrix.fill(machine.pool, first_row, static_cast<int>(rows), given);
+}
+
+Format format_of(const std::string& name) {
+    constexpr const char* kNames[kNumFormats] = {"float32", "bfloat16", "int4_32", "int8_16", "int8_32", "int8_64"};
+    for (int i = 0; i < kNumFormats; ++i)
+        if (name == kNames[i]) return static_cast<Format>(i);
+    throw std::invalid_argument("there is no format " + name);
+}
+
+using PartRow = std::tuple<int, std::string, bool, bool>;  // rows, format, has minimums, has steps
+
+void make_matrix(Matrix* self, Machine& machine, int num_in, const std::vector<PartRow>& rows, bool halves) {
+    std::vector<Part> parts;
+    int num_out = 0;
+    for (const auto& [num_rows, name, has_mins, has_steps] : rows) {
+        parts.push_back({num_rows, format_of(name), {has_mins, has_steps}});
+        check(num_rows > 0, "an empty part");
+        check(!has_mins || parts.back().format == Format::int4_32 || parts.back().format == Format::int8_32,
+              "minimums are for groups of 32");
+        check(!has_steps || num_in % kSteppedInputs == 0, "steps need whole stretches of inputs");
+        num_out += num_rows;
+    }
+    check(num_in > 0 && num_out > 0, "an empty matrix");
+    check(!halves || num_out % (2 * kPanel) == 0, "halves must be whole panels");
+    check(!halves || parts.size() == 1 || (parts.size() == 2 && parts[0].num_rows == parts[1].num_rows),
+          "halves must be of one part, or one each");
+    const auto reads_floats = [](const Part& part) {
+        return part.format == Format::float32 || part.format == Format::bfloat16 || part.format == Format::int8_64;
+    };
+    for (const Part& part : parts)
+        check(part.format == parts[0].format || !(reads_floats(part) || reads_floats(parts[0])),
+              "the parts do not read their input alike");
+    new (self) Matrix(machine.weights, num_in, parts, halves);
 }
 
 void set_attention(AttentionPlan& plan, const Machine& machine, const AttentionShape& shape,
@@ -66,12 +135,12 @@ void set_attention(AttentionPlan& plan, const Machine& machine, const AttentionS
 // Logits of some rows of a program's buffer, into `out` [rows, vocab].
 void read_out(Machine& machine, const Program& program, int buffer, const Array<std::int32_t, 1>& rows,
               const Vector* norm, float eps, const Matrix& head, nb::ndarray<float, nb::ndim<2>, nb::c_contig> out) {
-    check(static_cast<int>(out.shape(1)) == head.view.num_out && out.shape(0) == rows.shape(0), "logits: shape");
+    check(static_cast<int>(out.shape(1)) == head.num_out && out.shape(0) == rows.shape(0), "logits: shape");
     const LinearInput input{program.buffer(buffer), rows.data(), program.width(buffer),
                             static_cast<int>(rows.shape(0)), norm_of(norm, eps)};
     float* to = out.data();
     const Unlocked unlocked;
-    run_linear(machine, head, input, {to, head.view.num_out, false, false});
+    run_linear(machine, head, input, {to, head.num_out, false, false});
 }
 
 void bind_values(nb::module_& m) {
@@ -84,21 +153,22 @@ void bind_values(nb::module_& m) {
             new (self) Vector{{values.data(), values.data() + values.size()}};
         });
     nb::class_<Matrix>(m, "Matrix", "A packed matrix [num_out, num_in].")
-        .def("__init__",
-             [](Matrix* self, Machine& machine, int num_out, int num_in, bool is_bf16, bool halves) {
-                 check(num_out > 0 && num_in > 0, "an empty matrix");
-                 check(!halves || num_out % (2 * kPanel) == 0, "halves must be whole panels");
-                 const Dtype dtype = is_bf16 ? Dtype::bfloat16 : Dtype::float32;
-                 new (self) Matrix(machine.weights, num_out, num_in, dtype, halves);
-             })
+        .def("__init__", &make_matrix, "machine"_a, "num_in"_a, "parts"_a, "halves"_a)
         .def("fill", &fill, "machine"_a, "first_row"_a, "values"_a)
+        .def("fill_codes", &fill_codes, "machine"_a, "first_row"_a, "codes"_a, "scales"_a, "mins"_a.none(),
+             "steps"_a.none(), "min_steps"_a.none())
+        .def("read_row",
+             [](const Matrix& self, int row, nb::ndarray<float, nb::ndim<1>, nb::c_contig> out) {
+                 check(row >= 0 && row < self.num_out && static_cast<int>(out.size()) == self.num_in, "no such row");
+                 self.copy_row(row, out.data());
+             })
         .def("set_bias",
              [](Matrix& self, Array<float, 1> bias) {
-                 check(static_cast<int>(bias.size()) == self.view.num_out, "the bias is not as long as the matrix");
+                 check(static_cast<int>(bias.size()) == self.num_out, "the bias is not as long as the matrix");
                  self.bias.assign(bias.data(), bias.data() + bias.size());
              })
-        .def_prop_ro("num_out", [](const Matrix& self) { return self.view.num_out; })
-        .def_prop_ro("num_in", [](const Matrix& self) { return self.view.num_in; })
+        .def_ro("num_out", &Matrix::num_out)
+        .def_ro("num_in", &Matrix::num_in)
         .def_prop_ro("num_bytes", &Matrix::num_bytes)
         .def_ro("halves", &Matrix::halves);
     nb::class_<Cache>(m, "Cache", "Keys and values of one layer.")

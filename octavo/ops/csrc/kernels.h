@@ -13,33 +13,66 @@ enum class Dtype : int { float32 = 0, bfloat16 = 1, int8 = 2 };  // int8: of key
 
 constexpr int kPanel = 32;  // columns (outputs) of a matrix that lie side by side
 
-// A packed matrix [num_out, num_in]: panels of kPanel outputs, and in each, for every pair of inputs, the kPanel pairs
-// of weights next to each other (bfloat16: 32-bit words, the even input in the lower half; float32: an input's kPanel
-// weights, input after input). Inputs are padded with zeros to `padded_in`, outputs to whole panels.
-struct MatrixView {
-    const void* panels;
-    std::int64_t panel_bytes;
-    int num_out, num_in, padded_in;
-    Dtype dtype;
+// How a panel's weights are held. The whole numbers are named by their bits and by how many inputs share a scale.
+enum class Format : int { float32 = 0, bfloat16, int4_32, int8_16, int8_32, int8_64 };
+constexpr int kNumFormats = 6;
+
+// What a product takes its input as: every format has one of these.
+enum class Input : int { float32 = 0, bfloat16, groups_of_32, groups_of_64 };
+constexpr int kNumInputs = 4;
+
+// What a panel of whole numbers has beside its format. value = code * scale, or code * scale + minimum; with steps, a
+// group's scale is its step times that of the stretch of kSteppedInputs inputs around it, and its minimum alike.
+struct Codes {
+    bool has_mins;  // groups of 32 only
+    bool has_steps;
+};
+constexpr int kSteppedInputs = 256;
+
+// A panel: kPanel outputs of a packed matrix [num_out, num_in], inputs padded with zeros to `padded_in`.
+//
+// float32: an input's kPanel weights, input after input. bfloat16: for every pair of inputs the kPanel pairs of weights
+// next to each other, in 32-bit words, the even input in the lower half.
+//
+// Whole numbers: stretch after stretch of inputs (a group, or kSteppedInputs), and of each, for all columns, float16
+// scales [kPanel], then, where there are such, minimums [kPanel], steps int8 [groups, kPanel], steps of the minimums
+// int8 [groups, kPanel]; then the codes, group by group, four neighbouring inputs of a column together: int8 [group / 4,
+// kPanel, 4]. Of int4, byte [q, column, i] holds input 4q + i in its low half and input 4q + i + 16 in its high one;
+// without minimums, code + 8.
+struct PanelView {
+    const void* data;
+    std::int64_t num_bytes;
+    Format format;
+    Codes codes;
 };
 
-// Rows of activations as a product reads them, packed in blocks of `Kernels::block_rows` rows.
+// Rows of activations as a product reads them.
+//
+// float32, bfloat16: in blocks of `Kernels::block_rows` rows. Groups: row by row, `row_bytes` apart: int8 codes
+// [padded_in], then a GroupHead for each group.
 struct PackArgs {
     const float* x;  // row i at x + rows[i] * stride, or x + i * stride where rows is null
     const std::int32_t* rows;
     const float* norm;  // RMS norm's weights, or null
     void* packed;
-    std::int64_t stride;
+    std::int64_t stride, row_bytes;
     int num_rows, num_in, padded_in;
     float eps;
+};
+
+// x = code * scale; `sums` are those of the codes of the group's halves, `shift` is their sum times scale.
+struct GroupHead {
+    float scale, shift;
+    std::int32_t sum, sums[2];
 };
 
 // One panel times rows [first_row, first_row + num_rows), first_row a multiple of block_rows: raw sums into
 // scratch [num_rows, kPanel].
 struct ProductArgs {
-    const void* panel;
+    PanelView panel;
     const void* packed;
     float* scratch;
+    std::int64_t row_bytes;
     int total_rows;  // of the packed input
     int first_row, num_rows, num_in, padded_in;
 };
@@ -98,11 +131,11 @@ struct AttendArgs {
 
 struct Kernels {
     const char* name;
-    int block_rows[2];  // by Dtype: rows that a product takes at a time
-    int input_bytes[2];  // bytes of one packed input value
+    int block_rows[kNumInputs];  // rows that a product takes at a time
+    int bf16_bytes;  // of one packed value of an input for bfloat16 weights: 2, or 4 where it stays float32
 
-    void (*pack_rows)(const PackArgs&, Dtype, int first_row, int num_rows);
-    void (*product[2])(const ProductArgs&);
+    void (*pack_rows[kNumInputs])(const PackArgs&, int first_row, int num_rows);
+    void (*product[kNumFormats])(const ProductArgs&);
     void (*store)(const StoreArgs&);
     void (*rms_norm)(const float* x, const float* norm, float eps, int n, float* out);
     void (*silu_mul)(const float* gate, const float* up, int n, float* out);
@@ -137,7 +170,9 @@ struct ScanResult {
 const Kernels* portable_kernels();
 #if defined(OCTAVO_X86_PATHS)
 const Kernels* avx2_kernels();
+const Kernels* avx2_vnni_kernels();
 const Kernels* avx512_kernels();
+const Kernels* avx512_vnni_kernels();
 const Kernels* avx512_bf16_kernels();
 const Kernels* amx_kernels();
 #endif

@@ -23,7 +23,7 @@ struct Cut {
 Cut cut(const Machine& machine, const Matrix& matrix, int num_rows, int step) {
     const int num_panels = matrix.num_panels() / step, threads = machine.pool.num_threads();
     const int wanted = threads == 1 ? 1 : threads * kUnitsPerThread;
-    const int by_bytes = static_cast<int>(kStreamBytes / (matrix.view.panel_bytes * step)) + 1;
+    const int by_bytes = static_cast<int>(kStreamBytes * num_panels / matrix.num_bytes()) + 1;
     Cut c{};
     c.panels_per_unit = std::max(1, std::min(by_bytes, num_panels / wanted));
     c.num_panel_units = ceil_div(num_panels, c.panels_per_unit);
@@ -34,29 +34,37 @@ Cut cut(const Machine& machine, const Matrix& matrix, int num_rows, int step) {
     return c;
 }
 
-void pack_input(Machine& machine, const Matrix& matrix, const LinearInput& input) {
-    const MatrixView& view = matrix.view;
+std::int64_t packed_row_bytes(const Kernels& kernels, const Matrix& matrix) {
+    const std::int64_t inputs = matrix.padded_in, head = sizeof(GroupHead);
+    switch (matrix.input) {
+        case Input::float32: return inputs * 4;
+        case Input::bfloat16: return inputs * kernels.bf16_bytes;
+        case Input::groups_of_32: return inputs + inputs / 32 * head;
+        case Input::groups_of_64: return inputs + inputs / 64 * head;
+    }
+    return 0;
+}
+
+void pack_input(Machine& machine, const Matrix& matrix, const LinearInput& input, std::int64_t row_bytes) {
     const Kernels& kernels = *machine.kernels;
-    const int dtype = static_cast<int>(view.dtype), block = kernels.block_rows[dtype];
-    const std::int64_t padded_rows = std::int64_t{ceil_div(input.num_rows, block)} * block;
-    machine.packed.reserve(padded_rows * view.padded_in * kernels.input_bytes[dtype]);
-    const PackArgs args{input.x, input.rows, input.norm.weight, machine.packed.as<void>(), input.stride,
-                        input.num_rows, view.num_in, view.padded_in, input.norm.eps};
+    const int kind = static_cast<int>(matrix.input), block = kernels.block_rows[kind];
+    machine.packed.reserve(std::int64_t{ceil_div(input.num_rows, block)} * block * row_bytes);
+    const PackArgs args{input.x, input.rows, input.norm.weight, machine.packed.as<void>(), input.stride, row_bytes,
+                        input.num_rows, matrix.num_in, matrix.padded_in, input.norm.eps};
     machine.pool.each(ceil_div(input.num_rows, block), [&](int unit, int) {
         const int first = unit * block;
-        kernels.pack_rows(args, view.dtype, first, std::min(block, input.num_rows - first));
+        kernels.pack_rows[kind](args, first, std::min(block, input.num_rows - first));
     });
 }
 
 }  // namespace
 
 void run_linear(Machine& machine, const Matrix& matrix, const LinearInput& input, const LinearOutput& output) {
-    pack_input(machine, matrix, input);
-    machine.reserve_scratch(2 * kRowsAtOnce * kPanel);
     const Kernels& kernels = *machine.kernels;
-    const MatrixView& view = matrix.view;
-    const auto product = kernels.product[static_cast<int>(view.dtype)];
-    const int step = output.silu ? 2 : 1, width = output.silu ? view.num_out / 2 : view.num_out;
+    const std::int64_t row_bytes = packed_row_bytes(kernels, matrix);
+    pack_input(machine, matrix, input, row_bytes);
+    machine.reserve_scratch(2 * kRowsAtOnce * kPanel);
+    const int step = output.silu ? 2 : 1;
     const Cut c = cut(machine, matrix, input.num_rows, step);
     const float* bias = matrix.bias.empty() ? nullptr : matrix.bias.data();
     machine.pool.each(c.num_panel_units * c.row_parts, [&](int unit, int thread) {
@@ -64,24 +72,26 @@ void run_linear(Machine& machine, const Matrix& matrix, const LinearInput& input
         const int first_panel = unit / c.row_parts * c.panels_per_unit, part = unit % c.row_parts;
         const int end_panel = std::min(first_panel + c.panels_per_unit, matrix.num_panels() / step);
         const int end_row = std::min((part + 1) * c.rows_per_part, input.num_rows);
-        for (int panel = first_panel; panel < end_panel; ++panel) {
-            const int out = matrix.first_out(panel * step);
+        for (int index = first_panel; index < end_panel; ++index) {
+            const Matrix::Panel& panel = matrix.panel(index * step);
             for (int row = part * c.rows_per_part; row < end_row; row += kRowsAtOnce) {
                 const int rows = std::min(kRowsAtOnce, end_row - row);
-                for (int i = 0; i < step; ++i)
-                    product({matrix.panel(panel * step + i), machine.packed.as<void>(), sums + i * kRowsAtOnce * kPanel,
-                             input.num_rows, row, rows, view.num_in, view.padded_in});
+                for (int i = 0; i < step; ++i) {
+                    const PanelView& view = matrix.panel(index * step + i).view;
+                    kernels.product[static_cast<int>(view.format)](
+                        {view, machine.packed.as<void>(), sums + i * kRowsAtOnce * kPanel, row_bytes, input.num_rows,
+                         row, rows, matrix.num_in, matrix.padded_in});
+                }
                 StoreArgs store{};
                 store.sums = sums;
                 store.up = output.silu ? sums + kRowsAtOnce * kPanel : nullptr;
-                store.bias = bias == nullptr ? nullptr : bias + out;
-                store.up_bias = bias == nullptr || !output.silu ? nullptr : bias + width + out;
-                store.out = output.out + row * output.stride + out;
+                store.bias = bias == nullptr ? nullptr : bias + panel.first_out;
+                store.up_bias = bias == nullptr || !output.silu ? nullptr : store.bias + matrix.num_out / 2;
+                store.out = output.out + row * output.stride + panel.first_out;
                 store.stride = output.stride;
                 store.num_rows = rows;
-                store.num_columns = std::min(kPanel, width - out);
+                store.num_columns = panel.num_columns;
                 store.adds = output.adds;
-                if (!output.silu && matrix.halves) store.num_columns = kPanel;
                 kernels.store(store);
             }
         }

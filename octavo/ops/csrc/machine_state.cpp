@@ -39,20 +39,41 @@ bool has_avx512() {
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 
+// The dot products of VNNI in their form for AVX2, which gcc 12's __builtin_cpu_supports does not know either.
+bool has_avx_vnni() {
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && ((a >> 4) & 1);
+}
+
+#endif
+
+#if defined(OCTAVO_X86_PATHS)
+
+bool has_avx2() {
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    const bool f16c = __get_cpuid(1, &a, &b, &c, &d) && ((c >> 29) & 1);
+    return f16c && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
+
 #endif
 
 std::vector<const Kernels*> find_paths() {
     std::vector<const Kernels*> paths;
 #if defined(OCTAVO_X86_PATHS)
+    const bool avx2 = has_avx2();
 #if defined(OCTAVO_STAND_INS)
-    const bool amx = true, bf16 = true, avx512 = true;
+    const bool amx = true, bf16 = true, avx512_vnni = true, avx512 = true, avx2_vnni = true;
 #else
-    const bool avx512 = has_avx512(), bf16 = avx512 && __builtin_cpu_supports("avx512bf16"), amx = bf16 && has_amx();
+    const bool avx512 = avx2 && has_avx512(), avx512_vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+    const bool bf16 = avx512_vnni && __builtin_cpu_supports("avx512bf16"), amx = bf16 && has_amx();
+    const bool avx2_vnni = avx2 && has_avx_vnni();
 #endif
     if (amx) paths.push_back(amx_kernels());
     if (bf16) paths.push_back(avx512_bf16_kernels());
+    if (avx512_vnni) paths.push_back(avx512_vnni_kernels());
     if (avx512) paths.push_back(avx512_kernels());
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) paths.push_back(avx2_kernels());
+    if (avx2_vnni) paths.push_back(avx2_vnni_kernels());
+    if (avx2) paths.push_back(avx2_kernels());
 #endif
     paths.push_back(portable_kernels());
     return paths;

@@ -1,5 +1,6 @@
 // Packing weights, and the blocks of keys and values.
 
+#include <algorithm>
 #include <cstring>
 #include <utility>
 
@@ -12,6 +13,54 @@ namespace {
 constexpr int kInputsPadded = 32;  // bfloat16: whole tiles of the matrix unit
 
 int item_bytes(Dtype dtype) { return dtype == Dtype::bfloat16 ? 2 : 4; }
+
+int ceil_div(int a, int b) { return (a + b - 1) / b; }
+
+bool is_quantised(Format format) { return format != Format::float32 && format != Format::bfloat16; }
+
+int group_len(Format format) { return format == Format::int8_16 ? 16 : format == Format::int8_64 ? 64 : 32; }
+
+Input input_of(Format format) {
+    switch (format) {
+        case Format::float32: return Input::float32;
+        case Format::bfloat16: return Input::bfloat16;
+        case Format::int8_64: return Input::groups_of_64;
+        default: return Input::groups_of_32;
+    }
+}
+
+int padded_inputs(Format format, int num_in) {
+    switch (format) {
+        case Format::float32: return num_in;
+        case Format::bfloat16: return ceil_div(num_in, kInputsPadded) * kInputsPadded;
+        case Format::int8_64: return ceil_div(num_in, 64) * 64;
+        default: return ceil_div(num_in, 32) * 32;
+    }
+}
+
+// How the stretches of a panel of whole numbers lie in it, in bytes; see PanelView.
+struct Stretches {
+    Stretches(Format format, Codes kind)
+        : group(group_len(format)),
+          inputs(kind.has_steps ? kSteppedInputs : std::max(group, 32)),
+          groups(inputs / group),
+          scales(kind.has_steps ? 1 : groups),
+          mins_at(scales * kPanel * 2),
+          steps_at(mins_at * (kind.has_mins ? 2 : 1)),
+          min_steps_at(steps_at + (kind.has_steps ? groups * kPanel : 0)),
+          codes_at(min_steps_at + (kind.has_steps && kind.has_mins ? groups * kPanel : 0)),
+          code_bits(format == Format::int4_32 ? 4 : 8),
+          bytes(codes_at + inputs * kPanel * code_bits / 8) {}
+
+    int group, inputs, groups, scales, mins_at, steps_at, min_steps_at, codes_at, code_bits, bytes;
+};
+
+std::int64_t panel_bytes(const Part& part, int padded_in) {
+    if (part.format == Format::float32) return std::int64_t{padded_in} * kPanel * 4;
+    if (part.format == Format::bfloat16) return std::int64_t{padded_in} * kPanel * 2;
+    const Stretches stretches(part.format, part.codes);
+    return std::int64_t{padded_in / stretches.inputs} * stretches.bytes;
+}
 
 // `num_rows` rows into neighbouring columns of a panel, in words: a float32, or two bfloat16 of neighbouring inputs. A
 // stretch of inputs at a time, so that the part of the panel that all rows write to stays in the cache.
@@ -31,46 +80,154 @@ void pack_words(const char* values, int num_rows, std::int64_t row_bytes, int fi
         std::memcpy(panel + num_words * kPanel + first_column + row, values + row * row_bytes + num_words * 4, 2);
 }
 
-}  // namespace
-
-Matrix::Matrix(Arena& arena, int num_out, int num_in, Dtype dtype, bool halves) : halves(halves) {
-    const int padded = dtype == Dtype::bfloat16 ? (num_in + kInputsPadded - 1) / kInputsPadded * kInputsPadded : num_in;
-    const std::int64_t panel_bytes = std::int64_t{padded} * kPanel * item_bytes(dtype);
-    const std::int64_t num_panels = (num_out + kPanel - 1) / kPanel;
-    void* panels = nullptr;
-    memory_ = arena.take(panel_bytes * num_panels, &panels);
-    view = {panels, panel_bytes, num_out, num_in, padded, dtype};
+// Codes of one group of one column, `count` of them, to where they lie; those of int4 with `offset` added.
+void pack_group(const std::int8_t* codes, int count, const Stretches& layout, int offset, std::uint8_t* to) {
+    if (layout.code_bits == 8) {
+        for (int i = 0; i < count; ++i) to[i / 4 * kPanel * 4 + i % 4] = static_cast<std::uint8_t>(codes[i]);
+        return;
+    }
+    for (int i = 0; i < layout.group; ++i) {
+        const int code = (i < count ? codes[i] : 0) + offset, low = i % 16;
+        to[low / 4 * kPanel * 4 + low % 4] |= static_cast<std::uint8_t>(i < 16 ? code : code << 4);
+    }
 }
 
-int Matrix::first_out(int panel) const {
-    if (!halves) return panel * kPanel;
-    return (panel % 2 == 0 ? 0 : view.num_out / 2) + panel / 2 * kPanel;
+// One row into column `column` of a panel.
+void pack_codes(const CodeRows& from, int num_in, int padded_in, const PanelView& view, int column) {
+    const Stretches layout(view.format, view.codes);
+    const int offset = view.codes.has_mins ? 0 : 8;
+    char* at = static_cast<char*>(const_cast<void*>(view.data));
+    const auto put_half = [&](int place, int index, std::uint16_t half) {
+        std::memcpy(at + place + (index * kPanel + column) * 2, &half, 2);
+    };
+    for (int first = 0; first < padded_in; first += layout.inputs, at += layout.bytes) {
+        for (int i = 0; i < layout.scales; ++i) {
+            const int index = first / layout.inputs * layout.scales + i;
+            put_half(0, i, from.scales[index]);
+            if (from.mins != nullptr) put_half(layout.mins_at, i, from.mins[index]);
+        }
+        for (int group = 0; group < layout.groups; ++group) {
+            const int index = first / layout.group + group, input = first + group * layout.group;
+            if (from.steps != nullptr) at[layout.steps_at + group * kPanel + column] = from.steps[index];
+            if (from.min_steps != nullptr) at[layout.min_steps_at + group * kPanel + column] = from.min_steps[index];
+            auto* to = reinterpret_cast<std::uint8_t*>(at) + layout.codes_at + column * 4 +
+                       group * layout.group * kPanel * layout.code_bits / 8;
+            pack_group(from.codes + input, std::max(0, std::min(layout.group, num_in - input)), layout, offset, to);
+        }
+    }
+}
+
+float half_at(const char* at) {
+    std::uint16_t half;
+    std::memcpy(&half, at, 2);
+    const std::uint32_t bits = std::uint32_t{half & 0x7fffu} << 13;
+    float magnitude;
+    std::memcpy(&magnitude, &bits, 4);
+    magnitude *= 0x1p112f;
+    return (half & 0x8000u) != 0 ? -magnitude : magnitude;
+}
+
+// The values of a column, in float32: each product and each sum rounded once.
+void unpack_codes(const PanelView& view, int column, int num_in, float* out) {
+    const Stretches layout(view.format, view.codes);
+    const char* at = static_cast<const char*>(view.data);
+    for (int input = 0; input < num_in; ++input) {
+        const int place = input % layout.inputs, group = place / layout.group, i = place % layout.group;
+        if (input > 0 && place == 0) at += layout.bytes;
+        const int scale_at = ((view.codes.has_steps ? 0 : group) * kPanel + column) * 2;
+        float scale = half_at(at + scale_at), min = view.codes.has_mins ? half_at(at + layout.mins_at + scale_at) : 0;
+        if (view.codes.has_steps) {
+            scale *= static_cast<float>(static_cast<signed char>(at[layout.steps_at + group * kPanel + column]));
+            if (view.codes.has_mins)
+                min *= static_cast<float>(static_cast<signed char>(at[layout.min_steps_at + group * kPanel + column]));
+        }
+        const char* codes = at + layout.codes_at + column * 4 + group * layout.group * kPanel * layout.code_bits / 8;
+        const int low = layout.code_bits == 4 ? i % 16 : i;
+        int code = static_cast<signed char>(codes[low / 4 * kPanel * 4 + low % 4]);
+        if (layout.code_bits == 4) code = (i < 16 ? code & 15 : code >> 4 & 15) - (view.codes.has_mins ? 0 : 8);
+        const float product = static_cast<float>(code) * scale;
+        out[input] = view.codes.has_mins ? product + min : product;
+    }
+}
+
+}  // namespace
+
+Matrix::Matrix(Arena& arena, int num_in, const std::vector<Part>& parts, bool halves)
+    : num_in(num_in), input(input_of(parts.front().format)), halves(halves) {
+    padded_in = padded_inputs(parts.front().format, num_in);
+    std::vector<Panel> in_order;
+    for (const Part& part : parts) {
+        for (int row = 0; row < part.num_rows; row += kPanel) {
+            const PanelView view{nullptr, panel_bytes(part, padded_in), part.format, part.codes};
+            in_order.push_back({view, num_out + row, std::min(kPanel, part.num_rows - row)});
+            num_bytes_ += view.num_bytes;
+        }
+        num_out += part.num_rows;
+    }
+    void* memory = nullptr;
+    memory_ = arena.take(num_bytes_, &memory);
+    panel_of_row_.resize(static_cast<std::size_t>(num_out));
+    const int count = static_cast<int>(in_order.size());
+    for (int index = 0; index < count; ++index) {
+        const int from = !halves ? index : index % 2 == 0 ? index / 2 : count / 2 + index / 2;
+        Panel panel = in_order[static_cast<std::size_t>(from)];
+        panel.view.data = memory;
+        memory = static_cast<char*>(memory) + panel.view.num_bytes;
+        for (int i = 0; i < panel.num_columns; ++i) panel_of_row_[static_cast<std::size_t>(panel.first_out + i)] = index;
+        panels.push_back(panel);
+    }
+}
+
+// f(panel, first row, number of rows) for every panel that has some of the rows.
+template <class F>
+void Matrix::each_panel(Pool& pool, int first_row, int num_rows, F&& f) {
+    std::vector<const Panel*> touched;
+    for (int row = first_row; row < first_row + num_rows;) {
+        touched.push_back(&panel_of(row));
+        row = touched.back()->first_out + touched.back()->num_columns;
+    }
+    pool.each(static_cast<int>(touched.size()), [&](int unit, int) {
+        const Panel& panel = *touched[static_cast<std::size_t>(unit)];
+        const int begin = std::max(panel.first_out, first_row);
+        f(panel, begin, std::min(panel.first_out + panel.num_columns, first_row + num_rows) - begin);
+    });
 }
 
 void Matrix::fill(Pool& pool, int first_row, int num_rows, const void* values) {
-    const int first_part = first_row / kPanel, last_part = (first_row + num_rows - 1) / kPanel;
-    const int half_panels = view.num_out / 2 / kPanel;
-    pool.each(last_part - first_part + 1, [&](int unit, int) {
-        const int part = first_part + unit;
-        const int begin = part * kPanel > first_row ? part * kPanel : first_row;
-        const int end = (part + 1) * kPanel < first_row + num_rows ? (part + 1) * kPanel : first_row + num_rows;
-        const int index = !halves ? part : part < half_panels ? 2 * part : 2 * (part - half_panels) + 1;
-        const std::int64_t row_bytes = std::int64_t{view.num_in} * item_bytes(view.dtype);
-        pack_words(static_cast<const char*>(values) + (begin - first_row) * row_bytes, end - begin, row_bytes,
-                   begin - part * kPanel, static_cast<std::uint32_t*>(const_cast<void*>(panel(index))));
+    each_panel(pool, first_row, num_rows, [&](const Panel& panel, int begin, int count) {
+        const std::int64_t row_bytes = std::int64_t{num_in} * (panel.view.format == Format::bfloat16 ? 2 : 4);
+        pack_words(static_cast<const char*>(values) + (begin - first_row) * row_bytes, count, row_bytes,
+                   begin - panel.first_out, static_cast<std::uint32_t*>(const_cast<void*>(panel.view.data)));
+    });
+}
+
+void Matrix::fill(Pool& pool, int first_row, int num_rows, const CodeRows& rows) {
+    each_panel(pool, first_row, num_rows, [&](const Panel& panel, int begin, int count) {
+        const Stretches layout(panel.view.format, panel.view.codes);
+        const std::int64_t scales = std::int64_t{padded_in} / layout.inputs * layout.scales;
+        const std::int64_t groups = padded_in / layout.group;
+        for (std::int64_t row = begin - first_row; row < begin - first_row + count; ++row) {
+            const CodeRows one{rows.codes + row * num_in, rows.scales + row * scales,
+                               rows.mins == nullptr ? nullptr : rows.mins + row * scales,
+                               rows.steps == nullptr ? nullptr : rows.steps + row * groups,
+                               rows.min_steps == nullptr ? nullptr : rows.min_steps + row * groups};
+            pack_codes(one, num_in, padded_in, panel.view, static_cast<int>(row) + first_row - panel.first_out);
+        }
     });
 }
 
 void Matrix::copy_row(int row, float* out) const {
-    const void* from = panel(row / kPanel);
-    const int column = row % kPanel;
-    if (view.dtype == Dtype::float32) {
-        for (int i = 0; i < view.num_in; ++i) out[i] = static_cast<const float*>(from)[i * kPanel + column];
+    const Panel& panel = panel_of(row);
+    const int column = row - panel.first_out;
+    if (is_quantised(panel.view.format)) return unpack_codes(panel.view, column, num_in, out);
+    if (panel.view.format == Format::float32) {
+        const auto* values = static_cast<const float*>(panel.view.data);
+        for (int i = 0; i < num_in; ++i) out[i] = values[std::int64_t{i} * kPanel + column];
         return;
     }
-    const auto* words = static_cast<const std::uint16_t*>(from);
-    for (int i = 0; i < view.num_in; ++i) {
-        const std::uint32_t bits = std::uint32_t{words[(i / 2 * kPanel + column) * 2 + i % 2]} << 16;
+    const auto* words = static_cast<const std::uint16_t*>(panel.view.data);
+    for (int i = 0; i < num_in; ++i) {
+        const std::uint32_t bits = std::uint32_t{words[(std::int64_t{i} / 2 * kPanel + column) * 2 + i % 2]} << 16;
         std::memcpy(out + i, &bits, 4);
     }
 }
@@ -79,7 +236,7 @@ namespace {
 
 std::int64_t bytes_of_block(const KVView& view) {
     const bool is_scaled = view.dtype == Dtype::int8;
-    const std::int64_t item = view.dtype == Dtype::float32 ? 4 : view.dtype == Dtype::bfloat16 ? 2 : 1;
+    const std::int64_t item = is_scaled ? 1 : item_bytes(view.dtype);
     const std::int64_t a_row = view.head_dim * item + (is_scaled ? sizeof(float) : 0);
     return 2 * a_row * view.block_size * view.num_kv_heads;
 }

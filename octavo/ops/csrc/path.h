@@ -6,6 +6,7 @@
 #include "kernels.h"
 #include "limits.h"
 #include "product.h"
+#include "quantised.h"
 #include "rows.h"
 
 namespace {
@@ -13,11 +14,18 @@ namespace {
 constexpr Kernels make_kernels(const char* name) {
     Kernels kernels{};
     kernels.name = name;
-    kernels.block_rows[0] = kernels.block_rows[1] = kMaxRows;
-    kernels.input_bytes[0] = kernels.input_bytes[1] = 4;
-    kernels.pack_rows = pack_rows_float;
-    kernels.product[static_cast<int>(Dtype::float32)] = product_fma<Singles>;
-    kernels.product[static_cast<int>(Dtype::bfloat16)] = product_fma<Pairs>;
+    for (int& rows : kernels.block_rows) rows = kMaxRows;
+    kernels.bf16_bytes = 4;
+    kernels.pack_rows[static_cast<int>(Input::float32)] = pack_rows_float;
+    kernels.pack_rows[static_cast<int>(Input::bfloat16)] = pack_rows_float;
+    kernels.pack_rows[static_cast<int>(Input::groups_of_32)] = pack_rows_int8<32>;
+    kernels.pack_rows[static_cast<int>(Input::groups_of_64)] = pack_rows_int8<64>;
+    kernels.product[static_cast<int>(Format::float32)] = product_fma<Singles>;
+    kernels.product[static_cast<int>(Format::bfloat16)] = product_fma<Pairs>;
+    kernels.product[static_cast<int>(Format::int4_32)] = product_codes<4, 32>;
+    kernels.product[static_cast<int>(Format::int8_16)] = product_codes<8, 16>;
+    kernels.product[static_cast<int>(Format::int8_32)] = product_codes<8, 32>;
+    kernels.product[static_cast<int>(Format::int8_64)] = product_codes<8, 64>;
     kernels.store = store_sums;
     kernels.rms_norm = rms_norm;
     kernels.silu_mul = silu_mul;

@@ -1,6 +1,7 @@
 // The AVX-512 kernels, with bfloat16 products by AMX: tiles of 16 rows, 16 columns, and 32 inputs at a time.
 //
 // A tile's product adds its inputs in an order of its own, the same for every row, however many rows there are.
+#define OCTAVO_VNNI 1
 #include "path.h"
 
 namespace {
@@ -115,8 +116,7 @@ double spin_tiles(std::int64_t rounds) { return spin_fma(rounds); }
 #endif
 
 // Rows of bfloat16, each padded to whole tiles of inputs.
-void pack_rows_tiles(const PackArgs& args, Dtype dtype, int first_row, int num_rows) {
-    if (dtype == Dtype::float32) return pack_rows_float(args, dtype, first_row, num_rows);
+void pack_rows_tiles(const PackArgs& args, int first_row, int num_rows) {
     auto* packed = static_cast<std::uint16_t*>(args.packed);
     for (int row = first_row; row < first_row + num_rows; ++row) {
         const float* x = args.x + (args.rows != nullptr ? args.rows[row] : row) * args.stride;
@@ -129,7 +129,7 @@ void pack_rows_tiles(const PackArgs& args, Dtype dtype, int first_row, int num_r
 }
 
 void product_tiles(const ProductArgs& args) {
-    const auto* panel = static_cast<const std::uint32_t*>(args.panel);
+    const auto* panel = static_cast<const std::uint32_t*>(args.panel.data);
     const auto* packed = static_cast<const std::uint16_t*>(args.packed);
     const int steps = args.padded_in / kTileInputs;
     int rows_before = -1, more_before = -1;
@@ -150,11 +150,10 @@ void product_tiles(const ProductArgs& args) {
 
 constexpr Kernels make_amx_kernels() {
     Kernels kernels = make_kernels("amx");
-    constexpr int kBf16 = static_cast<int>(Dtype::bfloat16);
-    kernels.block_rows[kBf16] = 2 * kTileRows;
-    kernels.input_bytes[kBf16] = 2;
-    kernels.pack_rows = pack_rows_tiles;
-    kernels.product[kBf16] = product_tiles;
+    kernels.block_rows[static_cast<int>(Input::bfloat16)] = 2 * kTileRows;
+    kernels.bf16_bytes = 2;
+    kernels.pack_rows[static_cast<int>(Input::bfloat16)] = pack_rows_tiles;
+    kernels.product[static_cast<int>(Format::bfloat16)] = product_tiles;
     kernels.spin_products = spin_tiles;
     return kernels;
 }

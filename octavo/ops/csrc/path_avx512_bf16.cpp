@@ -1,4 +1,5 @@
 // The AVX-512 kernels, with bfloat16 products by its dot-product instruction: pairs of inputs at a time.
+#define OCTAVO_VNNI 1
 #include "path.h"
 
 namespace {
@@ -13,8 +14,7 @@ OCTAVO_INLINE vf dot_pairs(vf sums, std::uint32_t x, vu w) {
 }
 
 // Blocks of kMaxRows rows, pairs of one input pair side by side: [input pairs, rows of the block].
-void pack_rows_pairs(const PackArgs& args, Dtype dtype, int first_row, int num_rows) {
-    if (dtype == Dtype::float32) return pack_rows_float(args, dtype, first_row, num_rows);
+void pack_rows_pairs(const PackArgs& args, int first_row, int num_rows) {
     auto* packed = static_cast<std::uint32_t*>(args.packed);
     for (int row = first_row; row < first_row + num_rows; ++row) {
         const int first = row - row % kMaxRows, left = args.num_rows - first;
@@ -62,7 +62,7 @@ OCTAVO_INLINE void tiles_pairs(int rows, const std::uint32_t* a, const std::uint
 
 void product_pairs(const ProductArgs& args) {
     constexpr int kPassPairs = 256;
-    const auto* panel = static_cast<const std::uint32_t*>(args.panel);
+    const auto* panel = static_cast<const std::uint32_t*>(args.panel.data);
     const auto* packed = static_cast<const std::uint32_t*>(args.packed);
     const int pairs = args.padded_in / 2, last_row = args.first_row + args.num_rows;
     for (int first = 0; first < pairs; first += kPassPairs) {
@@ -78,9 +78,9 @@ void product_pairs(const ProductArgs& args) {
 
 constexpr Kernels make_bf16_kernels() {
     Kernels kernels = make_kernels("avx512_bf16");
-    kernels.input_bytes[static_cast<int>(Dtype::bfloat16)] = 2;
-    kernels.pack_rows = pack_rows_pairs;
-    kernels.product[static_cast<int>(Dtype::bfloat16)] = product_pairs;
+    kernels.bf16_bytes = 2;
+    kernels.pack_rows[static_cast<int>(Input::bfloat16)] = pack_rows_pairs;
+    kernels.product[static_cast<int>(Format::bfloat16)] = product_pairs;
     return kernels;
 }
 

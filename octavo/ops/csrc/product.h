@@ -9,7 +9,7 @@
 namespace {
 
 // Blocks of kMaxRows rows, values of one input side by side: [inputs, rows of the block].
-void pack_rows_float(const PackArgs& args, Dtype, int first_row, int num_rows) {
+void pack_rows_float(const PackArgs& args, int first_row, int num_rows) {
     float* packed = static_cast<float*>(args.packed);
     for (int first = first_row; first < first_row + num_rows; first += kMaxRows) {
         const int left = args.num_rows - first, rows = left < kMaxRows ? left : kMaxRows;
@@ -56,7 +56,7 @@ OCTAVO_INLINE void run_pass(const ProductArgs& args, const typename B::Element* 
 
 template <class B>
 void product_fma(const ProductArgs& args) {
-    const auto* panel = static_cast<const typename B::Element*>(args.panel);
+    const auto* panel = static_cast<const typename B::Element*>(args.panel.data);
     for (int first = 0; first < args.num_in; first += kPass) {
         const int left = args.num_in - first, inputs = left < kPass ? left : kPass;
         const auto* weights = panel + std::int64_t{first} / B::kInner * kPanel;

@@ -39,7 +39,7 @@ void Program::rms_norm(Norm norm, int width, int in, int out) {
 }
 
 void Program::linear(const Matrix& matrix, Norm norm, int in, int out, bool adds, bool silu) {
-    Op op{Kind::linear, in, out, silu ? matrix.view.num_out / 2 : matrix.view.num_out, adds, silu};
+    Op op{Kind::linear, in, out, silu ? matrix.num_out / 2 : matrix.num_out, adds, silu};
     op.matrix = &matrix;
     op.norm = norm;
     ops_.push_back(op);
@@ -92,7 +92,7 @@ void Program::run_op(const Op& op, int num_tokens) {
     switch (op.kind) {
         case Kind::embed:
             return each_row(pool, num_tokens, [&](int row) {
-                const std::int64_t hidden = op.matrix->view.num_in;
+                const std::int64_t hidden = op.matrix->num_in;
                 op.matrix->copy_row(op.tokens->ids[static_cast<std::size_t>(row)], out + row * hidden);
             });
         case Kind::rms_norm:
@@ -100,7 +100,7 @@ void Program::run_op(const Op& op, int num_tokens) {
                 kernels.rms_norm(in + row * width, op.norm.weight, op.norm.eps, op.width, out + row * width);
             });
         case Kind::linear:
-            return run_linear(machine_, *op.matrix, {in, nullptr, op.matrix->view.num_in, num_tokens, op.norm},
+            return run_linear(machine_, *op.matrix, {in, nullptr, op.matrix->num_in, num_tokens, op.norm},
                               {out, width, op.adds, op.silu});
         case Kind::rope:
             return run_rope(op, num_tokens, out);

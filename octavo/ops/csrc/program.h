@@ -10,26 +10,60 @@
 
 namespace octavo {
 
-// A packed matrix and its memory; see MatrixView. With `halves`, the panels of the second half of the outputs stand
-// between those of the first, so that gate and up of the same outputs come from memory side by side.
+// Some rows of a matrix that are held alike.
+struct Part {
+    int num_rows;
+    Format format;
+    Codes codes;
+};
+
+// Rows of whole numbers, as they come: codes [rows, num_in]; float16 scales and minimums [rows, stretches]; steps
+// [rows, groups]. What a part does not have is null.
+struct CodeRows {
+    const std::int8_t* codes;
+    const std::uint16_t* scales;
+    const std::uint16_t* mins;
+    const std::int8_t* steps;
+    const std::int8_t* min_steps;
+};
+
+// A packed matrix [num_out, num_in] and its memory; see PanelView. Every part begins with a panel of its own. With
+// `halves`, the panels of the second half of the outputs stand between those of the first, so that gate and up of the
+// same outputs come from memory side by side.
 class Matrix {
 public:
-    Matrix(Arena& arena, int num_out, int num_in, Dtype dtype, bool halves);
+    struct Panel {
+        PanelView view;
+        int first_out, num_columns;
+    };
 
-    // Packs rows [first_row, first_row + num_rows) from `values` [num_rows, num_in] of the matrix's dtype.
+    // All parts read their input alike.
+    Matrix(Arena& arena, int num_in, const std::vector<Part>& parts, bool halves);
+
+    // Packs rows [first_row, first_row + num_rows): floats [num_rows, num_in] of the rows' format, or whole numbers.
     void fill(Pool& pool, int first_row, int num_rows, const void* values);
+    void fill(Pool& pool, int first_row, int num_rows, const CodeRows& rows);
+    // Row `row` in float32, bit for bit what its format means.
     void copy_row(int row, float* out) const;
-    // The first output of a panel; the panel that `silu(gate) * up` has beside a gate's.
-    int first_out(int panel) const;
-    int num_panels() const { return (view.num_out + kPanel - 1) / kPanel; }
-    const void* panel(int index) const { return static_cast<const char*>(view.panels) + index * view.panel_bytes; }
-    std::int64_t num_bytes() const { return num_panels() * view.panel_bytes; }
+    Format format_of(int row) const { return panel_of(row).view.format; }
+    Codes codes_of(int row) const { return panel_of(row).view.codes; }
+    int num_panels() const { return static_cast<int>(panels.size()); }
+    const Panel& panel(int index) const { return panels[static_cast<std::size_t>(index)]; }
+    std::int64_t num_bytes() const { return num_bytes_; }
 
-    MatrixView view;
+    int num_out = 0, num_in, padded_in = 0;
+    Input input;
     const bool halves;
+    std::vector<Panel> panels;  // in the order in which they lie in memory
     std::vector<float> bias;
 
 private:
+    const Panel& panel_of(int row) const { return panel(panel_of_row_[static_cast<std::size_t>(row)]); }
+    template <class F>
+    void each_panel(Pool& pool, int first_row, int num_rows, F&& f);
+
+    std::vector<int> panel_of_row_;
+    std::int64_t num_bytes_ = 0;
     std::shared_ptr<Memory> memory_;  // holds the panels, and other matrices'
 };
 

@@ -42,7 +42,7 @@ struct Halves {  // bfloat16, side by side
     using Element = std::uint16_t;
     static constexpr int kInner = 1;
 };
-struct Bytes {  // int8, side by side
+struct Quarters {  // int8, side by side
     using Element = std::int8_t;
     static constexpr int kInner = 1;
 };

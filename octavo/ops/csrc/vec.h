@@ -28,7 +28,6 @@ typedef float vf __attribute__((vector_size(4 * W)));
 typedef std::int32_t vi __attribute__((vector_size(4 * W)));
 typedef std::uint32_t vu __attribute__((vector_size(4 * W)));
 typedef std::uint16_t vh __attribute__((vector_size(2 * W)));
-typedef std::int8_t vb __attribute__((vector_size(W)));
 
 template <class V>
 OCTAVO_INLINE V load_as(const void* from) {
@@ -164,14 +163,30 @@ OCTAVO_INLINE vf load(const std::uint16_t* from) {
 #endif
 }
 
-// W whole numbers of 8 bits that lie side by side.
+// W signed bytes that lie side by side.
 OCTAVO_INLINE vf load(const std::int8_t* from) {
 #if defined(__AVX512F__) && defined(OCTAVO_WIDE)
     return (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)from)));
 #elif defined(__AVX2__) && !defined(OCTAVO_WIDE)
     return (vf)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)from)));
 #else
-    return __builtin_convertvector(__builtin_convertvector(load_as<vb>(from), vi), vf);
+    typedef std::int8_t vb __attribute__((vector_size(W)));
+    return __builtin_convertvector(load_as<vb>(from), vf);
+#endif
+}
+
+// W float16 that lie side by side, none of them an infinity or NaN.
+OCTAVO_INLINE vf load_half(const std::uint16_t* from) {
+#if defined(__AVX512F__) && defined(OCTAVO_WIDE)
+    return (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)from));
+#elif defined(__F16C__) && !defined(OCTAVO_WIDE)
+    return (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)from));
+#else
+    // Exponent and mantissa where float32 has them; the difference of the biases is a factor of 2^112, exact also for
+    // subnormal numbers.
+    const vu words = __builtin_convertvector(load_as<vh>(from), vu);
+    const vf magnitude = (vf)((words & 0x7fffu) << 13) * 0x1p112f;
+    return (vf)((vu)magnitude | (words & 0x8000u) << 16);
 #endif
 }
 

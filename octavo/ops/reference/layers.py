@@ -45,7 +45,7 @@ def plan_rope(rope: Rope, positions: NDArray[np.int32]) -> Rotation:
 @torch.inference_mode()
 def embed(embedding: Matrix, tokens: Tensor) -> Tensor:
     """[T] -> [T, hidden]."""
-    return embedding.weight.index_select(0, tokens)
+    return embedding.weight.index_select(0, tokens).to(embedding.handle.dtype)
 
 
 @torch.inference_mode()
@@ -59,6 +59,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 @torch.inference_mode()
 def linear(x: Tensor, weight: Matrix) -> Tensor:
     """[T, in] -> [T, out]."""
+    if weight.input_group:
+        return functional.linear(_as_codes(x.float(), weight.input_group), weight.weight, weight.bias).to(x.dtype)
     if weight.handle.is_native or len(x) == 1:
         return functional.linear(x, weight.weight, weight.bias)
     wide = x.float()
@@ -69,6 +71,15 @@ def linear(x: Tensor, weight: Matrix) -> Tensor:
             product += weight.bias[first : first + len(tile)]
         out[:, first : first + len(tile)] = product
     return out
+
+
+def _as_codes(x: Tensor, group: int) -> Tensor:
+    """What is left of each row when groups of its inputs become whole numbers; see `Quantised`. float32 [T, in]."""
+    padded = functional.pad(x, (0, -x.shape[1] % group)).unflatten(1, (-1, group))
+    largest = padded.abs().amax(dim=-1, keepdim=True)
+    inverse = torch.where(largest > 1e-30, 127.0 / largest, 0.0)
+    codes = (padded * inverse).round()
+    return (codes * torch.where(largest > 1e-30, largest / 127.0, 0.0)).flatten(1)[:, : x.shape[1]]
 
 
 @torch.inference_mode()
@@ -102,12 +113,12 @@ def rope_and_cache(
 def _write(x: Tensor, slots: Tensor, numbers: Tensor, scales: Tensor | None) -> None:
     """Rows x [T, num_kv_heads, head_dim] to their slots, as numbers or as codes with their scales."""
     if scales is not None:
-        x, scale = quantize(x.float())
+        x, scale = quantise(x.float())
         scales.index_copy_(0, slots, scale)
     numbers.index_copy_(0, slots, x.to(numbers.dtype))
 
 
-def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
+def quantise(x: Tensor) -> tuple[Tensor, Tensor]:
     """Codes [..., n] and scales [..., 1] of float32 rows [..., n], as `Ops.new_kv_layers` has them for int8."""
     scale = x.abs().amax(dim=-1, keepdim=True) / 127
     scale = torch.where(x.isfinite().all(dim=-1, keepdim=True), scale, torch.nan)
@@ -127,6 +138,8 @@ def logits(hidden: Tensor, rows: NDArray[np.int32], norm: FinalNorm, head: Matri
     """[S, vocab] in float32: never rounded to 16 bits, where neighbours of the best token would tie with it."""
     index = torch.from_numpy(rows.astype(np.int64)).to(hidden.device)
     x = rms_norm(hidden.index_select(0, index), norm.weight, norm.eps)
+    if head.input_group:
+        return functional.linear(_as_codes(x.float(), head.input_group), head.weight)
     if x.dtype == torch.float32:
         return functional.linear(x, head.weight)
     if x.device.type == "cuda":

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from octavo.errors import ConfigError
 from octavo.ops import machine
-from octavo.ops.interface import Host, KVShape, Place
+from octavo.ops.interface import Host, KVShape, Place, Quantised
 from octavo.ops.sampling import Ints
 
 Tensor = torch.Tensor
@@ -39,11 +39,15 @@ class Handle:
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """A packed matrix [out, in] with a bias [out] or none; also an embedding [vocab, hidden]."""
+    """A packed matrix [out, in] with a bias [out] or none; also an embedding [vocab, hidden].
+
+    One that came quantised is held in float32; its inputs are rounded in groups of `input_group` (0: not at all).
+    """
 
     weight: Tensor
     bias: Tensor | None
     handle: Handle
+    input_group: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,10 +176,15 @@ def copy_blocks(kv: Blocks, src_ids: Ints, dst_ids: Ints) -> None:
 
 
 @torch.inference_mode()
-def pack_linear(place: Place, shape: tuple[int, int], parts: Iterable[Host], bias: Host | None) -> Matrix:
+def pack_linear(
+    place: Place, shape: tuple[int, int], parts: Iterable[Host | Quantised], bias: Host | None
+) -> Matrix:
     """`parts` [some of out, in], stacked; a single one that lies in host memory becomes the matrix itself."""
+    packed_bias = None if bias is None else _tensor(place, bias)
     num_filled, weight = 0, None
     for part in parts:
+        if isinstance(part, Quantised):
+            return _pack_codes(place, [part, *parts], packed_bias)
         if len(part) == shape[0]:
             weight = _tensor(place, part)
         elif weight is None:
@@ -185,12 +194,22 @@ def pack_linear(place: Place, shape: tuple[int, int], parts: Iterable[Host], bia
         num_filled += len(part)
     assert weight is not None
     assert num_filled == shape[0]
-    return Matrix(weight, None if bias is None else _tensor(place, bias), place.handle)
+    return Matrix(weight, packed_bias, place.handle)
+
+
+def _pack_codes(place: Place, parts: list[Quantised], bias: Tensor | None) -> Matrix:
+    values = np.concatenate([part.values() for part in parts])
+    groups = {64 if part.group_len == 64 else 32 for part in parts}
+    assert len(groups) == 1, "the parts do not take their input as the same"
+    weight = torch.from_numpy(values).to(place.handle.device)
+    return Matrix(weight, None if bias is None else bias.float(), place.handle, groups.pop())
 
 
 @torch.inference_mode()
-def pack_embedding(place: Place, matrix: Host) -> Matrix:
+def pack_embedding(place: Place, matrix: Host | Quantised) -> Matrix:
     """An embedding [vocab, hidden]."""
+    if isinstance(matrix, Quantised):
+        return _pack_codes(place, [matrix], None)
     return Matrix(_tensor(place, matrix), None, place.handle)
 
 

@@ -8,6 +8,14 @@
 #include <cstdint>
 #include <cstring>
 
+// The kernels are compiled twice where it pays: as the whole package is, and for AVX2.
+#if (defined(__x86_64__) || defined(__i386__)) && (defined(__GNUC__) || defined(__clang__))
+#define OCTAVO_AVX2 __attribute__((target("avx2")))
+#define OCTAVO_INLINE __attribute__((always_inline)) inline
+#else
+#define OCTAVO_INLINE inline
+#endif
+
 namespace octavo {
 
 template <typename To, typename From>

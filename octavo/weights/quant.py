@@ -1,0 +1,114 @@
+"""Matrices as whole numbers with scales: what GGUF's block formats hold, and what Octavo makes of floats itself.
+
+Knows layouts and arrays; what the numbers mean is said once, in `octavo.ops.interface.Quantised`, which they become.
+Bits and rounding are written down in `csrc/formats.h` and `csrc/quantise.h`, where the work is done.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from octavo.weights import _convert
+
+_STRETCH = 256  # values that share the scale that steps count in
+
+
+@dataclass(frozen=True, slots=True)
+class CodeLayout:
+    """How a format holds whole numbers: bits of a code, neighbouring inputs that share a scale, and what else it has."""
+
+    bits: int
+    group_len: int
+    has_mins: bool
+    has_steps: bool
+
+    def num_bytes(self, rows: int, width: int) -> int:
+        """Of a matrix [rows, width]: codes, scales and steps."""
+        groups = -(-width // self.group_len)
+        scales = -(-width // _STRETCH) if self.has_steps else groups
+        per_group = (1 + self.has_mins) * self.has_steps
+        return rows * (width * self.bits // 8 + scales * 2 * (1 + self.has_mins) + groups * per_group)
+
+
+# What Octavo makes itself, and, by the names that they have in a file, the stored formats.
+OWN_LAYOUTS = {
+    "int8": CodeLayout(8, 64, has_mins=False, has_steps=False),
+    "int4": CodeLayout(4, 32, has_mins=True, has_steps=False),
+}
+LAYOUTS = {name: CodeLayout(*layout) for name, layout in _convert.code_layouts().items()} | OWN_LAYOUTS
+
+
+class CodeArrays(NamedTuple):
+    """The arrays of a matrix; see `Quantised`, whose fields they are."""
+
+    codes: npt.NDArray[np.int8]
+    scales: npt.NDArray[np.float16]
+    mins: npt.NDArray[np.float16] | None
+    steps: npt.NDArray[np.int8] | None
+    min_steps: npt.NDArray[np.int8] | None
+
+
+def new_arrays(layout: CodeLayout, rows: int, width: int) -> CodeArrays:
+    """Arrays for a matrix [rows, width], to be filled."""
+    groups = -(-width // layout.group_len)
+    scales = width // _STRETCH if layout.has_steps else groups
+    return CodeArrays(
+        codes=np.empty((rows, width), np.int8),
+        scales=np.empty((rows, scales), np.float16),
+        mins=np.empty((rows, scales), np.float16) if layout.has_mins else None,
+        steps=np.empty((rows, groups), np.int8) if layout.has_steps else None,
+        min_steps=np.empty((rows, groups), np.int8) if layout.has_steps and layout.has_mins else None,
+    )
+
+
+def rows_of(arrays: CodeArrays, first: int, end: int) -> CodeArrays:
+    """Rows [first, end), in place."""
+    return CodeArrays(*(None if array is None else array[first:end] for array in arrays))  # type: ignore[arg-type]
+
+
+def reorder(arrays: CodeArrays, order: npt.NDArray[np.intp]) -> CodeArrays:
+    """Row order[i] as row i; copies."""
+    return CodeArrays(*(None if array is None else array[order] for array in arrays))  # type: ignore[arg-type]
+
+
+def split_into(data: npt.NDArray[np.uint8], stored: str, arrays: CodeArrays) -> bool:
+    """Takes whole rows of blocks apart; whether every scale is finite. `data`: their bytes, contiguous, one dimension.
+
+    `stored` is a format of a file. ValueError where the lengths do not agree. Other threads run meanwhile.
+    """
+    mins, steps, min_steps = _halves(arrays.mins), _flat(arrays.steps), _flat(arrays.min_steps)
+    return _convert.split(data, stored, arrays.codes.reshape(-1), _words(arrays.scales), mins, steps, min_steps)
+
+
+def quantise(values: npt.NDArray[np.float32], layout: CodeLayout, threads: int) -> CodeArrays | None:
+    """Whole numbers for finite `values` [rows, width]; None where float16 cannot hold a scale.
+
+    8 bits: the largest of a group becomes 127. 4 bits: of lines through 16 codes over the whole range of a group and
+    over somewhat less, fitted by least squares, the one with the least squared error. Rows are shared by `threads`.
+    """
+    arrays = new_arrays(layout, *values.shape)
+    parts = [part for part in np.array_split(np.arange(len(values)), max(1, threads)) if len(part)]
+
+    def run(part: npt.NDArray[np.intp]) -> bool:
+        rows = rows_of(arrays, part[0], part[-1] + 1)
+        given = np.ascontiguousarray(values[part[0] : part[-1] + 1])
+        scales, mins = _words(rows.scales), _halves(rows.mins)
+        return _convert.quantise(given, layout.group_len, rows.codes.reshape(-1), scales, mins)
+
+    with ThreadPoolExecutor(len(parts)) as pool:
+        return arrays if all(list(pool.map(run, parts))) else None
+
+
+def _words(halves: npt.NDArray[np.float16]) -> npt.NDArray[np.uint16]:
+    return halves.reshape(-1).view(np.uint16)
+
+
+def _halves(halves: npt.NDArray[np.float16] | None) -> npt.NDArray[np.uint16] | None:
+    return None if halves is None else _words(halves)
+
+
+def _flat(steps: npt.NDArray[np.int8] | None) -> npt.NDArray[np.int8] | None:
+    return None if steps is None else steps.reshape(-1)
