@@ -157,7 +157,9 @@ def _choose_quantization(model: ModelFiles, config: EngineConfig, place: Place) 
         is_stored = model.has_codes and config.model_config.load_format != "dummy"
         return None if wanted is None and is_stored else wanted or "none"
     if wanted not in (None, "none"):
-        raise ConfigError(f"quantization={wanted!r}: whole-number weights run on a CPU only; on {place.device} use 'none'")
+        raise ConfigError(
+            f"quantization={wanted!r}: whole-number weights run on a CPU only; on {place.device} use 'none'"
+        )
     return "none"
 
 

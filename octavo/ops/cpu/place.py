@@ -60,6 +60,7 @@ class Blocks:
     plan: Native
     place: Place
     shape: KVShape
+    dtype: str
 
 
 def paths() -> list[str]:
@@ -114,11 +115,11 @@ def new_kv(place: Place, shape: KVShape, dtype: str) -> Blocks:
 
 def new_kv_layers(place: Place, shape: KVShape, num_layers: int, dtype: str) -> list[Blocks]:
     """Zeroed keys and values; the system gives the memory page by page as blocks are first written."""
-    if dtype not in ("float32", "bfloat16"):
-        raise ConfigError(f"kv_dtype={dtype!r}: on a CPU keys and values are float32 or bfloat16")
+    if dtype not in ("float32", "bfloat16", "int8"):
+        raise ConfigError(f"kv_dtype={dtype!r}: on a CPU keys and values are float32, bfloat16 or int8")
     sizes = (shape.num_blocks, shape.block_size, shape.num_kv_heads, shape.head_dim)
-    caches = _cpu.Cache.layers(num_layers, *sizes, dtype == "bfloat16")
-    return [Blocks(cache, _cpu.AttentionPlan(), place, shape) for cache in caches]
+    caches = _cpu.Cache.layers(num_layers, *sizes, dtype)
+    return [Blocks(cache, _cpu.AttentionPlan(), place, shape, dtype) for cache in caches]
 
 
 def copy_blocks(kv: Blocks, src_ids: Ints, dst_ids: Ints) -> None:
@@ -127,9 +128,7 @@ def copy_blocks(kv: Blocks, src_ids: Ints, dst_ids: Ints) -> None:
         kv.native.copy_block(source, target)
 
 
-def pack_linear(
-    place: Place, shape: tuple[int, int], parts: Iterable[Host | Quantised], bias: Host | None
-) -> Matrix:
+def pack_linear(place: Place, shape: tuple[int, int], parts: Iterable[Host | Quantised], bias: Host | None) -> Matrix:
     """`parts` stacked; two equal parts (gate and up) stand interleaved, so that SwiGLU reads one stream."""
     rest = iter(parts)
     first = next(rest)

@@ -9,7 +9,7 @@
 
 namespace octavo {
 
-enum class Dtype : int { float32 = 0, bfloat16 = 1 };
+enum class Dtype : int { float32 = 0, bfloat16 = 1, int8 = 2 };  // int8: of keys and values only
 
 constexpr int kPanel = 32;  // columns (outputs) of a matrix that lie side by side
 
@@ -91,9 +91,11 @@ struct StoreArgs {
     bool adds;
 };
 
-// Keys and values of one layer; blocks of neighbouring numbers are `block_stride` values apart. A block holds, for each
+// Keys and values of one layer; blocks of neighbouring numbers are `block_stride` bytes apart. A block holds, for each
 // KV head, the keys of its slots, side by side, as [head_dim / 2, block_size, 2] (bfloat16: a pair of dimensions of one
-// key together) or [head_dim, block_size] (float32), then the values as [block_size, head_dim].
+// key together) or [head_dim, block_size] (float32, int8), then the values as [block_size, head_dim]. Behind int8 stand
+// float32 scales: those of the keys [block_size], then those of the values [block_size]; a number is its scale times
+// its code. (head_dim is even, so the scales are aligned.)
 struct KVView {
     void* blocks;
     std::int64_t block_stride;

@@ -259,30 +259,32 @@ void Matrix::copy_row(int row, float* out) const {
 
 namespace {
 
-std::int64_t values_of_block(const KVView& view) {
-    return std::int64_t{2} * view.block_size * view.num_kv_heads * view.head_dim;
+std::int64_t bytes_of_block(const KVView& view) {
+    const bool is_scaled = view.dtype == Dtype::int8;
+    const std::int64_t item = is_scaled ? 1 : item_bytes(view.dtype);
+    const std::int64_t a_row = view.head_dim * item + (is_scaled ? sizeof(float) : 0);
+    return 2 * a_row * view.block_size * view.num_kv_heads;
 }
 
 }  // namespace
 
 Cache::Cache(const KVView& like, int layer, int num_layers, std::shared_ptr<Memory> memory)
-    : view(like), memory(std::move(memory)), block_bytes_(values_of_block(like) * item_bytes(like.dtype)) {
-    view.block_stride = values_of_block(like) * num_layers;
+    : view(like), memory(std::move(memory)), block_bytes_(bytes_of_block(like)) {
+    view.block_stride = block_bytes_ * num_layers;
     view.blocks = this->memory->as<char>() + block_bytes_ * layer;
 }
 
 std::vector<Cache> Cache::layers(int num_layers, const KVView& like) {
-    const std::int64_t num_bytes = values_of_block(like) * item_bytes(like.dtype) * like.num_blocks * num_layers;
-    const auto memory = std::make_shared<Memory>(num_bytes);
+    const auto memory = std::make_shared<Memory>(bytes_of_block(like) * like.num_blocks * num_layers);
     std::vector<Cache> layers;
     for (int layer = 0; layer < num_layers; ++layer) layers.push_back(Cache(like, layer, num_layers, memory));
     return layers;
 }
 
 void Cache::copy_block(std::int64_t from, std::int64_t to) {
-    const std::int64_t stride = view.block_stride * item_bytes(view.dtype);
     char* blocks = static_cast<char*>(view.blocks);
-    std::memcpy(blocks + to * stride, blocks + from * stride, static_cast<std::size_t>(block_bytes_));
+    std::memcpy(blocks + to * view.block_stride, blocks + from * view.block_stride,
+                static_cast<std::size_t>(block_bytes_));
 }
 
 }  // namespace octavo
