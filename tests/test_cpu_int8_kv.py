@@ -8,7 +8,7 @@ import pytest
 from octavo import EngineConfig
 from octavo.cache.kv import block_bytes
 from octavo.engine.build import resolve
-from octavo.models.load import read_arch
+from octavo.models.load import read_model
 from octavo.ops import cpu, reference
 from octavo.ops.cpu.place import paths
 from octavo.ops.interface import AttentionShape, KVShape, Place
@@ -155,10 +155,11 @@ def test_scales_are_counted(place, tiny_model):
     layers = cpu.new_kv_layers(place, shape, 2, "int8")
     assert block_bytes(shape, 2, "int8") == 2 * 2 * 5 * 3 * (10 + 4)
     assert layers[0].native.memory().size == 7 * block_bytes(shape, 2, "int8")
-    arch = read_arch(tiny_model)
+    model = read_model(tiny_model)
+    arch = model.arch
     fields = {"model": str(tiny_model), "kv_cache_memory": "16MiB"}
     found = {
-        dtype: resolve(arch, EngineConfig.from_fields(kv_dtype=dtype, **fields), cpu, place, {})
+        dtype: resolve(model, EngineConfig.from_fields(kv_dtype=dtype, **fields), cpu, place, {})
         for dtype in ("float32", "int8")
     }
     ratio = 4 * arch.head_dim / (arch.head_dim + 4)

@@ -21,8 +21,8 @@ from tests.test_engine import assert_at_rest, engine_for, run, workload
 NUM_PROMPTS = 64
 BUDGETS = (16, 64, 512, None)  # tokens a step; None: every prompt whole
 SHUFFLES = (1, 2, 3)
-# What the numbers are held in, by name; and by name: tokens of a block, and blocks of a pool too small for all. Blocks of
-# 5 never end where tiles of keys do.
+# What the numbers are held in, by name; and by name: tokens of a block, and blocks of a pool too small for all. Blocks
+# of 5 never end where tiles of keys do.
 HELD = {
     "float32": {"dtype": "float32"},
     "bfloat16": {"dtype": "bfloat16"},

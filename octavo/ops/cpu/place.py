@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -130,29 +129,25 @@ def copy_blocks(kv: Blocks, src_ids: Ints, dst_ids: Ints) -> None:
 
 def pack_linear(place: Place, shape: tuple[int, int], parts: Iterable[Host | Quantised], bias: Host | None) -> Matrix:
     """`parts` stacked; two equal parts (gate and up) stand interleaved, so that SwiGLU reads one stream."""
-    rest = iter(parts)
-    first = next(rest)
-    is_pair = len(first) * 2 == shape[0] and shape[0] % (2 * PANEL) == 0
-    if isinstance(first, Quantised):
-        native = _pack_codes(place, shape[1], [first, *rest], is_pair=is_pair)
-    else:
-        native = _pack_floats(place, shape, chain([first], rest), is_pair=is_pair)
-    assert native.num_out == shape[0]
+    handle: Handle = place.handle
+    dtype = "bfloat16" if handle.is_bf16 else "float32"
+    native, codes, num_filled = None, [], 0
+    for part in parts:
+        is_pair = len(part) * 2 == shape[0] and shape[0] % (2 * PANEL) == 0
+        if isinstance(part, Quantised):
+            codes.append(part)  # what all parts are decides how the matrix lies
+            continue
+        if native is None:
+            native = _cpu.Matrix(handle.native, shape[1], [(shape[0], dtype, False, False)], is_pair)
+        native.fill(handle.native, num_filled, np.ascontiguousarray(part))
+        num_filled += len(part)
+    if codes:
+        native, num_filled = _pack_codes(place, shape[1], codes, is_pair=is_pair), sum(map(len, codes))
+    assert native is not None
+    assert num_filled == shape[0]
     if bias is not None:
         native.set_bias(np.ascontiguousarray(_floats(bias)))
     return Matrix(native, place)
-
-
-def _pack_floats(place: Place, shape: tuple[int, int], parts: Iterable[Host], *, is_pair: bool) -> Native:
-    handle: Handle = place.handle
-    dtype = "bfloat16" if handle.is_bf16 else "float32"
-    native = _cpu.Matrix(handle.native, shape[1], [(shape[0], dtype, False, False)], is_pair)
-    num_filled = 0
-    for part in parts:
-        native.fill(handle.native, num_filled, np.ascontiguousarray(part))
-        num_filled += len(part)
-    assert num_filled == shape[0]
-    return native
 
 
 def _pack_codes(place: Place, num_in: int, parts: list[Quantised], *, is_pair: bool) -> Native:

@@ -75,11 +75,11 @@ def linear(x: Tensor, weight: Matrix) -> Tensor:
 
 def _as_codes(x: Tensor, group: int) -> Tensor:
     """What is left of each row when groups of its inputs become whole numbers; see `Quantised`. float32 [T, in]."""
-    padded = functional.pad(x, (0, -x.shape[1] % group)).unflatten(1, (-1, group))
+    padded = functional.pad(x, (0, -x.shape[1] % group)).view(len(x), -1, group)
     largest = padded.abs().amax(dim=-1, keepdim=True)
-    inverse = torch.where(largest > 1e-30, 127.0 / largest, 0.0)
-    codes = (padded * inverse).round()
-    return (codes * torch.where(largest > 1e-30, largest / 127.0, 0.0)).flatten(1)[:, : x.shape[1]]
+    codes = (padded * torch.where(largest > 1e-30, 127.0 / largest, 0.0)).round()
+    values: Tensor = codes * torch.where(largest > 1e-30, largest / 127.0, 0.0)
+    return values.view(len(x), -1)[:, : x.shape[1]]
 
 
 @torch.inference_mode()

@@ -179,10 +179,11 @@ def copy_blocks(kv: Blocks, src_ids: Ints, dst_ids: Ints) -> None:
 def pack_linear(place: Place, shape: tuple[int, int], parts: Iterable[Host | Quantised], bias: Host | None) -> Matrix:
     """`parts` [some of out, in], stacked; a single one that lies in host memory becomes the matrix itself."""
     packed_bias = None if bias is None else _tensor(place, bias)
-    num_filled, weight = 0, None
+    num_filled, weight, codes = 0, None, []
     for part in parts:
         if isinstance(part, Quantised):
-            return _pack_codes(place, [part, *parts], packed_bias)
+            codes.append(part)
+            continue
         if len(part) == shape[0]:
             weight = _tensor(place, part)
         elif weight is None:
@@ -190,6 +191,8 @@ def pack_linear(place: Place, shape: tuple[int, int], parts: Iterable[Host | Qua
         if len(part) < shape[0]:
             weight[num_filled : num_filled + len(part)] = _tensor(place, part)
         num_filled += len(part)
+    if codes:
+        return _pack_codes(place, codes, packed_bias)
     assert weight is not None
     assert num_filled == shape[0]
     return Matrix(weight, packed_bias, place.handle)
