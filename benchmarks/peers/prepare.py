@@ -36,7 +36,9 @@ class Vocabulary:
 
     def padded(self, size: int) -> "Vocabulary":
         extra = range(len(self.tokens), size)
-        return Vocabulary([*self.tokens, *(f"<extra_{i}>" for i in extra)], [*self.types, *(UNUSED for _ in extra)], self.merges)
+        return Vocabulary(
+            [*self.tokens, *(f"<extra_{i}>" for i in extra)], [*self.types, *(UNUSED for _ in extra)], self.merges
+        )
 
 
 def main() -> None:

@@ -2,8 +2,9 @@
 
 A worker is started with one argument, its settings as JSON, and says {"versions": ...} once it is ready. A line
 {"workload": name, "jobs": [[ids, max_tokens], ...]} is answered with {"seconds": s, "tokens": [ids, ...]}. A line
-{"workload": name, "tune": jobs} runs them with each of the engine's choices, keeps the fastest for that workload, and
-is answered with {"chosen": text, "tried": {text: seconds}}.
+{"workload": name, "tune": [jobs, jobs]} runs them with each of the engine's choices, keeps the fastest for that
+workload, and is answered with {"chosen": text, "tried": {text: seconds}}; the first jobs only warm up, unless they are
+the faster. With a single choice it runs two of them.
 """
 
 import json
@@ -12,18 +13,18 @@ import sys
 import time
 from importlib.metadata import version
 
-TUNING_ROUNDS = 2  # of which the faster counts: the first one warms up
+WARM_UP = 2  # jobs, where there is nothing to choose
 
 
 class Engine:
     """One engine with its model loaded. What can be set is written as a text, such as "flash attention"."""
 
-    def choices(self, workload):
+    def choices(self, _workload):
         """The settings to try for a workload; the plain engine has one."""
         return ("default",)
 
-    def prepare(self, workload, choice, jobs):
-        """Whatever need not be timed: a context, a cache. Called again whenever workload or choice changes."""
+    def prepare(self, choice, jobs):
+        """Whatever need not be timed, such as a context. Called before every run."""
 
     def run(self, jobs):
         """The new tokens of each of `jobs`, (ids, max_tokens) each: greedy, and none ends before its number."""
@@ -45,18 +46,21 @@ def serve(open_engine, *distributions):
         asked = json.loads(line)
         workload = asked["workload"]
         if "tune" in asked:
-            tried = {choice: tune(engine, workload, choice, asked["tune"]) for choice in engine.choices(workload)}
+            choices = engine.choices(workload)
+            rounds = asked["tune"] if len(choices) > 1 else [asked["tune"][0][:WARM_UP]]
+            tried = {choice: tune(engine, choice, rounds) for choice in choices}
             chosen[workload] = min(tried, key=tried.get)
             answer(chosen=chosen[workload], tried=tried)
         else:
-            engine.prepare(workload, chosen.get(workload) or engine.choices(workload)[0], asked["jobs"])
+            engine.prepare(chosen.get(workload) or engine.choices(workload)[0], asked["jobs"])
             seconds, tokens = timed(engine, asked["jobs"])
             answer(seconds=seconds, tokens=tokens)
 
 
-def tune(engine, workload, choice, jobs):
-    engine.prepare(workload, choice, jobs)
-    return min(timed(engine, jobs)[0] for _ in range(TUNING_ROUNDS))
+def tune(engine, choice, rounds):
+    """The least seconds of some rounds, which are of the same lengths."""
+    engine.prepare(choice, rounds[0])
+    return min(timed(engine, jobs)[0] for jobs in rounds)
 
 
 def timed(engine, jobs):

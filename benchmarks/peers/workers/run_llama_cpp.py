@@ -118,7 +118,7 @@ class LlamaCpp(Engine):
             return attention
         return tuple(f"{a}, {cache}" for a in attention for cache in ("common cache", "cache in parts"))
 
-    def prepare(self, workload, choice, jobs):
+    def prepare(self, choice, jobs):
         lengths = [len(ids) + length for ids, length in jobs]
         if self.made_for == (choice, lengths):
             return
@@ -183,9 +183,7 @@ class LlamaCpp(Engine):
         if status:
             raise RuntimeError(f"llama_decode says {status}")
         if self.batch.outputs:
-            rows = np.ctypeslib.as_array(
-                lib.llama_get_logits(self.context), (len(self.batch.outputs), self.vocab_size)
-            )
+            rows = np.ctypeslib.as_array(lib.llama_get_logits(self.context), (len(self.batch.outputs), self.vocab_size))
             for sequence, token in zip(self.batch.outputs, rows.argmax(axis=1).tolist(), strict=True):
                 tokens[sequence].append(token)
         self.batch.clear()
