@@ -101,6 +101,7 @@ class LlamaCpp(Engine):
     def __init__(self, settings):
         lib.llama_log_set(log_errors, None)
         lib.llama_backend_init()
+        self.about = {"built with": lib.llama_print_system_info().decode()}
         self.threads = settings["threads"]
         params = lib.llama_model_default_params()
         params.n_gpu_layers = 0
