@@ -19,7 +19,9 @@ WARM_UP = 2  # jobs, where there is nothing to choose
 class Engine:
     """One engine with its model loaded. What can be set is written as a text, such as "flash attention"."""
 
-    about = {}  # what the report should tell beside the versions
+    def about(self):
+        """What the report should tell beside the versions."""
+        return {}
 
     def choices(self, _workload):
         """The settings to try for a workload; the plain engine has one."""
@@ -42,7 +44,7 @@ def serve(open_engine, *distributions):
         print(json.dumps(fields), file=answers, flush=True)
 
     engine = open_engine(json.loads(sys.argv[1]))
-    answer(versions={name: version(name) for name in distributions} | engine.about)
+    answer(versions={name: version(name) for name in distributions} | engine.about())
     chosen = {}
     for line in sys.stdin:
         asked = json.loads(line)

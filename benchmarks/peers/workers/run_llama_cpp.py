@@ -101,7 +101,6 @@ class LlamaCpp(Engine):
     def __init__(self, settings):
         lib.llama_log_set(log_errors, None)
         lib.llama_backend_init()
-        self.about = {"built with": lib.llama_print_system_info().decode()}
         self.threads = settings["threads"]
         params = lib.llama_model_default_params()
         params.n_gpu_layers = 0
@@ -112,6 +111,9 @@ class LlamaCpp(Engine):
         self.pool = open_threadpool(self.threads)
         self.batch = Batch()
         self.context = self.made_for = None
+
+    def about(self):
+        return {"built with": lib.llama_print_system_info().decode()}
 
     def choices(self, workload):
         attention = ("plain attention", "flash attention")
