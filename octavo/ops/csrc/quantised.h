@@ -10,24 +10,31 @@ namespace {
 
 // --- a row as bytes ---------------------------------------------------------------------------------------------
 
-OCTAVO_INLINE std::int32_t sum_lanes(vi v) {
-    std::int32_t total = 0;
-    for (int i = 0; i < W; ++i) total += v[i];
-    return total;
+// W codes as bytes.
+OCTAVO_INLINE void store_bytes(std::int8_t* to, vi codes) {
+#if defined(__AVX512F__) && defined(OCTAVO_WIDE)
+    _mm_storeu_si128((__m128i*)to, _mm512_cvtepi32_epi8((__m512i)codes));
+#elif defined(__AVX2__) && !defined(OCTAVO_WIDE)
+    const __m256i words = _mm256_packs_epi32((__m256i)codes, (__m256i)codes);
+    const __m128i low = _mm256_castsi256_si128(words), high = _mm256_extracti128_si256(words, 1);
+    _mm_storel_epi64((__m128i*)to, _mm_packs_epi16(_mm_unpacklo_epi64(low, high), low));
+#else
+    typedef std::int8_t bytes __attribute__((vector_size(W)));
+    const bytes narrow = __builtin_convertvector(codes, bytes);
+    std::memcpy(to, &narrow, sizeof narrow);
+#endif
 }
 
 // code = x * 127 / max|x|, to the nearest, ties to even. A group with an infinity or NaN gets a scale of NaN.
 template <int kGroup>
 OCTAVO_INLINE void quantise_group(const float* x, std::int8_t* codes, GroupHead* head) {
-    typedef std::int8_t bytes __attribute__((vector_size(W)));
     // Of numbers without their sign the bits are in the order of the numbers, infinity and NaN on top.
     vi most = {};
     for (int i = 0; i < kGroup; i += W) {
         const vi bits = (vi)load(x + i) & 0x7fffffff;
         most = bits > most ? bits : most;
     }
-    std::int32_t largest_bits = 0;
-    for (int i = 0; i < W; ++i) largest_bits = most[i] > largest_bits ? most[i] : largest_bits;
+    const std::int32_t largest_bits = fold(most, [](vi4 a, vi4 b) { return a > b ? a : b; });
     float largest;
     std::memcpy(&largest, &largest_bits, sizeof largest);
     const bool counts = largest > 1e-30f && largest_bits < 0x7f800000;
@@ -39,11 +46,10 @@ OCTAVO_INLINE void quantise_group(const float* x, std::int8_t* codes, GroupHead*
         for (int i = half * kGroup / 2; i < (half + 1) * kGroup / 2; i += W) {
             const vf value = counts ? load(x + i) : splat(0.0f);
             const vi code = (vi)(value * inverse + kMagic) - (vi)splat(kMagic);
-            const bytes narrow = __builtin_convertvector(code, bytes);
-            std::memcpy(codes + i, &narrow, sizeof narrow);
+            store_bytes(codes + i, code);
             sums += code;
         }
-        head->sums[half] = sum_lanes(sums);
+        head->sums[half] = fold(sums, [](vi4 a, vi4 b) { return a + b; });
     }
     head->sum = head->sums[0] + head->sums[1];
     head->shift = head->scale * static_cast<float>(head->sum);
@@ -178,6 +184,15 @@ OCTAVO_INLINE void add_group(const char* codes, const std::int8_t* x, std::int64
     }
 }
 
+// out += sums * scales * the row's scale (+ minimums * its shift), W columns of one row and group. All products end here:
+// their bits are the same whatever made the integer sums.
+template <bool kMins>
+OCTAVO_INLINE void add_scaled(float* out, vi sums, const float* scales, const float* mins, const GroupHead& head) {
+    vf total = fma(__builtin_convertvector(sums, vf) * load(scales), splat(head.scale), load(out));
+    if constexpr (kMins) total = fma(load(mins), splat(head.shift), total);
+    store(out, total);
+}
+
 template <int kBits, int kGroup, bool kMins, int MR, int NV>
 inline __attribute__((noinline)) void codes_tile(const Stretch<kBits, kGroup>& stretch, CodesTile t) {
     using S = Stretch<kBits, kGroup>;
@@ -196,15 +211,11 @@ inline __attribute__((noinline)) void codes_tile(const Stretch<kBits, kGroup>& s
 #pragma GCC unroll 8
             for (int m = 0; m < MR; ++m) {
                 const GroupHead& head = head_of(t, m);
-                const vf scale = splat(head.scale);
-                float* out = t.sums + m * kPanel;
 #pragma GCC unroll 4
                 for (int v = 0; v < NV; ++v) {
                     vi exact = kBits == 4 ? total_of_nibbles(sums[m][v]) : sums[m][v];
                     if constexpr (kExcess > 0) exact -= splat_int(S::kParts == 1 ? head.sum : head.sums[part]) * kExcess;
-                    vf total = fma(__builtin_convertvector(exact, vf) * load(scales + v * W), scale, load(out + v * W));
-                    if constexpr (kMins) total = fma(load(mins + v * W), splat(head.shift), total);
-                    store(out + v * W, total);
+                    add_scaled<kMins>(t.sums + m * kPanel + v * W, exact, scales + v * W, mins + v * W, head);
                 }
             }
         }
