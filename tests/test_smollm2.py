@@ -1,5 +1,6 @@
 """The built-in model, for real: its text, and its agreement with transformers on the same dequantised weights."""
 
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -73,16 +74,33 @@ def test_a_start_brings_nothing_that_it_does_not_need(smollm2_path):
     assert done.stderr.strip() == "[]"
 
 
-def test_int8_keys_and_values_keep_the_perplexity(smollm2_path):
-    """On 1,033 tokens of plain English, against the same weights over keys and values in float32."""
+@pytest.fixture(scope="module")
+def perplexity(smollm2_path):
+    """Of 1,033 tokens of plain English, in float32 but for what is said; weights dequantised unless said otherwise."""
     text = (Path(__file__).parent / "fixtures" / "mill.txt").read_text(encoding="utf-8")
-    found = {}
-    for kv_dtype in ("float32", "int8"):
-        with LLM(str(smollm2_path), dtype="float32", device="cpu", kv_dtype=kv_dtype, kv_cache_memory="256MiB") as llm:
-            (found[kv_dtype],) = llm.perplexity(text)
-    assert 10 < found["float32"] < 40
-    assert found["int8"] != found["float32"]
-    assert found["int8"] / found["float32"] == pytest.approx(1.0, abs=0.01)
+
+    @functools.cache
+    def measure(**fields: str | None) -> float:
+        always = {"dtype": "float32", "quantization": "none", "device": "cpu", "kv_cache_memory": "256MiB"}
+        with LLM(str(smollm2_path), **(always | fields)) as llm:
+            return llm.perplexity(text)[0]
+
+    assert 10 < measure() < 40
+    return measure
+
+
+@pytest.mark.parametrize(
+    ("held", "against", "most"),
+    [
+        ({"quantization": None}, {}, 1.01),  # the file's own Q4_1 and Q8_0
+        ({"quantization": "int8"}, {}, 1.01),
+        ({"quantization": "int4"}, {"dtype": "bfloat16"}, 1.06),
+        ({"kv_dtype": "int8"}, {}, 1.01),
+    ],
+)
+def test_few_bits_keep_the_perplexity(perplexity, held, against, most):
+    assert perplexity(**held) != perplexity(**against)
+    assert perplexity(**held) / perplexity(**against) <= most
 
 
 @pytest.mark.slow
@@ -94,7 +112,8 @@ def test_same_tokens_whatever_the_company(smollm2_path, greedy):
         {"num_blocks": 24, "max_model_len": 128},
     ):
         kept = {"kv_cache_memory": "256MiB"} if "num_blocks" not in fields else {}
-        with LLM(str(smollm2_path), dtype="float32", device="cpu", **kept, **fields) as llm:
+        kept |= {"dtype": "float32", "quantization": "none", "device": "cpu"}
+        with LLM(str(smollm2_path), **kept, **fields) as llm:
             params = SamplingParams(temperature=0.0, max_tokens=NUM_TOKENS, ignore_eos=True)
             outputs = llm.generate(list(PROMPTS), params, progress=False)
             again = [llm.generate(prompt, params)[0] for prompt in PROMPTS[:4]]
