@@ -77,8 +77,7 @@ def build_engine(model: ModelFiles, config: EngineConfig, *, trace: bool = False
     Raises ModelFormatError, ConfigError or DoesNotFitError before memory is taken.
     """
     arch = model.arch
-    ops = _choose_ops(config.model_config.device)
-    place = ops.open_place(config.model_config.device, _choose_dtype(arch, config), config.model_config.threads)
+    ops, place = open_backend(arch, config)
     resolved = resolve(model, config, ops, place, generation_defaults(model.path))
     log.info("%s", resolved.describe())
     chosen = config.model_config
@@ -95,6 +94,13 @@ def build_engine(model: ModelFiles, config: EngineConfig, *, trace: bool = False
     return Engine(scheduler, Runner(decoder, cache, ops, clock), clock), resolved
 
 
+def open_backend(arch: ArchConfig, config: EngineConfig) -> tuple[Ops, Place]:
+    """Who computes a model of this architecture, and where. Raises ConfigError."""
+    chosen = config.model_config
+    ops = _choose_ops(chosen.device)
+    return ops, ops.open_place(chosen.device, _choose_dtype(arch, config), chosen.threads)
+
+
 def resolve(
     model: ModelFiles, config: EngineConfig, ops: Ops, place: Place, sampling_defaults: Mapping[str, float]
 ) -> Resolved:
@@ -102,7 +108,7 @@ def resolve(
     arch, cache = model.arch, config.cache_config
     memory = count_memory(model, config, ops, place)
     memory.check()
-    limits = _limits(arch, config, place.device, memory.num_blocks)
+    limits = limits_of(arch, config, place.device, memory.num_blocks)
     return Resolved(
         arch=arch,
         device=place.device,
@@ -221,7 +227,8 @@ def _num_blocks(config: EngineConfig, default: int, one_block: int) -> int:
     return max(1, default // one_block)
 
 
-def _limits(arch: ArchConfig, config: EngineConfig, device: str, num_blocks: int) -> Limits:
+def limits_of(arch: ArchConfig, config: EngineConfig, device: str, num_blocks: int) -> Limits:
+    """What the scheduler keeps to with so many blocks. Raises ConfigError or DoesNotFitError."""
     scheduler, block_size = config.scheduler_config, config.cache_config.block_size
     asked = config.model_config.max_model_len
     capacity = num_blocks * block_size

@@ -119,7 +119,7 @@ def weight_groups(
         format = format_of(part, precision, stored)
         total = sums.setdefault((_KINDS.get(part.name, "norms"), format), [0, 0])
         total[0] += _num_values(part.shape)
-        total[1] += _part_bytes(part, format)
+        total[1] += part_bytes(part, format)
     order = [*dict.fromkeys(_KINDS.values()), "norms"]
     groups = [WeightGroup(kind, format, *total) for (kind, format), total in sums.items()]
     return tuple(sorted(groups, key=lambda group: order.index(group.kind)))
@@ -139,7 +139,8 @@ def _stored_as(part: Part, stored: Mapping[str, str] | None) -> str | None:
     return stored.get(GGUF_NAMES[part.name].format(layer=part.layer)) if stored else None
 
 
-def _part_bytes(part: Part, format: str) -> int:
+def part_bytes(part: Part, format: str) -> int:
+    """Bytes that a part takes in a format (see `format_of`)."""
     if format in LAYOUTS:
         return LAYOUTS[format].num_bytes(part.shape[0], part.shape[1])
     return _num_values(part.shape) * _ITEM_BYTES[format]
