@@ -21,8 +21,9 @@ from octavo.engine.tables import BlockTables
 from octavo.errors import ConfigError, DoesNotFitError
 from octavo.models.config import ArchConfig
 from octavo.models.config_huggingface import generation_defaults
-from octavo.models.load import LoadOptions, ModelFiles, Precision, load_decoder, weight_groups
+from octavo.models.load import LoadOptions, ModelFiles, load_decoder, weight_groups
 from octavo.models.load import read_model as read_model  # the runtime begins here: what the files say, then an engine
+from octavo.models.sources import Precision
 from octavo.ops import cpu, machine
 from octavo.ops.interface import KVShape, Ops, Place
 

@@ -8,6 +8,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from octavo.models.config import ArchConfig
+from octavo.models.families import parts_of
+from octavo.models.load import ModelFiles, format_of, part_bytes
+from octavo.models.sources import Precision
 
 Curve = tuple[tuple[float, float], ...]  # (x, seconds), x ascending
 
@@ -36,14 +39,27 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """A model's sizes as a step sees them. Head: the matrix that logits are read out with; values and bytes of each."""
+    """A model as a step sees it: matrix values and bytes of all layers, and of the head."""
 
     arch: ArchConfig
-    layer_values: int  # of all layers' matrices
+    layer_values: int
     layer_bytes: int
     head_values: int
     head_bytes: int
-    kv_token_bytes: float  # of one token, over all layers
+    kv_token_bytes: float  # over all layers
+
+
+def sizes_of(model: ModelFiles, precision: Precision, kv_token_bytes: float) -> Sizes:
+    """What a step of this model reads and multiplies with. Of an embedding that is no head it reads next to nothing."""
+    layers, head = [0, 0], [0, 0]
+    name = "embedding" if model.arch.tie_embeddings else "head"
+    for part in parts_of(model.arch):
+        total = layers if part.layer is not None else head
+        if part.layer is None and part.name != name:
+            continue
+        total[0] += part.shape[0] * part.shape[1] if len(part.shape) == 2 else 0
+        total[1] += part_bytes(part, format_of(part, precision, model.stored))
+    return Sizes(model.arch, layers[0], layers[1], head[0], head[1], kv_token_bytes)
 
 
 def decode_seconds(costs: Costs, arch: ArchConfig, num_seqs: int, context: int) -> float:

@@ -32,7 +32,8 @@ _KV_BYTES = 64 * 2**20  # of keys and values that attention is timed on: more th
 _MID_CONTEXT = 1024
 _ENOUGH = 0.1  # seconds after which a point is measured well enough
 _MOST_REPEATS = 15
-_WARM_REPEATS = 2
+_WARM_REPEATS = 1
+_NUM_STEPS = 2 + _WARM_REPEATS + _MOST_REPEATS  # of an engine, so that none of its sequences ends
 _PREFILL_SECONDS = 0.1  # that one layer may take over a step's tokens of a prompt
 
 
@@ -73,8 +74,8 @@ def _step_phases(standin: Standin, cache: Cache, num_rows: int) -> dict[str, flo
     params = SamplingParams(temperature=0.0, ignore_eos=True).resolved()
     for row in range(num_rows):
         prompt = [row % standin.arch.vocab_size]
-        engine.add(Request(str(row), None, prompt, params, 0.0, 0, _WARM_REPEATS + _MOST_REPEATS + 1))
-    for _ in range(_WARM_REPEATS):
+        engine.add(Request(str(row), None, prompt, params, 0.0, 0, _NUM_STEPS))
+    for _ in range(1 + _WARM_REPEATS):  # the first computes the prompts
         engine.step()
     steps: list[dict[str, float]] = []
     begin = time.perf_counter()
@@ -88,19 +89,18 @@ def _step_phases(standin: Standin, cache: Cache, num_rows: int) -> dict[str, flo
 
 
 def _engine(standin: Standin, cache: Cache, num_rows: int, clock: Clock) -> Engine:
-    """An engine with a block for each row, or as many as a few steps fill."""
-    num_tokens = 1 + _WARM_REPEATS + _MOST_REPEATS + 1
-    num_blocks = num_rows * -(-num_tokens // cache.block_size)
+    """An engine with as many blocks as the rows fill in `_NUM_STEPS`."""
+    num_blocks = num_rows * -(-(1 + _NUM_STEPS) // cache.block_size)
     tables = BlockTables([BlockPool(num_blocks, cache.block_size)], [None], share_prefixes=True)
-    limits = Limits(max_num_batched_tokens=num_rows, max_num_seqs=num_rows, max_model_len=num_tokens)
+    limits = Limits(max_num_batched_tokens=num_rows, max_num_seqs=num_rows, max_model_len=1 + _NUM_STEPS)
     shape = _kv_shape(standin, cache, num_blocks)
     kv = new_cache(standin.ops, standin.place, shape, standin.arch.num_layers, cache.dtype)
     return Engine(Scheduler(limits, tables), Runner(standin.decoder, kv, standin.ops, clock), clock)
 
 
 def _goes_on(num_done: int, begin: float) -> bool:
-    """Whether to measure once more: twice at least, then until it has taken long enough."""
-    return num_done < 2 or (num_done < _MOST_REPEATS and time.perf_counter() - begin < _ENOUGH)
+    """Whether to measure once more: three times at least, then until it has taken long enough."""
+    return num_done < 3 or (num_done < _MOST_REPEATS and time.perf_counter() - begin < _ENOUGH)
 
 
 # --- one layer over a field of keys and values ------------------------------------------------------------------
