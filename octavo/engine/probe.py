@@ -6,7 +6,7 @@ clocks; reads no weights. For the CPU's kernels: elsewhere phases of a step cann
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -45,9 +45,12 @@ class Cache:
     block_size: int
 
 
-def measure(standin: Standin, cache: Cache, max_len: int, step_tokens: int) -> Costs:
-    """The costs of the model that `standin` stands for, whose contexts end at `max_len` tokens."""
-    phases = {rows: _step_phases(standin, cache, rows) for rows in BATCHES}
+def measure(standin: Standin, cache: Cache, max_len: int, step_tokens: int, batches: Sequence[int] = BATCHES) -> Costs:
+    """The costs of the model that `standin` stands for, whose contexts end at `max_len` tokens.
+
+    Its steps hold `step_tokens` at most; `batches` are the numbers of sequences that are measured decoding together.
+    """
+    phases = {rows: _step_phases(standin, cache, rows) for rows in batches}
     layers = {rows: found["run"] * standin.layer_scale for rows, found in phases.items()}
     field = _field(standin, cache, max_len)
     prefill_key, num_tokens, a_layer = _prefill(field, max_len, step_tokens)
@@ -55,7 +58,7 @@ def measure(standin: Standin, cache: Cache, max_len: int, step_tokens: int) -> C
         layers=_curve(layers | {num_tokens: a_layer * standin.num_layers}),
         head=_curve({rows: found["sample"] * standin.head_scale for rows, found in phases.items()}),
         host=_curve({rows: found["host"] for rows, found in phases.items()}),
-        decode=tuple((rows, _attention(field, rows, max_len)) for rows in BATCHES),
+        decode=tuple((rows, _attention(field, rows, max_len)) for rows in batches),
         prefill_key=prefill_key,
     )
 
