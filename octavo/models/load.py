@@ -25,9 +25,15 @@ from octavo.weights.checkpoint import Checkpoint, open_checkpoint
 from octavo.weights.quant import LAYOUTS
 
 _ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-_KINDS = {"embedding": "embedding and head", "head": "embedding and head"}
-_KINDS |= dict.fromkeys(("q", "k", "v", "output", "q_bias", "k_bias", "v_bias", "output_bias"), "attention")
-_KINDS |= dict.fromkeys(("gate", "up", "down", "gate_bias", "up_bias", "down_bias"), "feed-forward")
+_KINDS = {
+    name: kind
+    for kind, names in {
+        "embedding and head": ("embedding", "head"),
+        "attention": ("q", "k", "v", "output", "q_bias", "k_bias", "v_bias", "output_bias"),
+        "feed-forward": ("gate", "up", "down", "gate_bias", "up_bias", "down_bias"),
+    }.items()
+    for name in names
+}
 _STORED_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
