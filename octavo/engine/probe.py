@@ -23,8 +23,7 @@ from octavo.engine.sequence import Request
 from octavo.engine.standin import Standin
 from octavo.engine.tables import BlockTables
 from octavo.models.batch import Batch, GroupBatch
-from octavo.models.decoder import Decoder
-from octavo.ops.interface import KVShape
+from octavo.ops.interface import AttentionShape, KVShape, RowSpans
 from octavo.params import SamplingParams
 
 BATCHES = (1, 4, 16, 64)  # sequences that decode together
@@ -111,26 +110,39 @@ def _goes_on(num_done: int, begin: float) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Field:
-    """The first layer of a stand-in, over blocks that have been written."""
+    """Keys and values of one layer, in blocks that have been written, and those who read them."""
 
-    decoder: Decoder
+    standin: Standin
     kv: KVCache
     num_blocks: int
     block_size: int
 
-    @property
-    def num_tokens(self) -> int:
-        """What the blocks hold."""
-        return self.num_blocks * self.block_size
+    def attention_seconds(self, num_rows: int, queries: int, context: int) -> float:
+        """Attention alone, of rows with `queries` tokens each at the end of `context`, each time over other blocks."""
+        ops, place, arch = self.standin.ops, self.standin.place, self.standin.arch
+        shape = AttentionShape(arch.num_heads, arch.num_kv_heads, arch.head_dim, arch.head_dim**-0.5)
+        q = ops.upload(place, np.ones((num_rows * queries, arch.num_heads, arch.head_dim), np.float32))
+        turns = max(1, min(_MOST_REPEATS, self.num_blocks // (num_rows * -(-context // self.block_size))))
+        layer = self.kv.layers[0]
+        times: list[float] = []
+        begin = time.perf_counter()
+        while _goes_on(len(times) - 1, begin):  # the first does not count
+            batch = self.batch(num_rows, queries, context, len(times) % turns)
+            group = batch.groups[0]
+            rows = RowSpans(group.slots, batch.row_starts, group.context_lens, group.block_table)
+            plan = ops.plan_attention(layer, rows, shape)  # once a step, not once a layer
+            start = time.perf_counter()
+            ops.replay(place, (q,), lambda plan=plan: ops.attention(q, layer, plan))  # type: ignore[misc]
+            times.append(time.perf_counter() - start)
+        return median(times[1:])
 
-    def seconds(self, num_rows: int, queries: int, context: int) -> float:
-        """A forward of rows with `queries` tokens each at the end of `context`, each time on other blocks."""
-        num_taken = num_rows * -(-context // self.block_size)
-        turns = max(1, min(self.num_blocks // num_taken, _MOST_REPEATS))
-        batches = [self._batch(num_rows, queries, context, turn) for turn in range(turns)]
-        return _median_seconds(lambda number: self.decoder.forward(batches[number % turns], self.kv.layers))
+    def forward_seconds(self, num_tokens: int) -> float:
+        """The first layer of a stand-in over the first tokens of a prompt."""
+        decoder, batch = self.standin.first_layers(1), self.batch(1, num_tokens, num_tokens, 0)
+        return _median_seconds(lambda: decoder.forward(batch, self.kv.layers))
 
-    def _batch(self, num_rows: int, queries: int, context: int, turn: int) -> Batch:
+    def batch(self, num_rows: int, queries: int, context: int, turn: int) -> Batch:
+        """Each row on blocks of its own, those of another turn elsewhere."""
         width = -(-context // self.block_size)
         first = turn * num_rows * width
         table = np.arange(first, first + num_rows * width, dtype=np.int32).reshape(num_rows, width) % self.num_blocks
@@ -138,7 +150,7 @@ class _Field:
         slots = table[:, positions // self.block_size] * self.block_size + positions % self.block_size
         group = GroupBatch(slots.astype(np.int64).reshape(-1), table, np.full(num_rows, context, np.int32))
         return Batch(
-            tokens=np.arange(num_rows * queries, dtype=np.int32) % self.decoder.config.vocab_size,
+            tokens=np.arange(num_rows * queries, dtype=np.int32) % self.standin.arch.vocab_size,
             positions=np.tile(positions, num_rows),
             seq_ids=np.repeat(np.arange(num_rows, dtype=np.int32), queries),
             row_starts=np.arange(num_rows + 1, dtype=np.int32) * np.int32(queries),
@@ -150,49 +162,49 @@ class _Field:
 def _field(standin: Standin, cache: Cache, max_len: int) -> _Field:
     """Blocks are written first: memory that never was is one page of zeros, which a cache holds."""
     one = block_bytes(_kv_shape(standin, cache, 1), 1, cache.dtype)
-    num_blocks = min(int(_KV_BYTES // one), BATCHES[-1] * -(-max_len // cache.block_size))
-    kv = new_cache(standin.ops, standin.place, _kv_shape(standin, cache, max(2, num_blocks)), 1, cache.dtype)
-    field = _Field(standin.first_layers(1), kv, max(2, num_blocks), cache.block_size)
-    field.decoder.forward(field._batch(1, cache.block_size, cache.block_size, 0), kv.layers)
-    standin.ops.copy_blocks(kv.layers[0], np.zeros(field.num_blocks - 1, np.int64), np.arange(1, field.num_blocks))
-    return field
+    num_blocks = max(2, min(_KV_BYTES // one, BATCHES[-1] * -(-max_len // cache.block_size)))
+    kv = new_cache(standin.ops, standin.place, _kv_shape(standin, cache, num_blocks), 1, cache.dtype)
+    standin.ops.copy_blocks(kv.layers[0], np.zeros(num_blocks - 1, np.int64), np.arange(1, num_blocks))
+    return _Field(standin, kv, num_blocks, cache.block_size)
 
 
 def _attention(field: _Field, num_rows: int, max_len: int) -> Curve:
-    """What attention adds to a layer at some contexts, where each of `num_rows` sequences computes one token."""
-    share = field.num_blocks // num_rows * field.block_size
-    longest = max(1, min(max_len, share))
-    shortest = field.seconds(num_rows, 1, 1)
-    points = {1: 0.0}
-    for context in {min(_MID_CONTEXT, longest), longest} - {1}:
-        points[context] = max(0.0, field.seconds(num_rows, 1, context) - shortest)
-    return _curve(points)
+    """What attention adds to a layer at some contexts, where each of `num_rows` sequences computes one token.
+
+    In proportion to the context beyond the longest of them.
+    """
+    longest = max(1, min(max_len, field.num_blocks // num_rows * field.block_size))
+    contexts = sorted({1, min(_MID_CONTEXT, longest), longest})
+    seconds = [field.attention_seconds(num_rows, 1, context) for context in contexts]
+    added = {
+        context: max(0.0, min(took, seconds[-1]) - seconds[0]) for context, took in zip(contexts, seconds, strict=True)
+    }
+    return _curve(added | {2 * longest: 2 * added[longest]})
 
 
 def _prefill(field: _Field, max_len: int, step_tokens: int) -> tuple[float, int, float]:
     """Seconds of a query and a key; a step's tokens of a prompt; seconds of a layer over those, keys aside."""
-    most = min(max_len, field.num_tokens)
+    most = min(max_len, field.num_blocks * field.block_size)
     few = max(1, min(64, step_tokens, most // 2))
-    a_token = field.seconds(1, few, few) / few
+    a_token = field.forward_seconds(few) / few
     num_tokens = max(few, min(step_tokens, most // 2, int(_PREFILL_SECONDS / a_token)))
     before = min(2 * num_tokens, most - num_tokens)
-    first = field.seconds(1, num_tokens, num_tokens)
-    last = field.seconds(1, num_tokens, num_tokens + before) if before else first
-    a_key = max(0.0, last - first) / max(1, num_tokens * before)
-    return a_key, num_tokens, max(0.0, first - a_key * num_tokens * (num_tokens + 1) / 2)
+    own_pairs = num_tokens * (num_tokens + 1) / 2
+    a_key = field.attention_seconds(1, num_tokens, before + num_tokens) / (own_pairs + num_tokens * before)
+    return a_key, num_tokens, max(0.0, field.forward_seconds(num_tokens) - a_key * own_pairs)
 
 
 def _kv_shape(standin: Standin, cache: Cache, num_blocks: int) -> KVShape:
     return KVShape(num_blocks, cache.block_size, standin.arch.num_kv_heads, standin.arch.head_dim)
 
 
-def _median_seconds(run: Callable[[int], None]) -> float:
-    """Of calls with 0, 1, 2 ..; the first ones do not count."""
-    run(0)
+def _median_seconds(run: Callable[[], object]) -> float:
+    """Of calls; the first one does not count."""
+    run()
     times: list[float] = []
     begin = time.perf_counter()
     while _goes_on(len(times), begin):
         start = time.perf_counter()
-        run(len(times) + 1)
+        run()
         times.append(time.perf_counter() - start)
     return median(times)
