@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from benchmarks.machine import add_common_flags, describe, exclusive, print_circumstances, say, spread, write_json
-from benchmarks.peers import Peer
+from benchmarks.peers.rows import open_octavo
+from benchmarks.workloads import rate_of, requests_of
 
 
 @contextmanager
@@ -32,13 +33,14 @@ def main() -> None:
     report: dict[str, object] = {"machine": describe("octavo", "numpy")}
     idle, crowded = [], []
     with exclusive():
-        peer = Peer("octavo", args.dtype, args.threads)
+        peer = open_octavo({"bfloat16": "bf16", "float32": "fp32"}[args.dtype], args.threads)
         report["settings"] = {str(peer): peer.settings}
-        peer.measure("W3", 4)
+        requests = requests_of("W3")[: args.requests]
+        peer.run("W3", requests[:4])
         for round in range(args.rounds):
-            idle.append(peer.measure("W3", args.requests))
+            idle.append(rate_of("W3", requests, peer.run("W3", requests)[0]))
             with busy_loop():
-                crowded.append(peer.measure("W3", args.requests))
+                crowded.append(rate_of("W3", requests, peer.run("W3", requests)[0]))
             say(f"round {round + 1} of {args.rounds}: {idle[-1]:.1f} out tok/s idle, {crowded[-1]:.1f} crowded")
         peer.close()
     shares = [c / i for c, i in zip(crowded, idle, strict=True)]

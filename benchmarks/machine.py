@@ -35,8 +35,12 @@ def describe(*distributions: str) -> dict[str, object]:
 
 
 def add_common_flags(parser: argparse.ArgumentParser, rounds: int = 5) -> None:
-    parser.add_argument("--rounds", type=int, default=rounds, help=f"default: {rounds}")
+    add_run_flags(parser, rounds)
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="Octavo's")
+
+
+def add_run_flags(parser: argparse.ArgumentParser, rounds: int = 5) -> None:
+    parser.add_argument("--rounds", type=int, default=rounds, help=f"default: {rounds}")
     parser.add_argument("--threads", type=int, default=processor().num_cores, help="default: all cores")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
 

@@ -137,8 +137,8 @@ class CacheConfig(_Checks):
         None, "bytes of KV cache, or text such as '2GiB' (default on a CPU: 4 GiB or a quarter of RAM, the lesser)"
     )
     kv_dtype: str = option(
-        "auto", "what keys and values are held in (auto = the model's dtype)",
-        ("auto", "float32", "bfloat16", "float16", "half", "float"),
+        "auto", "what keys and values are held in (auto = the model's dtype; int8: a scale for each token and head)",
+        ("auto", "float32", "bfloat16", "float16", "half", "float", "int8"),
     )  # fmt: skip
     enable_prefix_caching: bool = option(True, "share the KV blocks of common prefixes")
     swap_space: float = option(0.0, "GiB of host memory for swapped blocks")

@@ -38,8 +38,37 @@ def host(values: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def held(values: np.ndarray, dtype: str) -> np.ndarray:
-    """What numbers become in `dtype`, as float32."""
+    """What numbers become in `dtype`, as float32; int8: in the cache, where the last dimension has one scale."""
+    if dtype == "int8":
+        codes, scales = quantised(values)
+        return codes * scales
     return from_bf16(to_bf16(values)) if dtype == "bfloat16" else values
+
+
+def quantised(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Codes [..., n] and scales [..., 1] of float32 rows, as the interface words it."""
+    is_finite = np.isfinite(rows).all(axis=-1, keepdims=True)
+    finite = np.where(is_finite, rows, np.float32(0))
+    scales = np.abs(finite).max(axis=-1, keepdims=True) / np.float32(127)
+    quotients = finite / np.where(scales > 0, scales, np.float32(1))
+    codes = np.where(scales > 0, np.clip(np.rint(quotients), -127, 127), 0)  # rint: ties to even
+    return codes.astype(np.int8), np.where(is_finite, scales, np.float32(np.nan))
+
+
+def codes_and_scales(kv: Blocks, layer: int = 0, num_layers: int = 1) -> tuple[np.ndarray, ...]:
+    """A layer's int8 keys and values, each [num_blocks, block_size, num_kv_heads, head_dim], and their scales, each
+    [num_blocks, block_size, num_kv_heads, 1]. Views.
+    """
+    shape, memory = kv.shape, kv.native.memory()
+    size = shape.block_size * shape.head_dim
+    heads = memory.reshape(shape.num_blocks, num_layers, shape.num_kv_heads, 2 * size + 8 * shape.block_size)[:, layer]
+    keys, values = (heads[..., first : first + size].view(np.int8) for first in (0, size))
+    keys = keys.reshape(*heads.shape[:2], shape.head_dim, shape.block_size).transpose(0, 3, 1, 2)
+    values = values.reshape(*heads.shape[:2], shape.block_size, shape.head_dim).transpose(0, 2, 1, 3)
+    scales = heads[..., 2 * size :].view(np.float32).reshape(*heads.shape[:2], 2, shape.block_size, 1)
+    parts = (keys, values, *(scales[:, :, which].transpose(0, 2, 1, 3) for which in (0, 1)))
+    assert all(np.shares_memory(part, memory) for part in parts)
+    return parts
 
 
 def key_values(kv: Blocks, layer: int = 0, num_layers: int = 1) -> tuple[np.ndarray, np.ndarray]:
@@ -50,8 +79,7 @@ def key_values(kv: Blocks, layer: int = 0, num_layers: int = 1) -> tuple[np.ndar
     """
     shape, memory = kv.shape, kv.native.memory()
     size = shape.block_size * shape.head_dim
-    is_bf16 = memory.size == 2 * 2 * size * shape.num_blocks * shape.num_kv_heads * num_layers
-    pair, numbers = (2, memory.view(np.uint16)) if is_bf16 else (1, memory.view(np.float32))
+    pair, numbers = (2, memory.view(np.uint16)) if kv.dtype == "bfloat16" else (1, memory.view(np.float32))
     blocks = numbers.reshape(shape.num_blocks, num_layers, shape.num_kv_heads, 2, size)[:, layer]
     keys = blocks[:, :, 0].reshape(*blocks.shape[:2], shape.head_dim // pair, shape.block_size, pair)
     values = blocks[:, :, 1].reshape(*blocks.shape[:2], shape.block_size, shape.head_dim)
@@ -63,6 +91,9 @@ def key_values(kv: Blocks, layer: int = 0, num_layers: int = 1) -> tuple[np.ndar
 def read_kv(kv: Blocks, layer: int = 0, num_layers: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """Copies of keys and values in float32, each [num_blocks, block_size, num_kv_heads, head_dim]."""
     shape = kv.shape
+    if kv.dtype == "int8":
+        keys, values, key_scales, value_scales = codes_and_scales(kv, layer, num_layers)
+        return keys * key_scales, values * value_scales
     size = (shape.num_blocks, shape.block_size, shape.num_kv_heads, shape.head_dim)
     plain = (np.ascontiguousarray(part).reshape(size) for part in key_values(kv, layer, num_layers))
     keys, values = (from_bf16(part) if part.dtype == np.uint16 else part for part in plain)
@@ -71,6 +102,11 @@ def read_kv(kv: Blocks, layer: int = 0, num_layers: int = 1) -> tuple[np.ndarray
 
 def write_kv(kv: Blocks, keys: np.ndarray, values: np.ndarray, layer: int = 0, num_layers: int = 1) -> None:
     """Stores keys and values, each float32 [num_blocks, block_size, num_kv_heads, head_dim]."""
+    if kv.dtype == "int8":
+        parts = codes_and_scales(kv, layer, num_layers)
+        for which, given in enumerate((keys, values)):
+            parts[which][...], parts[which + 2][...] = quantised(given)
+        return
     for part, given in zip(key_values(kv, layer, num_layers), (keys, values), strict=True):
         part[...] = (to_bf16(given) if part.dtype == np.uint16 else given).reshape(part.shape)
 

@@ -32,7 +32,7 @@ OTHER: dict[str, Any] = {
     "model": "./other", "tokenizer": "./tok", "revision": "main", "dtype": "half", "quantization": "none",
     "max_model_len": 77, "compile": None, "load_format": "dummy", "seed": 5, "backend": "octavo", "device": "cuda:1",
     "threads": 3, "served_model_name": "name", "block_size": 32, "num_blocks": 9, "memory_fraction": 0.5,
-    "kv_cache_memory": "2GiB", "kv_dtype": "float32", "enable_prefix_caching": False, "swap_space": None,
+    "kv_cache_memory": "2GiB", "kv_dtype": "int8", "enable_prefix_caching": False, "swap_space": None,
     "persist_dir": None, "max_num_batched_tokens": 64, "max_num_seqs": 2, "enable_chunked_prefill": False,
     "policy": "priority", "max_queued_requests": 7, "speculative": None, "tensor_parallel_size": None,
 }  # fmt: skip
@@ -56,7 +56,7 @@ BAD: dict[str, list[Any]] = {
     "num_blocks": [0, -1, 2**40, "many"],
     "memory_fraction": [0, 0.0, -0.1, 1.01, NAN, INF, "0.9", True, None],
     "kv_cache_memory": [0, -1, "", "2 sheep", "-1GiB", "GiB", "0.0", NAN, True, 2**63, "9999999999TiB", "9" * 400, [1]],
-    "kv_dtype": ["fp8", "int8"],
+    "kv_dtype": ["fp8", "int4", "INT8", 8],
     "enable_prefix_caching": [1, 0, "true", None],
     "swap_space": [1.0, -1, NAN, "4"],
     "persist_dir": ["/tmp/x", 3],

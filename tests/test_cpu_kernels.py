@@ -31,6 +31,7 @@ from tests.cpu_places import (
 )
 
 DTYPES = ("float32", "bfloat16")
+KV_DTYPES = (*DTYPES, "int8")
 MANY = 200  # rows: past two of the largest blocks of rows that any kernel takes at once
 COUNTS = (*range(1, 36), 47, 48, 49, 63, 64, 65, 95, 96, 97, 100, 127, 128, 129, 191, 192, 193, MANY)
 WIDTHS = (1, 2, 7, 8, 9, 15, 16, 17, 31, 33, 65, 120, 576, 961)
@@ -250,7 +251,7 @@ def test_logits_of_chosen_rows(place, oracle, vocab, hidden_size):
 # --- the cache --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kv_dtype", DTYPES)
+@pytest.mark.parametrize("kv_dtype", KV_DTYPES)
 @pytest.mark.parametrize("with_norms", [False, True])
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "head_dim", "block_size"),
@@ -282,6 +283,8 @@ def test_rope_and_cache(place, oracle, kv_dtype, with_norms, heads, kv_heads, he
     keys, values = (part.reshape(-1, kv_heads, head_dim) for part in read_kv(kv, 1, 3))
     turned = reference.download(theirs.keys)[rows.slots]
     rounding = BF16_UNIT * np.abs(turned) if kv_dtype == "bfloat16" else 0.0
+    if kv_dtype == "int8":  # half a step between codes
+        rounding = np.abs(turned).max(axis=-1, keepdims=True) * (1 + 16 * bound) / 254
     assert_within(keys[rows.slots], turned, bound * pair_lengths(turned) + rounding)
     given = qkv.reshape(len(qkv), -1, head_dim)[:, heads + kv_heads :]
     assert same_bits(values[rows.slots], held(given, kv_dtype))
@@ -297,7 +300,7 @@ def pair_lengths(x: np.ndarray) -> np.ndarray:
     return np.concatenate([np.hypot(low, high)] * 2, axis=-1) + 1e-6
 
 
-@pytest.mark.parametrize("kv_dtype", DTYPES)
+@pytest.mark.parametrize("kv_dtype", KV_DTYPES)
 def test_copied_blocks_are_whole(place, kv_dtype):
     """Those of one layer; the others stay."""
     shape = KVShape(7, 5, 3, 10)
@@ -373,7 +376,7 @@ class Attended:
 @pytest.mark.parametrize("case", ATTENTION)
 def test_attention(place, oracle, spans, case):
     """Scores of about +-6, values of about 1: float32's own error is some 1e-6."""
-    for kv_dtype in {place.dtype, "float32"}:
+    for kv_dtype in {place.dtype, "float32", "int8"}:
         attended = Attended(place, kv_dtype, SPANS[spans], ATTENTION[case])
         assert_within(attended.run(place), attended.expected(oracle), 2e-5)
 
@@ -459,11 +462,20 @@ CHUNKED = {
 
 @pytest.mark.parametrize("case", CHUNKED)
 def test_a_query_is_the_same_in_any_chunk_and_company(place, path, case):
+    compare_chunks(place, path, case, place.dtype)
+
+
+@pytest.mark.parametrize("case", CHUNKED)
+def test_a_query_is_the_same_in_any_chunk_over_int8(path, case):
+    compare_chunks(place_on(path, "float32"), path, case, "int8")
+
+
+def compare_chunks(place: Place, path: str, case: str, kv_dtype: str) -> None:
     """A long prompt whole, and in chunks of many sizes beside others, on two threads too."""
     length, both = CHUNKED[case], place_on(path, place.dtype, threads=2)
     spans = [(length, length), (length // 2, 1), (77, 40), (1, 1)]
     *sizes, window, soft_cap = ATTENTION[case]
-    attended = Attended(place, place.dtype, spans, (*sizes, None, soft_cap))
+    attended = Attended(place, kv_dtype, spans, (*sizes, None, soft_cap))
     attended.shape = replace(attended.shape, window=window)
     whole, rows = attended.run(place), attended.rows
     assert same_bits(attended.run(both), whole)

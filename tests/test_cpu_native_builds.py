@@ -75,6 +75,7 @@ def test_wide_kernels(stand_ins):
     """AMX has all of AVX-512's kernels but those for bfloat16."""
     amx = f"amx and ({SHORT} or (any_batch and (linear or swiglu or logits)))"
     check(stand_ins, "tests/test_cpu_kernels.py", "-k", f"({amx}) or (avx512 and not vnni and ({PRODUCTS}))")
+    check(stand_ins, "tests/test_cpu_int8_kv.py", "-k", "amx")
 
 
 def test_wide_whole_numbers(stand_ins):
@@ -126,6 +127,7 @@ def sanitizers() -> dict[str, str]:
 def test_sanitizers_find_nothing(sanitized):
     check(sanitized, "tests/test_cpu_kernels.py", "-k", SHORT, **sanitizers())
     check(sanitized, "tests/test_cpu_quantised.py", "-k", "31-1025 or 33-512 or parts or bad", **sanitizers())
+    check(sanitized, "tests/test_cpu_int8_kv.py", **sanitizers())
     check(sanitized, "tests/test_cpu_sampling.py", "-k", "Company or Border or Top or Verdicts", **sanitizers())
 
 

@@ -142,9 +142,7 @@ def test_logits_of_normed_rows(place, oracle, kind):
     weight = 1 + 0.1 * normal(3, 192)
     found, expected = (
         ops.download(
-            ops.logits(
-                ops.upload(p, x), rows, FinalNorm(ops.pack_vector(p, weight), EPS), ops.pack_embedding(p, head)
-            )
+            ops.logits(ops.upload(p, x), rows, FinalNorm(ops.pack_vector(p, weight), EPS), ops.pack_embedding(p, head))
         )
         for ops, p in ((cpu, place), (reference, oracle))
     )

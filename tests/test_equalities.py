@@ -21,15 +21,18 @@ from tests.test_engine import assert_at_rest, engine_for, run, workload
 NUM_PROMPTS = 64
 BUDGETS = (16, 64, 512, None)  # tokens a step; None: every prompt whole
 SHUFFLES = (1, 2, 3)
-# What the numbers are held in, by name; and by name: tokens of a block, and blocks of a pool too small for all. Blocks of
-# 5 never end where tiles of keys do.
+# What the numbers are held in, by name; and by name: tokens of a block, and blocks of a pool too small for all. Blocks
+# of 5 never end where tiles of keys do.
 HELD = {
     "float32": {"dtype": "float32"},
     "bfloat16": {"dtype": "bfloat16"},
     "int8": {"dtype": "bfloat16", "quantization": "int8"},
     "int4": {"dtype": "float32", "quantization": "int4"},
+    "int8 keys and values": {"dtype": "bfloat16", "kv_dtype": "int8"},
 }
-BLOCKS = {"float32": (16, 12), "bfloat16": (5, 36), "int8": (5, 36), "int4": (16, 12)}
+BLOCKS = {
+    "float32": (16, 12), "bfloat16": (5, 36), "int8": (5, 36), "int4": (16, 12), "int8 keys and values": (16, 12),
+}  # fmt: skip
 MODEL_LEN = 180  # the longest request has 174 tokens
 
 
@@ -229,10 +232,10 @@ PROMPTS = (
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("dtype", BLOCKS)
-def test_bits_of_smollm2(smollm2_path, dtype):
+@pytest.mark.parametrize("held", HELD.values(), ids=HELD)
+def test_bits_of_smollm2(smollm2_path, held):
     def engine(**fields) -> LLMEngine:
-        return engine_for(smollm2_path, **({"dtype": dtype, "num_blocks": 256, "threads": 2} | fields))
+        return engine_for(smollm2_path, **({"num_blocks": 256, "threads": 2} | held | fields))
 
     work = [
         (prompt, SamplingParams(temperature=0.8 * (i % 2), seed=i, max_tokens=40, ignore_eos=True, logprobs=3))

@@ -9,8 +9,9 @@ import pytest
 from octavo.errors import ModelFormatError, ModelNotFoundError
 from octavo.models.config_gguf import arch_from_gguf
 from octavo.models.config_huggingface import arch_from_huggingface, generation_defaults
-from octavo.models.load import Precision, read_arch, read_model, weight_bytes
+from octavo.models.load import read_arch, read_model, weight_bytes
 from octavo.models.rope import RopeConfig, inverse_frequencies, yarn_attention_factor
+from octavo.models.sources import Precision
 from octavo.weights.checkpoint import TensorInfo
 from tests.tiny_models import tiny_config, tiny_model_dir
 

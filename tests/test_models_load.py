@@ -7,7 +7,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from octavo.errors import ConfigError, ModelFormatError, ModelNotFoundError
-from octavo.models.load import LoadOptions, Precision, load_decoder, read_arch, weight_bytes
+from octavo.models.load import LoadOptions, load_decoder, read_arch, weight_bytes
+from octavo.models.sources import Precision
 from octavo.ops import reference
 from octavo.weights.stored import FileCheckpoint
 from tests.paged import paged_logits

@@ -94,6 +94,29 @@ def test_attention_equals_naive_loops(place, spans, heads, kv_heads, head_dim, b
     np.testing.assert_allclose(ours, naive(q, keys, values, rows, shape, block_size), rtol=0, atol=2e-5)
 
 
+@pytest.mark.parametrize(("window", "soft_cap"), [(None, None), (9, None), (40, 1.5)])
+def test_attention_over_int8_equals_naive_loops(place, window, soft_cap):
+    """Codes times scales; where nobody looks, scales are NaN."""
+    rng = np.random.default_rng(1)
+    shape = AttentionShape(6, 2, 10, 0.7, window, soft_cap)
+    rows, num_blocks = make_rows(rng, SPANS["mixed"], 5, window)
+    kv = reference.new_kv(place, KVShape(num_blocks, 5, 2, 10), "int8")
+    codes = rng.integers(-127, 128, (2, num_blocks * 5, 2, 10), np.int8)
+    scales = np.full((2, num_blocks * 5, 2, 1), np.nan, np.float32)
+    for row, context in enumerate(rows.context_lens):
+        share = rows.row_starts[row + 1] - rows.row_starts[row]
+        at = np.arange(0 if window is None else max(0, context - share - window + 1), context)
+        scales[:, rows.block_table[row, at // 5] * 5 + at % 5] = rng.random((2, len(at), 2, 1)) / 60
+    with torch.inference_mode():
+        parts = (kv.keys, kv.values, kv.key_scales, kv.value_scales)
+        for tensor, part in zip(parts, (*codes, *scales), strict=True):
+            tensor.copy_(torch.from_numpy(part))
+    q = rng.standard_normal((rows.row_starts[-1], 6, 10)).astype(np.float32)
+    plan = reference.plan_attention(kv, rows, shape)
+    ours = reference.download(reference.attention(reference.upload(place, q), kv, plan))
+    np.testing.assert_allclose(ours, naive(q, *(codes * scales), rows, shape, 5), rtol=0, atol=2e-5)
+
+
 def test_decodes_of_like_length_run_together(place):
     """One bucket, so one gather and one product a layer; memory bounds it, not the number of rows."""
     rows, num_blocks = make_rows(np.random.default_rng(0), [(n, 1) for n in range(300, 364)], 16)

@@ -76,6 +76,22 @@ def test_kv_is_zeroed_and_blocks_are_copied(place):
     np.testing.assert_array_equal(reference.download(kv.values), -reference.download(kv.keys))
 
 
+def test_int8_kv_is_zeroed_and_blocks_are_copied_with_their_scales(place):
+    kv = reference.new_kv(place, KVShape(5, 3, 2, 4), "int8")
+    parts = (kv.keys, kv.values, kv.key_scales, kv.value_scales)
+    assert [part.dtype for part in parts] == [torch.int8, torch.int8, torch.float32, torch.float32]
+    assert [tuple(part.shape) for part in parts] == [(15, 2, 4), (15, 2, 4), (15, 2, 1), (15, 2, 1)]
+    assert not any(reference.download(part).any() for part in parts)
+    with torch.inference_mode():
+        for factor, part in enumerate(parts, start=1):
+            part.copy_((factor * torch.arange(5)).repeat_interleave(3)[:, None, None].expand(part.shape))
+    reference.copy_blocks(kv, np.array([1, 4]), np.array([0, 2]))
+    for factor, part in enumerate(parts, start=1):
+        blocks = reference.download(part).reshape(5, -1)
+        expected = factor * np.repeat([[1], [1], [4], [3], [4]], blocks.shape[1], axis=1)
+        np.testing.assert_array_equal(blocks, expected)
+
+
 def test_linear_stacks_its_parts(place):
     parts, bias, x = [normal(1, 3, 5), normal(2, 4, 5), normal(3, 2, 5)], normal(4, 9), normal(5, 6, 5)
     packed = reference.pack_linear(place, (9, 5), iter(parts), bias)

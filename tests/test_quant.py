@@ -97,7 +97,9 @@ def test_int4_is_no_worse_than_the_plain_range(values, threads):
 def test_int4_finds_numbers_that_are_there():
     """What was int4 once comes back as it was, to the rounding of scales."""
     values = gguf.quants.dequantize(
-        gguf.quants.quantize(np.random.default_rng(1).standard_normal((64, 512), np.float32), gguf.GGMLQuantizationType.Q4_1),
+        gguf.quants.quantize(
+            np.random.default_rng(1).standard_normal((64, 512), np.float32), gguf.GGMLQuantizationType.Q4_1
+        ),
         gguf.GGMLQuantizationType.Q4_1,
     )
     found = values_of(quantise(values, LAYOUTS["int4"], 2), "int4")

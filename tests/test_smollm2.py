@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,9 +25,7 @@ GAP = 1e-3
 @pytest.fixture(scope="module")
 def greedy(smollm2_path):
     """(prompt + output ids, prompt length) of each prompt, all generated together in float32, weights too."""
-    with LLM(
-        str(smollm2_path), dtype="float32", quantization="none", device="cpu", kv_cache_memory="256MiB"
-    ) as llm:
+    with LLM(str(smollm2_path), dtype="float32", quantization="none", device="cpu", kv_cache_memory="256MiB") as llm:
         params = SamplingParams(temperature=0.0, max_tokens=NUM_TOKENS, ignore_eos=True)
         outputs = llm.generate(list(PROMPTS), params, progress=False)
         stats = llm.get_stats()
@@ -72,6 +71,18 @@ def test_a_start_brings_nothing_that_it_does_not_need(smollm2_path):
         [sys.executable, "-c", code, *words, "--device", "cpu"], capture_output=True, text=True, timeout=120, check=True
     )
     assert done.stderr.strip() == "[]"
+
+
+def test_int8_keys_and_values_keep_the_perplexity(smollm2_path):
+    """On 1,033 tokens of plain English, against the same weights over keys and values in float32."""
+    text = (Path(__file__).parent / "fixtures" / "mill.txt").read_text(encoding="utf-8")
+    found = {}
+    for kv_dtype in ("float32", "int8"):
+        with LLM(str(smollm2_path), dtype="float32", device="cpu", kv_dtype=kv_dtype, kv_cache_memory="256MiB") as llm:
+            (found[kv_dtype],) = llm.perplexity(text)
+    assert 10 < found["float32"] < 40
+    assert found["int8"] != found["float32"]
+    assert found["int8"] / found["float32"] == pytest.approx(1.0, abs=0.01)
 
 
 @pytest.mark.slow

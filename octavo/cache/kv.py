@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from octavo.ops.interface import KV, KVShape, Ops, Place
 
-ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
+SCALE_BYTES = {"int8": 4}  # beside the numbers of one head of a token's key, and of its value
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,8 +18,13 @@ class KVCache:
 
 
 def block_bytes(shape: KVShape, num_layers: int, dtype: str) -> int:
-    """Bytes that one block takes over `num_layers` layers: K and V of `block_size` tokens each."""
-    return 2 * num_layers * shape.block_size * shape.num_kv_heads * shape.head_dim * ITEM_BYTES[dtype]
+    """Bytes that one block takes over `num_layers` layers: K and V of `block_size` tokens each, scales included."""
+    return num_layers * shape.block_size * token_bytes(shape.num_kv_heads, shape.head_dim, dtype)
+
+
+def token_bytes(num_kv_heads: int, head_dim: int, dtype: str) -> int:
+    """Bytes that one token's K and V take in one layer."""
+    return 2 * num_kv_heads * (head_dim * ITEM_BYTES[dtype] + SCALE_BYTES.get(dtype, 0))
 
 
 def new_cache(ops: Ops, place: Place, shape: KVShape, num_layers: int, dtype: str) -> KVCache:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from octavo.cache.kv import ITEM_BYTES
+from octavo.cache.kv import ITEM_BYTES, token_bytes
 from octavo.engine.sampler import TILE, rules_of
 from octavo.engine.sequence import Draw
 from octavo.models.config import ArchConfig
@@ -147,7 +147,7 @@ def _attention_case(subject: Subject, rows: int, queries: int, context: int) -> 
     """
     arch = subject.arch
     width = arch.num_heads * arch.head_dim
-    one = 2 * rows * context * arch.num_kv_heads * arch.head_dim * ITEM_BYTES[subject.kv_dtype]
+    one = rows * context * token_bytes(arch.num_kv_heads, arch.head_dim, subject.kv_dtype)
     is_decode = queries == 1
     num_copies = -(-subject.working_set // one) if is_decode else 1
     num_layers = min(arch.num_layers, num_copies)
@@ -196,8 +196,15 @@ def _filled_layers(subject: Subject, num_layers: int, num_blocks: int) -> list[B
     arch = subject.arch
     shape = KVShape(num_blocks, subject.block_size, arch.num_kv_heads, arch.head_dim)
     layers = cpu.new_kv_layers(subject.place, shape, num_layers, subject.kv_dtype)
-    memory = layers[0].native.memory().view(np.uint16 if subject.kv_dtype == "bfloat16" else np.float32)
-    memory[:] = _words(subject.kv_dtype, memory.shape)
+    memory = layers[0].native.memory()
+    if subject.kv_dtype == "int8":
+        num_codes = 2 * subject.block_size * arch.head_dim  # of a head in a block; behind them, scales
+        heads = memory.reshape(num_layers * num_blocks * arch.num_kv_heads, -1)
+        heads[:, :num_codes] = np.random.default_rng(0).integers(0, 256, num_codes, np.uint8)
+        heads[:, num_codes:].view(np.float32)[:] = 0.05 / 127
+        return layers
+    numbers = memory.view(np.uint16 if subject.kv_dtype == "bfloat16" else np.float32)
+    numbers[:] = _words(subject.kv_dtype, numbers.shape)
     return layers
 
 
@@ -225,7 +232,8 @@ def _rope_case(subject: Subject) -> Case:
     qkv = program.add_buffer(width)
     program.rope(layer.native, plan.native, rotations, norm, norm, 1e-5, qkv)
     program.view(qkv, _SMALL_ROWS)[:] = _floats((_SMALL_ROWS, width))
-    a_row = 4 * width + 4 * (width - 2 * kv_width) + 2 * kv_width * ITEM_BYTES[subject.kv_dtype]
+    written = token_bytes(arch.num_kv_heads, arch.head_dim, subject.kv_dtype)
+    a_row = 4 * width + 4 * (width - 2 * kv_width) + written
     run = _kept(lambda: program.run(_SMALL_ROWS), layer, plan, rope, norm)
     return _small_case("rope + cache write", str(width), _SMALL_ROWS * a_row, run)
 

@@ -166,7 +166,12 @@ class Ops(Protocol):
         ...
 
     def new_kv_layers(self, place: Place, shape: KVShape, num_layers: int, dtype: str) -> list[KV]:
-        """The keys and values of a model's layers, zeroed, in `dtype`."""
+        """The keys and values of a model's layers, zeroed, in `dtype`: float32, bfloat16, float16 or int8.
+
+        int8: codes from -127 to 127, and a float32 scale for each token and KV head, one of its key and one of its
+        value: the largest magnitude / 127 of the head's numbers x. A code is x / scale, to the nearest, ties to even;
+        scale * code is what is read. All zero: scale 0. Any number not finite: scale NaN, codes 0.
+        """
         ...
 
     def copy_blocks(self, kv: KV, src_ids: Ints, dst_ids: Ints) -> None:

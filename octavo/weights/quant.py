@@ -18,7 +18,7 @@ _STRETCH = 256  # values that share the scale that steps count in
 
 @dataclass(frozen=True, slots=True)
 class CodeLayout:
-    """How a format holds whole numbers: bits of a code, neighbouring inputs that share a scale, and what else it has."""
+    """How a format holds whole numbers: bits of a code, inputs that share a scale, and what else it has."""
 
     bits: int
     group_len: int

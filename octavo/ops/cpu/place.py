@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -60,6 +59,7 @@ class Blocks:
     plan: Native
     place: Place
     shape: KVShape
+    dtype: str
 
 
 def paths() -> list[str]:
@@ -114,11 +114,11 @@ def new_kv(place: Place, shape: KVShape, dtype: str) -> Blocks:
 
 def new_kv_layers(place: Place, shape: KVShape, num_layers: int, dtype: str) -> list[Blocks]:
     """Zeroed keys and values; the system gives the memory page by page as blocks are first written."""
-    if dtype not in ("float32", "bfloat16"):
-        raise ConfigError(f"kv_dtype={dtype!r}: on a CPU keys and values are float32 or bfloat16")
+    if dtype not in ("float32", "bfloat16", "int8"):
+        raise ConfigError(f"kv_dtype={dtype!r}: on a CPU keys and values are float32, bfloat16 or int8")
     sizes = (shape.num_blocks, shape.block_size, shape.num_kv_heads, shape.head_dim)
-    caches = _cpu.Cache.layers(num_layers, *sizes, dtype == "bfloat16")
-    return [Blocks(cache, _cpu.AttentionPlan(), place, shape) for cache in caches]
+    caches = _cpu.Cache.layers(num_layers, *sizes, dtype)
+    return [Blocks(cache, _cpu.AttentionPlan(), place, shape, dtype) for cache in caches]
 
 
 def copy_blocks(kv: Blocks, src_ids: Ints, dst_ids: Ints) -> None:
@@ -127,33 +127,27 @@ def copy_blocks(kv: Blocks, src_ids: Ints, dst_ids: Ints) -> None:
         kv.native.copy_block(source, target)
 
 
-def pack_linear(
-    place: Place, shape: tuple[int, int], parts: Iterable[Host | Quantised], bias: Host | None
-) -> Matrix:
+def pack_linear(place: Place, shape: tuple[int, int], parts: Iterable[Host | Quantised], bias: Host | None) -> Matrix:
     """`parts` stacked; two equal parts (gate and up) stand interleaved, so that SwiGLU reads one stream."""
-    rest = iter(parts)
-    first = next(rest)
-    is_pair = len(first) * 2 == shape[0] and shape[0] % (2 * PANEL) == 0
-    if isinstance(first, Quantised):
-        native = _pack_codes(place, shape[1], [first, *rest], is_pair=is_pair)
-    else:
-        native = _pack_floats(place, shape, chain([first], rest), is_pair=is_pair)
-    assert native.num_out == shape[0]
+    handle: Handle = place.handle
+    dtype = "bfloat16" if handle.is_bf16 else "float32"
+    native, codes, num_filled = None, [], 0
+    for part in parts:
+        is_pair = len(part) * 2 == shape[0] and shape[0] % (2 * PANEL) == 0
+        if isinstance(part, Quantised):
+            codes.append(part)  # what all parts are decides how the matrix lies
+            continue
+        if native is None:
+            native = _cpu.Matrix(handle.native, shape[1], [(shape[0], dtype, False, False)], is_pair)
+        native.fill(handle.native, num_filled, np.ascontiguousarray(part))
+        num_filled += len(part)
+    if codes:
+        native, num_filled = _pack_codes(place, shape[1], codes, is_pair=is_pair), sum(map(len, codes))
+    assert native is not None
+    assert num_filled == shape[0]
     if bias is not None:
         native.set_bias(np.ascontiguousarray(_floats(bias)))
     return Matrix(native, place)
-
-
-def _pack_floats(place: Place, shape: tuple[int, int], parts: Iterable[Host], *, is_pair: bool) -> Native:
-    handle: Handle = place.handle
-    dtype = "bfloat16" if handle.is_bf16 else "float32"
-    native = _cpu.Matrix(handle.native, shape[1], [(shape[0], dtype, False, False)], is_pair)
-    num_filled = 0
-    for part in parts:
-        native.fill(handle.native, num_filled, np.ascontiguousarray(part))
-        num_filled += len(part)
-    assert num_filled == shape[0]
-    return native
 
 
 def _pack_codes(place: Place, num_in: int, parts: list[Quantised], *, is_pair: bool) -> Native:

@@ -52,23 +52,44 @@ struct KeyTile {
     int first_block, num_blocks, block_columns, columns;
 };
 
+// How keys and values of an element type lie.
+template <class T>
+struct LayoutOf;
+template <>
+struct LayoutOf<float> {
+    using Keys = Singles;
+    using Values = Singles;
+};
+template <>
+struct LayoutOf<std::uint16_t> {
+    using Keys = Pairs;
+    using Values = Halves;
+};
+template <>
+struct LayoutOf<std::int8_t> {
+    using Keys = Quarters;
+    using Values = Quarters;
+};
+
 template <class T>
 struct Attention {
-    using KeyB = std::conditional_t<sizeof(T) == 2, Pairs, Singles>;
-    using ValueB = std::conditional_t<sizeof(T) == 2, Halves, Singles>;
+    using KeyB = typename LayoutOf<T>::Keys;
+    using ValueB = typename LayoutOf<T>::Values;
+    static constexpr bool kNarrow = sizeof(T) < sizeof(float);
 
     const KVView& kv;
     const AttendArgs& args;
     float* packed;  // queries [count, head_dim]
     float* scores;  // [count, columns]
     float* wide;  // one block's keys or values in float32
+    float* scales;  // kScaled: of a tile's keys, then of its values, each as the scores lie
     States states;
     int last_block = 0;
 
     int count() const { return args.num_queries * args.group; }
 
-    const T* block(int index) const {
-        return static_cast<const T*>(kv.blocks) + keys_at(kv, args.blocks[index], args.kv_head);
+    T* block(int index) const {
+        return keys_at<T>(kv, args.blocks[index], args.kv_head);
     }
 
     // The first position that the query at `position` sees.
@@ -76,7 +97,7 @@ struct Attention {
         return args.window > 0 && position >= args.window ? position - args.window + 1 : 0;
     }
 
-    const T* values_of(int index) const { return block(index) + std::int64_t{kv.block_size} * kv.head_dim; }
+    const T* values_of(int index) const { return values_at(kv, block(index)); }
 
     // What will be read two blocks after the keys, or the values, of a tile's block `index`: first come all keys, then
     // all values. Blocks lie anywhere, so the processor cannot guess where.
@@ -93,8 +114,8 @@ struct Attention {
         return block(later < last_block ? later : tile.first_block);
     }
 
-    // Where many queries share a block, bfloat16 is widened once for all of them.
-    bool widens() const { return sizeof(T) == 2 && count() >= 4 * kMaxRows; }
+    // Where many queries share a block, narrow numbers are widened once for all of them.
+    bool widens() const { return kNarrow && count() >= 4 * kMaxRows; }
 
     template <class B>
     void score_block(const typename B::Element* keys, int stride, const KeyTile& tile, int index) {
@@ -115,23 +136,51 @@ struct Attention {
         }
     }
 
+    // One block's keys to `wide`, `columns` of each dimension side by side.
+    void widen_keys(const typename KeyB::Element* keys, int columns) {
+        for (int step = 0; step < kv.head_dim / KeyB::kInner; ++step)
+            for (int column = 0; column < columns; column += W) {
+                const auto* from = keys + step * kv.block_size + column;
+                float* to = wide + step * KeyB::kInner * columns + column;
+                if constexpr (KeyB::kInner == 2) {
+                    const vu words = load_as<vu>(from);
+                    store(to, lower(words));
+                    store(to + columns, upper(words));
+                } else {
+                    store(to, load(from));
+                }
+            }
+    }
+
     void score(const KeyTile& tile) {
         const int columns = tile.block_columns;
         for (int index = 0; index < tile.num_blocks; ++index) {
             const auto* keys = reinterpret_cast<const typename KeyB::Element*>(block(tile.first_block + index));
-            if constexpr (sizeof(T) == 2) {
+            if constexpr (kNarrow) {
                 if (widens()) {
-                    for (int pair = 0; pair < kv.head_dim / 2; ++pair)
-                        for (int column = 0; column < columns; column += W) {
-                            const vu words = load_as<vu>(keys + pair * kv.block_size + column);
-                            store(wide + 2 * pair * columns + column, lower(words));
-                            store(wide + (2 * pair + 1) * columns + column, upper(words));
-                        }
+                    widen_keys(keys, columns);
                     score_block<Singles>(wide, columns, tile, index);
                     continue;
                 }
             }
             score_block<KeyB>(keys, kv.block_size, tile, index);
+        }
+    }
+
+    // Scales of a tile's keys and values. Those of slots that nobody wrote come along, and may be anything.
+    void take_scales(const KeyTile& tile) {
+        const int size = kv.block_size;
+        for (int index = 0; index < tile.num_blocks; ++index) {
+            const float* from = scales_at(kv, block(tile.first_block + index));
+            float* to = scales + index * tile.block_columns;
+            for (int place = 0; place < size; place += W) {
+                store(to + place, load(from + place));
+                store(to + tile.columns + place, load(from + size + place));
+            }
+            const int later = tile.first_block + index + tile.num_blocks;  // of the next tile
+            if (later >= last_block) continue;
+            const char* next = reinterpret_cast<const char*>(scales_at(kv, block(later)));
+            for (int line = 0; line < 8 * size; line += 64) __builtin_prefetch(next + line, 0, 3);
         }
     }
 
@@ -141,6 +190,9 @@ struct Attention {
         const int first = first_seen(position) > args.first_key ? first_seen(position) : args.first_key;
         const int end = position + 1 < args.end_key ? position + 1 : args.end_key;
         const int begin_key = tile.first_block * kv.block_size, num_keys = tile.num_blocks * kv.block_size;
+        if constexpr (kScaled<T>)
+            for (int column = 0; column < tile.columns; column += W)
+                store(s + column, load(s + column) * load(scales + column));
         const bool sees_all = begin_key >= first && begin_key + num_keys <= end && tile.block_columns == kv.block_size;
         if (!sees_all || args.soft_cap > 0.0f) cap_and_mask(tile, s, first, end);
         vf largest = splat(kNothing);
@@ -151,8 +203,14 @@ struct Attention {
         const vf base = splat(now == kNothing ? 0.0f : now);  // e^(minus infinity) is 0 either way
         for (int column = 0; column < tile.columns; column += W) {
             const vf weight = exp(load(s + column) - base);
-            store(s + column, weight);
             total = total + weight;
+            if constexpr (kScaled<T>) {
+                // What is not seen has no weight, and a scale that may be NaN.
+                const vf scaled = weight * load(scales + tile.columns + column);
+                store(s + column, select(weight != splat(0.0f), scaled, splat(0.0f)));
+            } else {
+                store(s + column, weight);
+            }
         }
         const float factor = before == now ? 1.0f : exp(splat(before - now))[0];
         states.largest[row] = now;
@@ -189,10 +247,9 @@ struct Attention {
             const int low = first > key ? first - key : 0;
             const int high = end - key < kv.block_size ? end - key : kv.block_size;
             if (low >= high) continue;
-            const T* values =
-                block(tile.first_block + index) + (std::int64_t{kv.block_size} + low) * kv.head_dim;
+            const T* values = values_of(tile.first_block + index) + std::int64_t{low} * kv.head_dim;
             const int weights = index * tile.block_columns + low;
-            if constexpr (sizeof(T) == 2) {
+            if constexpr (kNarrow) {
                 if (widens()) {
                     for (int i = 0; i < high - low; ++i)
                         for (int d = 0; d < states.width; d += W)
@@ -241,6 +298,7 @@ struct Attention {
             const int from = begin > first / kv.block_size ? begin : first / kv.block_size;
             const int to = begin + tile_blocks < last_block ? begin + tile_blocks : last_block;
             const KeyTile tile{from, to - from, block_columns, (to - from) * block_columns};
+            if constexpr (kScaled<T>) take_scales(tile);
             score(tile);
             for (int row = 0; row < count(); ++row) soften(tile, row, args.first_position + row / args.group);
             gather(tile, first, end);
@@ -254,18 +312,25 @@ OCTAVO_INLINE std::int64_t score_columns(int block_size) {
     return block_columns >= kTileKeys ? block_columns : kTileKeys / block_columns * block_columns;
 }
 
+OCTAVO_INLINE std::int64_t wide_floats(int head_dim, int block_size) {
+    return std::int64_t{round_up(block_size, W)} * round_up(head_dim, W);
+}
+
 template <class T>
 OCTAVO_INLINE void attend_as(const KVView& kv, const AttendArgs& args) {
     const int count = args.num_queries * args.group;
     float* scores = args.scratch + std::int64_t{count} * kv.head_dim;
     float* wide = scores + count * score_columns(kv.block_size);
-    Attention<T> attention{kv, args, args.scratch, scores, wide, states_at(args.state, count, kv.head_dim)};
+    float* scales = wide + wide_floats(kv.head_dim, kv.block_size);
+    Attention<T> attention{kv, args, args.scratch, scores, wide, scales, states_at(args.state, count, kv.head_dim)};
     attention.run();
 }
 
 void attend(const KVView& kv, const AttendArgs& args) {
     if (kv.dtype == Dtype::bfloat16)
         attend_as<std::uint16_t>(kv, args);
+    else if (kv.dtype == Dtype::int8)
+        attend_as<std::int8_t>(kv, args);
     else
         attend_as<float>(kv, args);
 }
@@ -297,8 +362,8 @@ void finish(const float* state, int num_queries, int group, int head_dim, float*
 }
 
 std::int64_t attend_scratch(int count, int head_dim, int block_size) {
-    const std::int64_t wide = std::int64_t{round_up(block_size, W)} * round_up(head_dim, W);
-    return std::int64_t{count} * (head_dim + score_columns(block_size)) + wide;
+    const std::int64_t columns = score_columns(block_size);
+    return count * (head_dim + columns) + wide_floats(head_dim, block_size) + 2 * columns;
 }
 
 std::int64_t state_floats(int count, int head_dim) { return std::int64_t{count} * (2 + round_up(head_dim, W)); }

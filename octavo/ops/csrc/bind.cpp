@@ -38,6 +38,13 @@ void check(bool holds, const char* what) {
     if (!holds) throw std::invalid_argument(what);
 }
 
+Dtype kv_dtype_of(const std::string& name) {
+    if (name == "bfloat16") return Dtype::bfloat16;
+    if (name == "int8") return Dtype::int8;
+    check(name == "float32", "keys and values are float32, bfloat16 or int8");
+    return Dtype::float32;
+}
+
 void check_rows(const Matrix& matrix, int first_row, std::size_t rows, std::size_t row_len) {
     check(static_cast<int>(row_len) == matrix.num_in, "the rows are not as long as the matrix's");
     const int count = static_cast<int>(rows);
@@ -167,10 +174,11 @@ void bind_values(nb::module_& m) {
     nb::class_<Cache>(m, "Cache", "Keys and values of one layer.")
         .def_static(
             "layers",
-            [](int num_layers, int num_blocks, int block_size, int num_kv_heads, int head_dim, bool is_bf16) {
+            [](int num_layers, int num_blocks, int block_size, int num_kv_heads, int head_dim,
+               const std::string& dtype) {
                 check(head_dim % 2 == 0, "head_dim must be even");
-                return Cache::layers(num_layers, {nullptr, 0, num_blocks, block_size, num_kv_heads, head_dim,
-                                                  is_bf16 ? Dtype::bfloat16 : Dtype::float32});
+                return Cache::layers(
+                    num_layers, {nullptr, 0, num_blocks, block_size, num_kv_heads, head_dim, kv_dtype_of(dtype)});
             },
             "The caches of a model's layers, in one memory.")
         .def("copy_block", &Cache::copy_block)

@@ -9,7 +9,7 @@
 
 namespace octavo {
 
-enum class Dtype : int { float32 = 0, bfloat16 = 1 };
+enum class Dtype : int { float32 = 0, bfloat16 = 1, int8 = 2 };  // int8: of keys and values only
 
 constexpr int kPanel = 32;  // columns (outputs) of a matrix that lie side by side
 
@@ -28,17 +28,18 @@ struct Codes {
     bool has_steps;
 };
 constexpr int kSteppedInputs = 256;
+constexpr int kStretchGroups = 8;  // groups of inputs, as a row's scales count for them, in a stretch of a panel
 
 // A panel: kPanel outputs of a packed matrix [num_out, num_in], inputs padded with zeros to `padded_in`.
 //
 // float32: an input's kPanel weights, input after input. bfloat16: for every pair of inputs the kPanel pairs of weights
 // next to each other, in 32-bit words, the even input in the lower half.
 //
-// Whole numbers: stretch after stretch of inputs (a group, or kSteppedInputs), and of each, for all columns, float16
-// scales [kPanel], then, where there are such, minimums [kPanel], steps int8 [groups, kPanel], steps of the minimums
-// int8 [groups, kPanel]; then the codes, group by group, four neighbouring inputs of a column together: int8 [group / 4,
-// kPanel, 4]. Of int4, byte [q, column, i] holds input 4q + i in its low half and input 4q + i + 16 in its high one;
-// without minimums, code + 8.
+// Whole numbers: stretch after stretch of kStretchGroups groups of 32 or 64 inputs, the last as short as it is, and of
+// each, for all columns, float16 scales [groups, kPanel], then, where there are such, minimums [groups, kPanel] - with steps both
+// [kPanel] - then steps int8 [groups, kPanel] and steps of the minimums int8 [groups, kPanel]; then the codes, group by
+// group, four neighbouring inputs of a column together: int8 [group / 4, kPanel, 4]. Of int4, byte [q, column, i] holds
+// input 4q + i in its low half and input 4q + i + 16 in its high one; without minimums, code + 8.
 struct PanelView {
     const void* data;
     std::int64_t num_bytes;
@@ -90,9 +91,11 @@ struct StoreArgs {
     bool adds;
 };
 
-// Keys and values of one layer; blocks of neighbouring numbers are `block_stride` values apart. A block holds, for each
+// Keys and values of one layer; blocks of neighbouring numbers are `block_stride` bytes apart. A block holds, for each
 // KV head, the keys of its slots, side by side, as [head_dim / 2, block_size, 2] (bfloat16: a pair of dimensions of one
-// key together) or [head_dim, block_size] (float32), then the values as [block_size, head_dim].
+// key together) or [head_dim, block_size] (float32, int8), then the values as [block_size, head_dim]. Behind int8 stand
+// float32 scales: those of the keys [block_size], then those of the values [block_size]; a number is its scale times
+// its code. (head_dim is even, so the scales are aligned.)
 struct KVView {
     void* blocks;
     std::int64_t block_stride;

@@ -10,7 +10,8 @@ namespace {
 
 constexpr int kRowsAtOnce = 96;  // rows whose sums a thread holds; a multiple of every path's block_rows
 constexpr std::int64_t kStreamBytes = 384 << 10;  // weights that a thread reads in one go, where there are few rows
-constexpr int kUnitsPerThread = 4;
+constexpr int kUnitsPerThread = 3;
+constexpr int kFirstBytes = 1024;  // of a unit's weights, asked for before anything else: later ones are asked for in time
 
 int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
@@ -25,7 +26,11 @@ Cut cut(const Machine& machine, const Matrix& matrix, int num_rows, int step) {
     const int wanted = threads == 1 ? 1 : threads * kUnitsPerThread;
     const int by_bytes = static_cast<int>(kStreamBytes * num_panels / matrix.num_bytes()) + 1;
     Cut c{};
-    c.panels_per_unit = std::max(1, std::min(by_bytes, num_panels / wanted));
+    // As many as fit, but so that all threads come to an end together.
+    const auto longest = [&](int panels) { return ceil_div(ceil_div(num_panels, panels), threads) * panels; };
+    c.panels_per_unit = 1;
+    for (int panels = 2; panels <= std::min(by_bytes, num_panels / wanted); ++panels)
+        if (longest(panels) <= longest(c.panels_per_unit)) c.panels_per_unit = panels;
     c.num_panel_units = ceil_div(num_panels, c.panels_per_unit);
     const int blocks = ceil_div(num_rows, kRowsAtOnce);
     const int parts = c.num_panel_units >= wanted ? 1 : std::min(blocks, ceil_div(wanted, c.num_panel_units));
@@ -72,6 +77,8 @@ void run_linear(Machine& machine, const Matrix& matrix, const LinearInput& input
         const int first_panel = unit / c.row_parts * c.panels_per_unit, part = unit % c.row_parts;
         const int end_panel = std::min(first_panel + c.panels_per_unit, matrix.num_panels() / step);
         const int end_row = std::min((part + 1) * c.rows_per_part, input.num_rows);
+        const char* first = static_cast<const char*>(matrix.panel(first_panel * step).view.data);
+        for (int line = 0; line < kFirstBytes; line += 64) __builtin_prefetch(first + line, 0, 3);
         for (int index = first_panel; index < end_panel; ++index) {
             const Matrix::Panel& panel = matrix.panel(index * step);
             for (int row = part * c.rows_per_part; row < end_row; row += kRowsAtOnce) {

@@ -38,11 +38,11 @@ int padded_inputs(Format format, int num_in) {
     }
 }
 
-// How the stretches of a panel of whole numbers lie in it, in bytes; see PanelView.
-struct Stretches {
-    Stretches(Format format, Codes kind)
+// How one stretch of a panel of whole numbers lies, in bytes; see PanelView. `groups` share a scale or step each.
+struct Stretch {
+    Stretch(Format format, Codes kind, int inputs)
         : group(group_len(format)),
-          inputs(kind.has_steps ? kSteppedInputs : std::max(group, 32)),
+          inputs(inputs),
           groups(inputs / group),
           scales(kind.has_steps ? 1 : groups),
           mins_at(scales * kPanel * 2),
@@ -55,11 +55,24 @@ struct Stretches {
     int group, inputs, groups, scales, mins_at, steps_at, min_steps_at, codes_at, code_bits, bytes;
 };
 
+int stretch_inputs(Format format) { return kStretchGroups * std::max(group_len(format), 32); }
+
+// f(stretch, its first input, its place) for all stretches of a panel; their bytes in all.
+template <class F>
+std::int64_t each_stretch(Format format, Codes kind, int padded_in, F&& f) {
+    std::int64_t at = 0;
+    for (int first = 0; first < padded_in; first += stretch_inputs(format)) {
+        const Stretch stretch(format, kind, std::min(stretch_inputs(format), padded_in - first));
+        f(stretch, first, at);
+        at += stretch.bytes;
+    }
+    return at;
+}
+
 std::int64_t panel_bytes(const Part& part, int padded_in) {
     if (part.format == Format::float32) return std::int64_t{padded_in} * kPanel * 4;
     if (part.format == Format::bfloat16) return std::int64_t{padded_in} * kPanel * 2;
-    const Stretches stretches(part.format, part.codes);
-    return std::int64_t{padded_in / stretches.inputs} * stretches.bytes;
+    return each_stretch(part.format, part.codes, padded_in, [](const Stretch&, int, std::int64_t) {});
 }
 
 // `num_rows` rows into neighbouring columns of a panel, in words: a float32, or two bfloat16 of neighbouring inputs. A
@@ -81,7 +94,7 @@ void pack_words(const char* values, int num_rows, std::int64_t row_bytes, int fi
 }
 
 // Codes of one group of one column, `count` of them, to where they lie; those of int4 with `offset` added.
-void pack_group(const std::int8_t* codes, int count, const Stretches& layout, int offset, std::uint8_t* to) {
+void pack_group(const std::int8_t* codes, int count, const Stretch& layout, int offset, std::uint8_t* to) {
     if (layout.code_bits == 8) {
         for (int i = 0; i < count; ++i) to[i / 4 * kPanel * 4 + i % 4] = static_cast<std::uint8_t>(codes[i]);
         return;
@@ -94,27 +107,27 @@ void pack_group(const std::int8_t* codes, int count, const Stretches& layout, in
 
 // One row into column `column` of a panel.
 void pack_codes(const CodeRows& from, int num_in, int padded_in, const PanelView& view, int column) {
-    const Stretches layout(view.format, view.codes);
     const int offset = view.codes.has_mins ? 0 : 8;
-    char* at = static_cast<char*>(const_cast<void*>(view.data));
-    const auto put_half = [&](int place, int index, std::uint16_t half) {
-        std::memcpy(at + place + (index * kPanel + column) * 2, &half, 2);
-    };
-    for (int first = 0; first < padded_in; first += layout.inputs, at += layout.bytes) {
-        for (int i = 0; i < layout.scales; ++i) {
-            const int index = first / layout.inputs * layout.scales + i;
-            put_half(0, i, from.scales[index]);
-            if (from.mins != nullptr) put_half(layout.mins_at, i, from.mins[index]);
+    char* panel = static_cast<char*>(const_cast<void*>(view.data));
+    each_stretch(view.format, view.codes, padded_in, [&](const Stretch& stretch, int first, std::int64_t place) {
+        char* at = panel + place;
+        const auto put_half = [&](int offset, int index, std::uint16_t half) {
+            std::memcpy(at + offset + (index * kPanel + column) * 2, &half, 2);
+        };
+        const int first_scale = view.codes.has_steps ? first / kSteppedInputs : first / stretch.group;
+        for (int i = 0; i < stretch.scales; ++i) {
+            put_half(0, i, from.scales[first_scale + i]);
+            if (from.mins != nullptr) put_half(stretch.mins_at, i, from.mins[first_scale + i]);
         }
-        for (int group = 0; group < layout.groups; ++group) {
-            const int index = first / layout.group + group, input = first + group * layout.group;
-            if (from.steps != nullptr) at[layout.steps_at + group * kPanel + column] = from.steps[index];
-            if (from.min_steps != nullptr) at[layout.min_steps_at + group * kPanel + column] = from.min_steps[index];
-            auto* to = reinterpret_cast<std::uint8_t*>(at) + layout.codes_at + column * 4 +
-                       group * layout.group * kPanel * layout.code_bits / 8;
-            pack_group(from.codes + input, std::max(0, std::min(layout.group, num_in - input)), layout, offset, to);
+        for (int group = 0; group < stretch.groups; ++group) {
+            const int index = first / stretch.group + group, input = first + group * stretch.group;
+            if (from.steps != nullptr) at[stretch.steps_at + group * kPanel + column] = from.steps[index];
+            if (from.min_steps != nullptr) at[stretch.min_steps_at + group * kPanel + column] = from.min_steps[index];
+            auto* to = reinterpret_cast<std::uint8_t*>(at) + stretch.codes_at + column * 4 +
+                       group * stretch.group * kPanel * stretch.code_bits / 8;
+            pack_group(from.codes + input, std::max(0, std::min(stretch.group, num_in - input)), stretch, offset, to);
         }
-    }
+    });
 }
 
 float half_at(const char* at) {
@@ -127,27 +140,40 @@ float half_at(const char* at) {
     return (half & 0x8000u) != 0 ? -magnitude : magnitude;
 }
 
-// The values of a column, in float32: each product and each sum rounded once.
-void unpack_codes(const PanelView& view, int column, int num_in, float* out) {
-    const Stretches layout(view.format, view.codes);
-    const char* at = static_cast<const char*>(view.data);
-    for (int input = 0; input < num_in; ++input) {
-        const int place = input % layout.inputs, group = place / layout.group, i = place % layout.group;
-        if (input > 0 && place == 0) at += layout.bytes;
-        const int scale_at = ((view.codes.has_steps ? 0 : group) * kPanel + column) * 2;
-        float scale = half_at(at + scale_at), min = view.codes.has_mins ? half_at(at + layout.mins_at + scale_at) : 0;
-        if (view.codes.has_steps) {
-            scale *= static_cast<float>(static_cast<signed char>(at[layout.steps_at + group * kPanel + column]));
-            if (view.codes.has_mins)
-                min *= static_cast<float>(static_cast<signed char>(at[layout.min_steps_at + group * kPanel + column]));
-        }
-        const char* codes = at + layout.codes_at + column * 4 + group * layout.group * kPanel * layout.code_bits / 8;
-        const int low = layout.code_bits == 4 ? i % 16 : i;
-        int code = static_cast<signed char>(codes[low / 4 * kPanel * 4 + low % 4]);
-        if (layout.code_bits == 4) code = (i < 16 ? code & 15 : code >> 4 & 15) - (view.codes.has_mins ? 0 : 8);
+// One column of a stretch: its scales lie 2 bytes apart from the next column's, its steps 1, its codes 4.
+struct Column {
+    const char* at;
+    int number;
+    float half(int place) const { return half_at(at + place + number * 2); }
+    float step(int place) const { return static_cast<float>(byte(place + number)); }
+    int code(int place) const { return byte(place + number * 4); }
+    int byte(int place) const { return static_cast<signed char>(at[place]); }
+};
+
+// The values of one group of a column, in float32: each product and each sum rounded once.
+void unpack_group(const Stretch& stretch, Codes kind, Column column, int group, int count, float* out) {
+    const int scale_at = kind.has_steps ? 0 : group * kPanel * 2, step_at = group * kPanel;
+    const int codes_at = stretch.codes_at + group * stretch.group * kPanel * stretch.code_bits / 8;
+    float scale = column.half(scale_at), min = kind.has_mins ? column.half(stretch.mins_at + scale_at) : 0.0f;
+    if (kind.has_steps) scale *= column.step(stretch.steps_at + step_at);
+    if (kind.has_steps && kind.has_mins) min *= column.step(stretch.min_steps_at + step_at);
+    for (int i = 0; i < count; ++i) {
+        const int low = stretch.code_bits == 4 ? i % 16 : i;
+        int code = column.code(codes_at + low / 4 * kPanel * 4 + low % 4);
+        if (stretch.code_bits == 4) code = (i < 16 ? code & 15 : code >> 4 & 15) - (kind.has_mins ? 0 : 8);
         const float product = static_cast<float>(code) * scale;
-        out[input] = view.codes.has_mins ? product + min : product;
+        out[i] = kind.has_mins ? product + min : product;
     }
+}
+
+void unpack_codes(const PanelView& view, int column, int num_in, int padded_in, float* out) {
+    each_stretch(view.format, view.codes, padded_in, [&](const Stretch& stretch, int first, std::int64_t place) {
+        const Column own{static_cast<const char*>(view.data) + place, column};
+        for (int group = 0; group < stretch.groups; ++group) {
+            const int input = first + group * stretch.group, count = std::min(stretch.group, num_in - input);
+            if (count > 0) unpack_group(stretch, view.codes, own, group, count, out + input);
+        }
+    });
 }
 
 }  // namespace
@@ -203,9 +229,8 @@ void Matrix::fill(Pool& pool, int first_row, int num_rows, const void* values) {
 
 void Matrix::fill(Pool& pool, int first_row, int num_rows, const CodeRows& rows) {
     each_panel(pool, first_row, num_rows, [&](const Panel& panel, int begin, int count) {
-        const Stretches layout(panel.view.format, panel.view.codes);
-        const std::int64_t scales = std::int64_t{padded_in} / layout.inputs * layout.scales;
-        const std::int64_t groups = padded_in / layout.group;
+        const std::int64_t groups = padded_in / group_len(panel.view.format);
+        const std::int64_t scales = panel.view.codes.has_steps ? padded_in / kSteppedInputs : groups;
         for (std::int64_t row = begin - first_row; row < begin - first_row + count; ++row) {
             const CodeRows one{rows.codes + row * num_in, rows.scales + row * scales,
                                rows.mins == nullptr ? nullptr : rows.mins + row * scales,
@@ -219,7 +244,7 @@ void Matrix::fill(Pool& pool, int first_row, int num_rows, const CodeRows& rows)
 void Matrix::copy_row(int row, float* out) const {
     const Panel& panel = panel_of(row);
     const int column = row - panel.first_out;
-    if (is_quantised(panel.view.format)) return unpack_codes(panel.view, column, num_in, out);
+    if (is_quantised(panel.view.format)) return unpack_codes(panel.view, column, num_in, padded_in, out);
     if (panel.view.format == Format::float32) {
         const auto* values = static_cast<const float*>(panel.view.data);
         for (int i = 0; i < num_in; ++i) out[i] = values[std::int64_t{i} * kPanel + column];
@@ -234,30 +259,32 @@ void Matrix::copy_row(int row, float* out) const {
 
 namespace {
 
-std::int64_t values_of_block(const KVView& view) {
-    return std::int64_t{2} * view.block_size * view.num_kv_heads * view.head_dim;
+std::int64_t bytes_of_block(const KVView& view) {
+    const bool is_scaled = view.dtype == Dtype::int8;
+    const std::int64_t item = is_scaled ? 1 : item_bytes(view.dtype);
+    const std::int64_t a_row = view.head_dim * item + (is_scaled ? sizeof(float) : 0);
+    return 2 * a_row * view.block_size * view.num_kv_heads;
 }
 
 }  // namespace
 
 Cache::Cache(const KVView& like, int layer, int num_layers, std::shared_ptr<Memory> memory)
-    : view(like), memory(std::move(memory)), block_bytes_(values_of_block(like) * item_bytes(like.dtype)) {
-    view.block_stride = values_of_block(like) * num_layers;
+    : view(like), memory(std::move(memory)), block_bytes_(bytes_of_block(like)) {
+    view.block_stride = block_bytes_ * num_layers;
     view.blocks = this->memory->as<char>() + block_bytes_ * layer;
 }
 
 std::vector<Cache> Cache::layers(int num_layers, const KVView& like) {
-    const std::int64_t num_bytes = values_of_block(like) * item_bytes(like.dtype) * like.num_blocks * num_layers;
-    const auto memory = std::make_shared<Memory>(num_bytes);
+    const auto memory = std::make_shared<Memory>(bytes_of_block(like) * like.num_blocks * num_layers);
     std::vector<Cache> layers;
     for (int layer = 0; layer < num_layers; ++layer) layers.push_back(Cache(like, layer, num_layers, memory));
     return layers;
 }
 
 void Cache::copy_block(std::int64_t from, std::int64_t to) {
-    const std::int64_t stride = view.block_stride * item_bytes(view.dtype);
     char* blocks = static_cast<char*>(view.blocks);
-    std::memcpy(blocks + to * stride, blocks + from * stride, static_cast<std::size_t>(block_bytes_));
+    std::memcpy(blocks + to * view.block_stride, blocks + from * view.block_stride,
+                static_cast<std::size_t>(block_bytes_));
 }
 
 }  // namespace octavo

@@ -43,7 +43,7 @@ constexpr std::uint32_t job_number(std::uint64_t claim) { return static_cast<std
 
 }  // namespace
 
-Pool::Pool(int num_threads) {
+Pool::Pool(int num_threads) : num_groups_(num_threads < kMaxGroups ? num_threads : kMaxGroups) {
     for (int thread = 1; thread < num_threads; ++thread) workers_.emplace_back([this, thread] { work(thread); });
 }
 
@@ -61,46 +61,73 @@ void Pool::run(int num_units, Body body, void* context) {
         for (int unit = 0; unit < num_units; ++unit) body(context, unit, 0);
         return;
     }
-    const std::uint32_t number = job_number(claim_.load(std::memory_order_relaxed)) + 1;
+    const std::uint32_t number = last_job_of(0) + 1;
     Job& job = jobs_[number % kJobs];
     job.body = body;
     job.context = context;
-    job.num_left.store(num_units, std::memory_order_relaxed);
+    for (int group = 0; group < num_groups_; ++group) job.num_done[group].value.store(0, std::memory_order_relaxed);
     job.num_units.store(num_units, std::memory_order_relaxed);
-    claim_.store(std::uint64_t{number} << 32, std::memory_order_seq_cst);
+    for (int group = num_groups_ - 1; group >= 0; --group) {
+        const std::uint64_t first = static_cast<std::uint64_t>(range_begin(num_units, group));
+        claims_[group].value.store(std::uint64_t{number} << 32 | first, std::memory_order_seq_cst);
+    }
     // Either we see that somebody sleeps, or he, who says so before he looks once more, sees the new job.
     if (num_asleep_.load(std::memory_order_seq_cst) > 0) {
         const std::lock_guard<std::mutex> lock(mutex_);
         wake_workers_.notify_all();
     }
     claim_and_run(0);
-    wait_until_done(job);
+    wait_until_done(job, num_units);
 }
 
-// Runs units of the newest job until none is left to claim. Says whether it ran any.
+int Pool::range_begin(int num_units, int group) const {
+    return static_cast<int>(std::int64_t{num_units} * group / num_groups_);
+}
+
+std::uint32_t Pool::last_job_of(int group) const {
+    return job_number(claims_[group].value.load(std::memory_order_seq_cst));
+}
+
+// Runs units of the newest job until none is left to claim, those of the thread's own range first. Says whether it ran
+// any.
 bool Pool::claim_and_run(int thread) {
-    std::uint64_t claim = claim_.load(std::memory_order_acquire);
-    bool has_run = false;
-    for (;;) {
-        Job& job = jobs_[job_number(claim) % kJobs];
-        const int unit = static_cast<int>(claim & 0xffffffffu);
-        if (unit >= job.num_units.load(std::memory_order_relaxed)) return has_run;
-        // The exchange fails if another thread took the unit or the job is over; the claim then holds what is there.
-        if (!claim_.compare_exchange_weak(claim, claim + 1, std::memory_order_acq_rel, std::memory_order_acquire))
-            continue;
-        // The unit is ours, so its job is not done, and nobody writes what it says.
-        job.body(job.context, unit, thread);
-        has_run = true;
-        if (job.num_left.fetch_sub(1, std::memory_order_seq_cst) == 1 && caller_sleeps_.load()) {
-            const std::lock_guard<std::mutex> lock(mutex_);
-            wake_caller_.notify_one();
+    const int own = thread % num_groups_;
+    Job* running = nullptr;  // all units that are claimed here are of one job: it is not over before they are counted
+    int num_done = 0;
+    for (int i = 0; i < num_groups_; ++i) {
+        const int group = own + i < num_groups_ ? own + i : own + i - num_groups_;
+        std::atomic<std::uint64_t>& next = claims_[group].value;
+        std::uint64_t claim = next.load(std::memory_order_acquire);
+        for (;;) {
+            Job& job = jobs_[job_number(claim) % kJobs];
+            const int unit = static_cast<int>(claim & 0xffffffffu);
+            if (unit >= range_begin(job.num_units.load(std::memory_order_relaxed), group + 1)) break;
+            // The exchange fails if another thread took the unit or the job is over; the claim then holds what is there.
+            if (!next.compare_exchange_weak(claim, claim + 1, std::memory_order_acq_rel, std::memory_order_acquire))
+                continue;
+            // The unit is ours, so its job is not done, and nobody writes what it says.
+            job.body(job.context, unit, thread);
+            running = &job;
+            ++num_done;
+            claim = next.load(std::memory_order_acquire);
         }
-        claim = claim_.load(std::memory_order_acquire);
     }
+    if (running == nullptr) return false;
+    running->num_done[own].value.fetch_add(num_done, std::memory_order_seq_cst);
+    if (caller_sleeps_.load()) {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        wake_caller_.notify_one();
+    }
+    return true;
 }
 
-void Pool::wait_until_done(Job& job) {
-    const auto is_done = [&job] { return job.num_left.load(std::memory_order_seq_cst) == 0; };
+void Pool::wait_until_done(const Job& job, int num_units) {
+    const auto is_done = [&] {
+        int num_done = 0;
+        for (int group = 0; group < num_groups_; ++group)
+            num_done += job.num_done[group].value.load(std::memory_order_seq_cst);
+        return num_done == num_units;
+    };
     if (spin_until(is_done)) return;
     std::unique_lock<std::mutex> lock(mutex_);
     caller_sleeps_ = true;
@@ -109,17 +136,15 @@ void Pool::wait_until_done(Job& job) {
 }
 
 void Pool::work(int thread) {
-    std::uint32_t last_job = 0;
+    const int group = thread % num_groups_;
     while (!stopping_.load()) {
-        last_job = job_number(claim_.load(std::memory_order_acquire));
-        if (!claim_and_run(thread)) wait_for_work(last_job);
+        const std::uint32_t last_job = last_job_of(group);
+        if (!claim_and_run(thread)) wait_for_work(group, last_job);
     }
 }
 
-void Pool::wait_for_work(std::uint32_t last_job) {
-    const auto is_new = [this, last_job] {
-        return job_number(claim_.load(std::memory_order_seq_cst)) != last_job || stopping_.load();
-    };
+void Pool::wait_for_work(int group, std::uint32_t last_job) {
+    const auto is_new = [&] { return last_job_of(group) != last_job || stopping_.load(); };
     if (spin_until(is_new)) return;
     std::unique_lock<std::mutex> lock(mutex_);
     num_asleep_.fetch_add(1, std::memory_order_seq_cst);

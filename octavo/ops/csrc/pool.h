@@ -1,8 +1,11 @@
 // A pool of threads that share a job's units of work.
 //
-// Units are claimed one by one from an atomic counter, so a thread that loses its core holds up at most one unit. Who
-// waits spins for a moment, then sleeps: on a busy machine that frees the core for the thread that is waited for.
-// Which thread runs which unit is left to chance: a unit's result must not depend on it.
+// A job's units are cut into as many even ranges as there are groups of threads. Units are claimed one by one from an
+// atomic counter for each range: a thread goes along its own group's, so that it reads memory in one stream, and then
+// takes what is left of the others', so that a thread that loses its core holds up at most one unit. Nothing that is
+// written for each unit is shared by more than a group. Who waits spins for a moment, then sleeps: on a busy machine
+// that frees the core for the thread that is waited for. Which thread runs which unit is left to chance: a unit's
+// result must not depend on it.
 #pragma once
 
 #include <atomic>
@@ -34,21 +37,32 @@ public:
     }
 
 private:
+    static constexpr int kMaxGroups = 8;
+    static constexpr int kJobs = 8;  // a job's place is not written again before seven more jobs are done
+
+    struct alignas(64) Count {
+        std::atomic<int> value{0};
+    };
+    struct alignas(64) Claim {
+        std::atomic<std::uint64_t> value{0};  // number of the job << 32 | next unit of the range
+    };
     struct Job {
         std::atomic<int> num_units{0};
         Body body = nullptr;
         void* context = nullptr;
-        std::atomic<int> num_left{0};
+        Count num_done[kMaxGroups];  // by the threads of a group, whichever range the units were of
     };
-    static constexpr int kJobs = 8;  // a job's place is not written again before seven more jobs are done
 
+    int range_begin(int num_units, int group) const;
     void work(int thread);
     bool claim_and_run(int thread);
-    void wait_for_work(std::uint32_t last_job);
-    void wait_until_done(Job& job);
+    std::uint32_t last_job_of(int group) const;
+    void wait_for_work(int group, std::uint32_t last_job);
+    void wait_until_done(const Job& job, int num_units);
 
+    const int num_groups_;
     Job jobs_[kJobs];
-    alignas(64) std::atomic<std::uint64_t> claim_{0};  // number of the job << 32 | next unit
+    Claim claims_[kMaxGroups];
     alignas(64) std::atomic<int> num_asleep_{0};
     std::atomic<bool> caller_sleeps_{false};
     std::atomic<bool> stopping_{false};

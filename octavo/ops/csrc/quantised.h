@@ -10,24 +10,31 @@ namespace {
 
 // --- a row as bytes ---------------------------------------------------------------------------------------------
 
-OCTAVO_INLINE std::int32_t sum_lanes(vi v) {
-    std::int32_t total = 0;
-    for (int i = 0; i < W; ++i) total += v[i];
-    return total;
+// W codes as bytes.
+OCTAVO_INLINE void store_bytes(std::int8_t* to, vi codes) {
+#if defined(__AVX512F__) && defined(OCTAVO_WIDE)
+    _mm_storeu_si128((__m128i*)to, _mm512_cvtepi32_epi8((__m512i)codes));
+#elif defined(__AVX2__) && !defined(OCTAVO_WIDE)
+    const __m256i words = _mm256_packs_epi32((__m256i)codes, (__m256i)codes);
+    const __m128i low = _mm256_castsi256_si128(words), high = _mm256_extracti128_si256(words, 1);
+    _mm_storel_epi64((__m128i*)to, _mm_packs_epi16(_mm_unpacklo_epi64(low, high), low));
+#else
+    typedef std::int8_t bytes __attribute__((vector_size(W)));
+    const bytes narrow = __builtin_convertvector(codes, bytes);
+    std::memcpy(to, &narrow, sizeof narrow);
+#endif
 }
 
 // code = x * 127 / max|x|, to the nearest, ties to even. A group with an infinity or NaN gets a scale of NaN.
 template <int kGroup>
 OCTAVO_INLINE void quantise_group(const float* x, std::int8_t* codes, GroupHead* head) {
-    typedef std::int8_t bytes __attribute__((vector_size(W)));
     // Of numbers without their sign the bits are in the order of the numbers, infinity and NaN on top.
     vi most = {};
     for (int i = 0; i < kGroup; i += W) {
         const vi bits = (vi)load(x + i) & 0x7fffffff;
         most = bits > most ? bits : most;
     }
-    std::int32_t largest_bits = 0;
-    for (int i = 0; i < W; ++i) largest_bits = most[i] > largest_bits ? most[i] : largest_bits;
+    const std::int32_t largest_bits = fold(most, [](vi4 a, vi4 b) { return a > b ? a : b; });
     float largest;
     std::memcpy(&largest, &largest_bits, sizeof largest);
     const bool counts = largest > 1e-30f && largest_bits < 0x7f800000;
@@ -39,11 +46,10 @@ OCTAVO_INLINE void quantise_group(const float* x, std::int8_t* codes, GroupHead*
         for (int i = half * kGroup / 2; i < (half + 1) * kGroup / 2; i += W) {
             const vf value = counts ? load(x + i) : splat(0.0f);
             const vi code = (vi)(value * inverse + kMagic) - (vi)splat(kMagic);
-            const bytes narrow = __builtin_convertvector(code, bytes);
-            std::memcpy(codes + i, &narrow, sizeof narrow);
+            store_bytes(codes + i, code);
             sums += code;
         }
-        head->sums[half] = sum_lanes(sums);
+        head->sums[half] = fold(sums, [](vi4 a, vi4 b) { return a + b; });
     }
     head->sum = head->sums[0] + head->sums[1];
     head->shift = head->scale * static_cast<float>(head->sum);
@@ -79,65 +85,55 @@ constexpr int kCodeRows = 4;
 
 constexpr int code_vectors(int rows) { return kPanel / W < 4 || rows <= 2 ? kPanel / W : 2; }
 
-constexpr int kPassGroups = 8;  // groups of inputs a pass over the rows
 constexpr int kCodesAhead = 1024;  // bytes of codes that are asked for before they are needed
 
-// One pass: so many groups' codes as they lie, their scales and minimums in float32.
+// One stretch of a panel: its codes as they lie, its scales and minimums in float32.
 template <int kBits, int kGroup>
-struct Pass {
+struct Stretch {
     static constexpr int kInputs = kGroup < 32 ? 32 : kGroup;  // that a row's scale counts for
     static constexpr int kParts = kInputs / kGroup;
     static constexpr std::int64_t kCodeBytes = std::int64_t{kInputs} * kPanel * kBits / 8;
 
-    alignas(64) float scales[kPassGroups * kParts][kPanel];
-    alignas(64) float mins[kPassGroups * kParts][kPanel];
-    const char* codes;  // of the first group
-    std::int64_t group_stride;
+    alignas(64) float scales[kStretchGroups * kParts][kPanel];
+    alignas(64) float mins[kStretchGroups * kParts][kPanel];
+    const char* codes;
     int num_groups;
-    Codes kind;
 
-    // The pass that begins at `at`, of at most `left` groups. Returns where the next one begins.
-    const char* read(const char* at, Codes codes_kind, int left) {
-        kind = codes_kind;
-        num_groups = left < kPassGroups ? left : kPassGroups;
-        return kind.has_steps ? read_stepped(at) : read_plain(at);
-    }
-
-    const char* read_plain(const char* at) {
-        const std::int64_t head = std::int64_t{kParts} * kPanel * 2 * (kind.has_mins ? 2 : 1);
-        codes = at + head;
-        group_stride = head + kCodeBytes;
-        for (int group = 0; group < num_groups; ++group, at += group_stride) {
-            const auto* halves = reinterpret_cast<const std::uint16_t*>(at);
-            for (int v = 0; v < kPanel; v += W) {
-                store(scales[group] + v, load_half(halves + v));
-                if (kind.has_mins) store(mins[group] + v, load_half(halves + kPanel + v));
-            }
-        }
-        return at;
-    }
-
-    const char* read_stepped(const char* at) {
-        constexpr int kGroups = kSteppedInputs / kGroup;
+    // The stretch that begins at `at`, of at most `left` groups. Returns where the next one begins.
+    const char* read(const char* at, Codes kind, int left) {
+        num_groups = left < kStretchGroups ? left : kStretchGroups;
+        const int num_scales = num_groups * kParts * kPanel;
         const auto* halves = reinterpret_cast<const std::uint16_t*>(at);
-        const auto* steps = reinterpret_cast<const std::int8_t*>(halves + (kind.has_mins ? 2 : 1) * kPanel);
-        const std::int8_t* min_steps = steps + kGroups * kPanel;
-        for (int v = 0; v < kPanel; v += W) {
-            const vf scale = load_half(halves + v), min = kind.has_mins ? load_half(halves + kPanel + v) : splat(0.0f);
-            for (int group = 0; group < kGroups; ++group) {
-                store(scales[group] + v, scale * load(steps + group * kPanel + v));
-                if (kind.has_mins) store(mins[group] + v, min * load(min_steps + group * kPanel + v));
-            }
+        if (kind.has_steps) {
+            const std::uint16_t* half_mins = halves + kPanel;
+            const auto* steps = reinterpret_cast<const std::int8_t*>(halves + (kind.has_mins ? 2 : 1) * kPanel);
+            times_steps(halves, steps, scales);
+            if (kind.has_mins) times_steps(half_mins, steps + num_scales, mins);
+            codes = reinterpret_cast<const char*>(steps + (kind.has_mins ? 2 : 1) * num_scales);
+        } else {
+            widen_all(halves, num_scales, scales[0]);
+            if (kind.has_mins) widen_all(halves + num_scales, num_scales, mins[0]);
+            codes = reinterpret_cast<const char*>(halves + (kind.has_mins ? 2 : 1) * num_scales);
         }
-        codes = reinterpret_cast<const char*>(kind.has_mins ? min_steps + kGroups * kPanel : min_steps);
-        group_stride = kCodeBytes;
-        return codes + kGroups / kParts * kCodeBytes;
+        return codes + num_groups * kCodeBytes;
+    }
+
+    static void widen_all(const std::uint16_t* halves, int count, float* out) {
+        for (int i = 0; i < count; i += W) store(out + i, load_half(halves + i));
+    }
+
+    static void times_steps(const std::uint16_t* halves, const std::int8_t* steps, float (*out)[kPanel]) {
+        for (int v = 0; v < kPanel; v += W) {
+            const vf scale = load_half(halves + v);
+            for (int group = 0; group < kStretchGroups * kParts; ++group)
+                store(out[group] + v, scale * load(steps + group * kPanel + v));
+        }
     }
 };
 
 // Where the rows and sums of one tile lie, and from which of the panel's columns on.
 struct CodesTile {
-    const std::int8_t* x;  // the rows' codes of the pass' first group
+    const std::int8_t* x;  // the rows' codes of the stretch's first group
     const GroupHead* heads;
     std::int64_t row_bytes;
     float* sums;  // of column `column`; rows are kPanel apart
@@ -188,34 +184,38 @@ OCTAVO_INLINE void add_group(const char* codes, const std::int8_t* x, std::int64
     }
 }
 
+// out += sums * scales * the row's scale (+ minimums * its shift), W columns of one row and group. All products end here:
+// their bits are the same whatever made the integer sums.
+template <bool kMins>
+OCTAVO_INLINE void add_scaled(float* out, vi sums, const float* scales, const float* mins, const GroupHead& head) {
+    vf total = fma(__builtin_convertvector(sums, vf) * load(scales), splat(head.scale), load(out));
+    if constexpr (kMins) total = fma(load(mins), splat(head.shift), total);
+    store(out, total);
+}
+
 template <int kBits, int kGroup, bool kMins, int MR, int NV>
-inline __attribute__((noinline)) void codes_tile(const Pass<kBits, kGroup>& pass, CodesTile t) {
-    using P = Pass<kBits, kGroup>;
+inline __attribute__((noinline)) void codes_tile(const Stretch<kBits, kGroup>& stretch, CodesTile t) {
+    using S = Stretch<kBits, kGroup>;
     constexpr int kExcess = kBits == 8 ? kBias : kMins ? 0 : 8;  // that all weights went in with too much
-    const int num_groups = pass.num_groups;
-    const std::int64_t group_stride = pass.group_stride;
+    const int num_groups = stretch.num_groups;
     if (!t.continues)
         for (int m = 0; m < MR; ++m)
             for (int v = 0; v < NV; ++v) store(t.sums + m * kPanel + v * W, splat(0.0f));
-    const char* codes = pass.codes + t.column * 4;
-    const float *scales = pass.scales[0] + t.column, *mins = pass.mins[0] + t.column;
-    for (int group = 0; group < num_groups; ++group, codes += group_stride, t.x += P::kInputs, ++t.heads)
-        for (int part = 0; part < P::kParts; ++part, scales += kPanel, mins += kPanel) {
+    const char* codes = stretch.codes + t.column * 4;
+    const float *scales = stretch.scales[0] + t.column, *mins = stretch.mins[0] + t.column;
+    for (int group = 0; group < num_groups; ++group, codes += S::kCodeBytes, t.x += S::kInputs, ++t.heads)
+        for (int part = 0; part < S::kParts; ++part, scales += kPanel, mins += kPanel) {
             vi sums[MR][NV] = {};
-            add_group<kBits, kGroup>(codes + part * (P::kCodeBytes / P::kParts), t.x + part * kGroup, t.row_bytes,
+            add_group<kBits, kGroup>(codes + part * (S::kCodeBytes / S::kParts), t.x + part * kGroup, t.row_bytes,
                                      sums);
 #pragma GCC unroll 8
             for (int m = 0; m < MR; ++m) {
                 const GroupHead& head = head_of(t, m);
-                const vf scale = splat(head.scale);
-                float* out = t.sums + m * kPanel;
 #pragma GCC unroll 4
                 for (int v = 0; v < NV; ++v) {
                     vi exact = kBits == 4 ? total_of_nibbles(sums[m][v]) : sums[m][v];
-                    if constexpr (kExcess > 0) exact -= splat_int(P::kParts == 1 ? head.sum : head.sums[part]) * kExcess;
-                    vf total = fma(__builtin_convertvector(exact, vf) * load(scales + v * W), scale, load(out + v * W));
-                    if constexpr (kMins) total = fma(load(mins + v * W), splat(head.shift), total);
-                    store(out + v * W, total);
+                    if constexpr (kExcess > 0) exact -= splat_int(S::kParts == 1 ? head.sum : head.sums[part]) * kExcess;
+                    add_scaled<kMins>(t.sums + m * kPanel + v * W, exact, scales + v * W, mins + v * W, head);
                 }
             }
         }
@@ -223,35 +223,36 @@ inline __attribute__((noinline)) void codes_tile(const Pass<kBits, kGroup>& pass
 
 // A tile of `rows` <= kCodeRows rows (MR counts down to it) and all columns.
 template <int kBits, int kGroup, bool kMins, int MR = kCodeRows>
-OCTAVO_INLINE void codes_tiles(int rows, const Pass<kBits, kGroup>& pass, CodesTile t) {
+OCTAVO_INLINE void codes_tiles(int rows, const Stretch<kBits, kGroup>& stretch, CodesTile t) {
     if constexpr (MR > 0) {
-        if (rows < MR) return codes_tiles<kBits, kGroup, kMins, MR - 1>(rows, pass, t);
+        if (rows < MR) return codes_tiles<kBits, kGroup, kMins, MR - 1>(rows, stretch, t);
         constexpr int NV = code_vectors(MR);
         for (; t.column < kPanel; t.column += NV * W, t.sums += NV * W)
-            codes_tile<kBits, kGroup, kMins, MR, NV>(pass, t);
+            codes_tile<kBits, kGroup, kMins, MR, NV>(stretch, t);
     }
 }
 
 template <int kBits, int kGroup>
 void product_codes(const ProductArgs& args) {
-    using P = Pass<kBits, kGroup>;
-    P pass;
-    const int num_groups = args.padded_in / P::kInputs;
+    using S = Stretch<kBits, kGroup>;
+    S stretch;
+    const Codes kind = args.panel.codes;
+    const int num_groups = args.padded_in / S::kInputs;
     const char* at = static_cast<const char*>(args.panel.data);
-    for (int group = 0; group < num_groups; group += kPassGroups) {
-        at = pass.read(at, args.panel.codes, num_groups - group);
+    for (int group = 0; group < num_groups; group += kStretchGroups) {
+        at = stretch.read(at, kind, num_groups - group);
         for (int row = 0; row < args.num_rows; row += kCodeRows) {
             const int rows = args.num_rows - row < kCodeRows ? args.num_rows - row : kCodeRows;
             const auto* x = static_cast<const std::int8_t*>(args.packed) + (args.first_row + row) * args.row_bytes;
             const auto* heads = reinterpret_cast<const GroupHead*>(x + args.padded_in) + group;
-            const CodesTile tile{x + group * P::kInputs, heads, args.row_bytes,
+            const CodesTile tile{x + group * S::kInputs, heads, args.row_bytes,
                                  args.scratch + std::int64_t{row} * kPanel, 0, group > 0};
             if constexpr (kGroup == 32)
-                if (pass.kind.has_mins) {
-                    codes_tiles<kBits, kGroup, true>(rows, pass, tile);
+                if (kind.has_mins) {
+                    codes_tiles<kBits, kGroup, true>(rows, stretch, tile);
                     continue;
                 }
-            codes_tiles<kBits, kGroup, false>(rows, pass, tile);
+            codes_tiles<kBits, kGroup, false>(rows, stretch, tile);
         }
     }
 }

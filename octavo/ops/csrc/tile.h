@@ -42,6 +42,10 @@ struct Halves {  // bfloat16, side by side
     using Element = std::uint16_t;
     static constexpr int kInner = 1;
 };
+struct Quarters {  // int8, side by side
+    using Element = std::int8_t;
+    static constexpr int kInner = 1;
+};
 
 // How the left-hand side lies: rows side by side for each inner index, as many as the tile has; or row by row.
 struct Packed {

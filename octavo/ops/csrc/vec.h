@@ -111,18 +111,24 @@ OCTAVO_INLINE vf sqrt(vf a) {
 }
 
 typedef float vf4 __attribute__((vector_size(16)));
+typedef std::int32_t vi4 __attribute__((vector_size(16)));
 
-template <class F>
-OCTAVO_INLINE float fold(vf v, F f) {
-    vf4 parts[W / 4];
+template <class V4, class V, class F>
+OCTAVO_INLINE auto fold_parts(V v, F f) {
+    V4 parts[W / 4];
     std::memcpy(parts, &v, sizeof v);
     for (int width = W / 8; width > 0; width /= 2)
         for (int i = 0; i < width; ++i) parts[i] = f(parts[i], parts[i + width]);
-    vf4 low = parts[0];
+    V4 low = parts[0];
     low = f(low, __builtin_shufflevector(low, low, 2, 3, 2, 3));
     low = f(low, __builtin_shufflevector(low, low, 1, 1, 1, 1));
     return low[0];
 }
+
+template <class F>
+OCTAVO_INLINE float fold(vf v, F f) { return fold_parts<vf4>(v, f); }
+template <class F>
+OCTAVO_INLINE std::int32_t fold(vi v, F f) { return fold_parts<vi4>(v, f); }
 
 // All lanes, always in the same tree: halves onto each other.
 OCTAVO_INLINE float sum(vf v) {

@@ -63,7 +63,8 @@ def plan_attention(kv: Blocks, rows: RowSpans, shape: AttentionShape) -> Attenti
     """See `Ops.plan_attention`."""
     device = kv.keys.device
     pieces = _cut(rows, shape.window)
-    key_bytes = 2 * shape.num_kv_heads * shape.head_dim * kv.keys.element_size()
+    item_bytes = kv.keys.element_size() if kv.key_scales is None else 4  # what is read of codes is float32
+    key_bytes = 2 * shape.num_kv_heads * shape.head_dim * item_bytes
     buckets = tuple(
         _make_bucket(pieces[chosen], rows, shape.window, kv)
         for chosen in _group(pieces, max_keys=BUCKET_BYTES // key_bytes)
@@ -140,8 +141,8 @@ def _attend(q: Tensor, kv: Blocks, bucket: Bucket, shape: AttentionShape) -> Ten
     folded = q.view(num_pieces, num_queries, num_kv_heads, group, head_dim).permute(0, 2, 3, 1, 4)
     folded = folded.reshape(num_pieces, num_kv_heads, group * num_queries, head_dim)
     keys, values = (
-        tensor.index_select(0, bucket.slots).to(q.dtype).view(num_pieces, -1, num_kv_heads, head_dim).transpose(1, 2)
-        for tensor in (kv.keys, kv.values)
+        _read(numbers, scales, bucket.slots).to(q.dtype).view(num_pieces, -1, num_kv_heads, head_dim).transpose(1, 2)
+        for numbers, scales in ((kv.keys, kv.key_scales), (kv.values, kv.value_scales))
     )
     mask = None if bucket.mask is None else bucket.mask.repeat(1, 1, group, 1)
     if shape.soft_cap is None:
@@ -150,6 +151,12 @@ def _attend(q: Tensor, kv: Blocks, bucket: Bucket, shape: AttentionShape) -> Ten
         out = _capped_attention(folded, keys, values, mask, shape)
     out = out.view(num_pieces, num_kv_heads, group, num_queries, head_dim).permute(0, 3, 1, 2, 4)
     return out.reshape(len(q), shape.num_heads, head_dim)
+
+
+def _read(numbers: Tensor, scales: Tensor | None, slots: Tensor) -> Tensor:
+    """What lies in `slots`: numbers, or codes times their scales in float32."""
+    read = numbers.index_select(0, slots)
+    return read if scales is None else read.float() * scales.index_select(0, slots)
 
 
 def _capped_attention(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, shape: AttentionShape) -> Tensor:

@@ -75,11 +75,11 @@ def linear(x: Tensor, weight: Matrix) -> Tensor:
 
 def _as_codes(x: Tensor, group: int) -> Tensor:
     """What is left of each row when groups of its inputs become whole numbers; see `Quantised`. float32 [T, in]."""
-    padded = functional.pad(x, (0, -x.shape[1] % group)).unflatten(1, (-1, group))
+    padded = functional.pad(x, (0, -x.shape[1] % group)).view(len(x), -1, group)
     largest = padded.abs().amax(dim=-1, keepdim=True)
-    inverse = torch.where(largest > 1e-30, 127.0 / largest, 0.0)
-    codes = (padded * inverse).round()
-    return (codes * torch.where(largest > 1e-30, largest / 127.0, 0.0)).flatten(1)[:, : x.shape[1]]
+    codes = (padded * torch.where(largest > 1e-30, 127.0 / largest, 0.0)).round()
+    values: Tensor = codes * torch.where(largest > 1e-30, largest / 127.0, 0.0)
+    return values.view(len(x), -1)[:, : x.shape[1]]
 
 
 @torch.inference_mode()
@@ -105,9 +105,26 @@ def rope_and_cache(
     q, k, v = heads.tensor_split((shape.num_heads, shape.num_heads + shape.num_kv_heads), dim=1)
     if norms is not None:
         q, k = rms_norm(q, norms.query, norms.eps), rms_norm(k, norms.key, norms.eps)
-    kv.keys.index_copy_(0, attention.slots, _rotate(k, rope).to(kv.keys.dtype))
-    kv.values.index_copy_(0, attention.slots, v.to(kv.values.dtype))
+    _write(_rotate(k, rope), attention.slots, kv.keys, kv.key_scales)
+    _write(v, attention.slots, kv.values, kv.value_scales)
     return _rotate(q, rope)
+
+
+def _write(x: Tensor, slots: Tensor, numbers: Tensor, scales: Tensor | None) -> None:
+    """Rows x [T, num_kv_heads, head_dim] to their slots, as numbers or as codes with their scales."""
+    if scales is not None:
+        x, scale = quantise(x.float())
+        scales.index_copy_(0, slots, scale)
+    numbers.index_copy_(0, slots, x.to(numbers.dtype))
+
+
+def quantise(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes [..., n] and scales [..., 1] of float32 rows [..., n], as `Ops.new_kv_layers` has them for int8."""
+    scale = x.abs().amax(dim=-1, keepdim=True) / 127
+    scale = torch.where(x.isfinite().all(dim=-1, keepdim=True), scale, torch.nan)
+    # A scale that lost its digits below the smallest normal number can make a quotient larger than 127.
+    codes = (x / scale).clamp(-127, 127).round()
+    return torch.where(scale > 0, codes, 0).to(torch.int8), scale
 
 
 def _rotate(x: Tensor, rope: Rotation) -> Tensor:

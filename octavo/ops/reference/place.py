@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -60,11 +60,16 @@ class Rope:
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """One layer's keys and values, each [num_blocks * block_size, num_kv_heads, head_dim]."""
+    """One layer's keys and values, each [num_blocks * block_size, num_kv_heads, head_dim].
+
+    With int8 these are codes, and there are scales of both [num_blocks * block_size, num_kv_heads, 1], float32.
+    """
 
     keys: Tensor
     values: Tensor
     shape: KVShape
+    key_scales: Tensor | None = None
+    value_scales: Tensor | None = None
 
 
 def open_place(device: str, dtype: str, threads: int | None) -> Place:
@@ -138,6 +143,10 @@ def download(tensor: Tensor) -> Host:
 @torch.inference_mode()
 def new_kv(place: Place, shape: KVShape, dtype: str) -> Blocks:
     """Zeroed keys and values; on a CPU the system gives the memory page by page as blocks are first written."""
+    if dtype == "int8":
+        codes = [_zeros(place, shape, torch.int8) for _ in range(2)]
+        scales = [_zeros(place, replace(shape, head_dim=1), torch.float32) for _ in range(2)]
+        return Blocks(codes[0], codes[1], shape, scales[0], scales[1])
     return Blocks(_zeros(place, shape, DTYPES[dtype]), _zeros(place, shape, DTYPES[dtype]), shape)
 
 
@@ -157,7 +166,9 @@ def _zeros(place: Place, shape: KVShape, dtype: torch.dtype) -> Tensor:
 @torch.inference_mode()
 def copy_blocks(kv: Blocks, src_ids: Ints, dst_ids: Ints) -> None:
     """Block src_ids[i] to block dst_ids[i]."""
-    for tensor in (kv.keys, kv.values):
+    for tensor in (kv.keys, kv.values, kv.key_scales, kv.value_scales):
+        if tensor is None:
+            continue
         blocks = tensor.view(kv.shape.num_blocks, -1)
         source = torch.from_numpy(np.asarray(src_ids, np.int64)).to(tensor.device)
         target = torch.from_numpy(np.asarray(dst_ids, np.int64)).to(tensor.device)
@@ -165,15 +176,14 @@ def copy_blocks(kv: Blocks, src_ids: Ints, dst_ids: Ints) -> None:
 
 
 @torch.inference_mode()
-def pack_linear(
-    place: Place, shape: tuple[int, int], parts: Iterable[Host | Quantised], bias: Host | None
-) -> Matrix:
+def pack_linear(place: Place, shape: tuple[int, int], parts: Iterable[Host | Quantised], bias: Host | None) -> Matrix:
     """`parts` [some of out, in], stacked; a single one that lies in host memory becomes the matrix itself."""
     packed_bias = None if bias is None else _tensor(place, bias)
-    num_filled, weight = 0, None
+    num_filled, weight, codes = 0, None, []
     for part in parts:
         if isinstance(part, Quantised):
-            return _pack_codes(place, [part, *parts], packed_bias)
+            codes.append(part)
+            continue
         if len(part) == shape[0]:
             weight = _tensor(place, part)
         elif weight is None:
@@ -181,6 +191,8 @@ def pack_linear(
         if len(part) < shape[0]:
             weight[num_filled : num_filled + len(part)] = _tensor(place, part)
         num_filled += len(part)
+    if codes:
+        return _pack_codes(place, codes, packed_bias)
     assert weight is not None
     assert num_filled == shape[0]
     return Matrix(weight, packed_bias, place.handle)
