@@ -22,7 +22,7 @@ def circumstances(engine: "LLMEngine") -> dict[str, Any]:
     resolved, config = engine.resolved, engine.config
     threads = config.model_config.threads or processor().num_cores
     return {
-        **_surroundings(),
+        **surroundings(),
         "engine": {
             "model": config.model_config.model,
             "backend": str(vars(engine.engine.runner.ops)["__name__"]).rpartition(".")[2],  # a module
@@ -49,7 +49,7 @@ def kernel_circumstances(arch: ArchConfig, place: Place, config: EngineConfig, k
         f"{arch.num_kv_heads} heads of {arch.head_dim}, {arch.intermediate_size} inside, vocabulary {arch.vocab_size}"
     )
     return {
-        **_surroundings(),
+        **surroundings(),
         "engine": {
             "model": model.model,
             "backend": "cpu",
@@ -65,7 +65,8 @@ def kernel_circumstances(arch: ArchConfig, place: Place, config: EngineConfig, k
     }
 
 
-def _surroundings() -> dict[str, Any]:
+def surroundings() -> dict[str, Any]:
+    """The machine and the versions."""
     cpu = processor()
     return {
         "machine": {

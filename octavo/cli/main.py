@@ -18,6 +18,7 @@ COMMANDS = {
     "generate": ("octavo.cli.generate", "continue one prompt or many"),
     "chat": ("octavo.cli.chat", "talk with a model"),
     "bench": ("octavo.cli.bench", "how fast a model runs here: one request, or many"),
+    "plan": ("octavo.cli.plan", "what would fit and how fast a model would run, before anything is loaded"),
     "verify": ("octavo.cli.verify", "whether the same request gives the same, bit for bit, in every setting"),
     "doctor": ("octavo.cli.doctor", "this machine, its instruction sets and memory, and the versions in use"),
     "models": ("octavo.cli.models", "list, pull, show and remove models"),

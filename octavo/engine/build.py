@@ -14,13 +14,14 @@ from octavo.cache.kv import block_bytes, new_cache
 from octavo.config import DTYPE_ALIASES, EngineConfig, parse_bytes
 from octavo.engine.clock import Clock
 from octavo.engine.engine import Engine
+from octavo.engine.memory import MemoryPlan, StepSize, mib, workspace_bytes
 from octavo.engine.runner import Runner
 from octavo.engine.scheduler import Limits, Scheduler
 from octavo.engine.tables import BlockTables
 from octavo.errors import ConfigError, DoesNotFitError
 from octavo.models.config import ArchConfig
 from octavo.models.config_huggingface import generation_defaults
-from octavo.models.load import LoadOptions, ModelFiles, load_decoder, weight_bytes
+from octavo.models.load import LoadOptions, ModelFiles, load_decoder, weight_groups
 from octavo.models.load import read_model as read_model  # the runtime begins here: what the files say, then an engine
 from octavo.models.sources import Precision
 from octavo.ops import cpu, machine
@@ -31,7 +32,6 @@ log = logging.getLogger("octavo")
 GIB = 2**30
 DEFAULT_KV_BYTES = 4 * GIB
 DEFAULT_STEP_TOKENS = {"cpu": 512, "cuda": 8192}
-WORKSPACE_BYTES = 200 * 2**20  # activations, logits tiles and the process itself, beyond weights and KV
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +56,8 @@ class Resolved:
         instead = "" if self.dtype == self.asked_dtype else f" (no arithmetic here for {self.asked_dtype})"
         return (
             f"{self.arch.family} on {self.device} in {self.dtype}{instead}: "
-            f"weights {_mib(self.weight_bytes)}{self._weights_as()}, "
-            f"KV cache {_mib(self.kv_bytes)} ({self.num_blocks} blocks of {self.block_size} tokens, {self.kv_dtype}), "
+            f"weights {mib(self.weight_bytes)}{self._weights_as()}, "
+            f"KV cache {mib(self.kv_bytes)} ({self.num_blocks} blocks of {self.block_size} tokens, {self.kv_dtype}), "
             f"max_model_len {self.limits.max_model_len}, max_num_batched_tokens {self.limits.max_num_batched_tokens}, "
             f"max_num_seqs {self.limits.max_num_seqs}"
         )
@@ -78,8 +78,7 @@ def build_engine(model: ModelFiles, config: EngineConfig, *, trace: bool = False
     Raises ModelFormatError, ConfigError or DoesNotFitError before memory is taken.
     """
     arch = model.arch
-    ops = _choose_ops(config.model_config.device)
-    place = ops.open_place(config.model_config.device, _choose_dtype(arch, config), config.model_config.threads)
+    ops, place = open_backend(arch, config)
     resolved = resolve(model, config, ops, place, generation_defaults(model.path))
     log.info("%s", resolved.describe())
     chosen = config.model_config
@@ -96,41 +95,67 @@ def build_engine(model: ModelFiles, config: EngineConfig, *, trace: bool = False
     return Engine(scheduler, Runner(decoder, cache, ops, clock), clock), resolved
 
 
+def open_backend(arch: ArchConfig, config: EngineConfig) -> tuple[Ops, Place]:
+    """Who computes a model of this architecture, and where. Raises ConfigError."""
+    chosen = config.model_config
+    ops = _choose_ops(chosen.device)
+    return ops, ops.open_place(chosen.device, _choose_dtype(arch, config), chosen.threads)
+
+
 def resolve(
     model: ModelFiles, config: EngineConfig, ops: Ops, place: Place, sampling_defaults: Mapping[str, float]
 ) -> Resolved:
     """Every None made a number, and the sum of memory held against what there is."""
     arch, cache = model.arch, config.cache_config
-    kv_dtype = DTYPE_ALIASES.get(cache.kv_dtype, cache.kv_dtype)
-    kv_dtype = place.dtype if kv_dtype == "auto" else kv_dtype
-    quantization = _choose_quantization(model, config, place)
-    weights = weight_bytes(arch, Precision(place.dtype, quantization), model.stored)
-    one_block = block_bytes(_kv_shape(arch, 1, cache.block_size), arch.num_layers, kv_dtype)
-    room = _room_for_kv(config, ops, place, weights)
-    num_blocks = cache.num_blocks or _num_blocks(config, _default_kv_bytes(ops, place, room), one_block)
-    kv_bytes = num_blocks * one_block
-    if kv_bytes > room:
-        most = max(0, room // one_block)
-        raise DoesNotFitError(
-            f"KV cache of {num_blocks} blocks takes {_mib(kv_bytes)}, but beside {_mib(weights)} of weights and "
-            f"{_mib(WORKSPACE_BYTES)} of workspace this machine has room for {_mib(max(room, 0))}: the largest that "
-            f"fits is num_blocks={most} (kv_cache_memory={most * one_block})"
-        )
-    limits = _limits(arch, config, place.device, num_blocks)
+    memory = count_memory(model, config, ops, place)
+    memory.check()
+    limits = limits_of(arch, config, place.device, memory.num_blocks)
     return Resolved(
         arch=arch,
         device=place.device,
         dtype=place.dtype,
         asked_dtype=_choose_dtype(arch, config),
-        quantization=quantization,
-        kv_dtype=kv_dtype,
-        num_blocks=num_blocks,
+        quantization=choose_precision(model, config, place).quantization,
+        kv_dtype=choose_kv_dtype(config, place),
+        num_blocks=memory.num_blocks,
         block_size=cache.block_size,
-        weight_bytes=weights,
-        kv_bytes=kv_bytes,
+        weight_bytes=memory.weight_bytes,
+        kv_bytes=memory.kv_bytes,
         limits=limits,
         sampling_defaults=sampling_defaults,
     )
+
+
+def count_memory(model: ModelFiles, config: EngineConfig, ops: Ops, place: Place) -> MemoryPlan:
+    """What the engine would take, part by part, and what there is. Takes nothing; `check` the result before it is."""
+    arch, block_size = model.arch, config.cache_config.block_size
+    groups = weight_groups(arch, choose_precision(model, config, place), model.stored)
+    one_block = block_bytes(_kv_shape(arch, 1, block_size), arch.num_layers, choose_kv_dtype(config, place))
+    available = _available(config, ops, place)
+    asked = config.cache_config.num_blocks
+    most = asked or _num_blocks(config, _default_kv_bytes(ops, place, available), one_block)
+    workspace = workspace_bytes(arch, _largest_step(arch, config, place.device, most * block_size))
+    room = max(0, available - sum(group.num_bytes for group in groups) - workspace)
+    num_blocks = asked or _num_blocks(config, _default_kv_bytes(ops, place, room), one_block)
+    return MemoryPlan(groups, workspace, one_block, num_blocks, available)
+
+
+def _largest_step(arch: ArchConfig, config: EngineConfig, device: str, capacity: int) -> StepSize:
+    """The largest step that a configuration allows whose cache holds `capacity` tokens at most.
+
+    Without chunks a whole sequence is computed in one.
+    """
+    scheduler = config.scheduler_config
+    max_len = min(config.model_config.max_model_len or arch.max_position, capacity)
+    num_tokens = _step_tokens(config, device)
+    if not scheduler.enable_chunked_prefill and scheduler.max_num_batched_tokens is None:
+        num_tokens = max(num_tokens, max_len)
+    threads = config.model_config.threads or machine.processor().num_cores
+    return StepSize(num_tokens, min(scheduler.max_num_seqs, num_tokens), max_len, threads)
+
+
+def _step_tokens(config: EngineConfig, device: str) -> int:
+    return config.scheduler_config.max_num_batched_tokens or DEFAULT_STEP_TOKENS[device.partition(":")[0]]
 
 
 def _choose_ops(device: str) -> Ops:
@@ -151,6 +176,17 @@ def _choose_dtype(arch: ArchConfig, config: EngineConfig) -> str:
     return arch.dtype if wanted == "auto" else wanted
 
 
+def choose_kv_dtype(config: EngineConfig, place: Place) -> str:
+    """What keys and values are held in."""
+    kv_dtype = DTYPE_ALIASES.get(config.cache_config.kv_dtype, config.cache_config.kv_dtype)
+    return place.dtype if kv_dtype == "auto" else kv_dtype
+
+
+def choose_precision(model: ModelFiles, config: EngineConfig, place: Place) -> Precision:
+    """What weights are held in. Raises ConfigError for whole numbers where there are no products with them."""
+    return Precision(place.dtype, _choose_quantization(model, config, place))
+
+
 def _choose_quantization(model: ModelFiles, config: EngineConfig, place: Place) -> str | None:
     """None (as stored) only where something is stored as whole numbers; a GPU has no products with these yet."""
     wanted = config.model_config.quantization
@@ -168,19 +204,12 @@ def _kv_shape(arch: ArchConfig, num_blocks: int, block_size: int) -> KVShape:
     return KVShape(num_blocks, block_size, arch.num_kv_heads, arch.head_dim)
 
 
-def _room_for_kv(config: EngineConfig, ops: Ops, place: Place, weights: int) -> int:
-    """Bytes that the KV cache may take beside weights and workspace."""
+def _available(config: EngineConfig, ops: Ops, place: Place) -> int:
+    """Bytes that may be taken: on a GPU less what `memory_fraction` spares."""
     available = ops.free_memory(place)
     if place.device != "cpu":
-        spared = int(ops.total_memory(place) * (1.0 - config.cache_config.memory_fraction))
-        available -= spared
-    room = available - weights - WORKSPACE_BYTES
-    if room <= 0:
-        raise DoesNotFitError(
-            f"the weights take {_mib(weights)} and the workspace {_mib(WORKSPACE_BYTES)}, but only "
-            f"{_mib(available)} of memory are available: use a smaller model or dtype"
-        )
-    return room
+        available -= int(ops.total_memory(place) * (1.0 - config.cache_config.memory_fraction))
+    return available
 
 
 def _default_kv_bytes(ops: Ops, place: Place, room: int) -> int:
@@ -199,7 +228,8 @@ def _num_blocks(config: EngineConfig, default: int, one_block: int) -> int:
     return max(1, default // one_block)
 
 
-def _limits(arch: ArchConfig, config: EngineConfig, device: str, num_blocks: int) -> Limits:
+def limits_of(arch: ArchConfig, config: EngineConfig, device: str, num_blocks: int) -> Limits:
+    """What the scheduler keeps to with so many blocks. Raises ConfigError or DoesNotFitError."""
     scheduler, block_size = config.scheduler_config, config.cache_config.block_size
     asked = config.model_config.max_model_len
     capacity = num_blocks * block_size
@@ -208,7 +238,7 @@ def _limits(arch: ArchConfig, config: EngineConfig, device: str, num_blocks: int
     if asked is not None and asked > capacity:
         raise DoesNotFitError(f"max_model_len={asked}: the KV cache holds {capacity} tokens; at most that fits")
     max_model_len = asked or min(arch.max_position, capacity)
-    step_tokens = scheduler.max_num_batched_tokens or DEFAULT_STEP_TOKENS[device.partition(":")[0]]
+    step_tokens = _step_tokens(config, device)
     if not scheduler.enable_chunked_prefill:
         if scheduler.max_num_batched_tokens is None:
             step_tokens = max(step_tokens, max_model_len)
@@ -225,7 +255,3 @@ def _limits(arch: ArchConfig, config: EngineConfig, device: str, num_blocks: int
         policy=scheduler.policy,
         max_queued_requests=scheduler.max_queued_requests,
     )
-
-
-def _mib(num_bytes: int) -> str:
-    return f"{num_bytes / 2**20:,.0f} MiB"

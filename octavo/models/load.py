@@ -25,6 +25,15 @@ from octavo.weights.checkpoint import Checkpoint, open_checkpoint
 from octavo.weights.quant import LAYOUTS
 
 _ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_KINDS = {
+    name: kind
+    for kind, names in {
+        "embedding and head": ("embedding", "head"),
+        "attention": ("q", "k", "v", "output", "q_bias", "k_bias", "v_bias", "output_bias"),
+        "feed-forward": ("gate", "up", "down", "gate_bias", "up_bias", "down_bias"),
+    }.items()
+    for name in names
+}
 _STORED_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -97,16 +106,47 @@ def read_arch(path: Path) -> ArchConfig:
     return read_model(path).arch
 
 
+@dataclass(frozen=True, slots=True)
+class WeightGroup:
+    """Weights of one kind ("embedding and head", "attention", "feed-forward", "norms") that are held in one format."""
+
+    kind: str
+    format: str
+    num_values: int
+    num_bytes: int
+
+
+def weight_groups(
+    arch: ArchConfig, precision: Precision, stored: Mapping[str, str] | None = None
+) -> tuple[WeightGroup, ...]:
+    """What the packed weights take, by kind and format. `stored`: the dtypes of a GGUF file's tensors."""
+    sums: dict[tuple[str, str], list[int]] = {}
+    for part in parts_of(arch):
+        format = format_of(part, precision, stored)
+        total = sums.setdefault((_KINDS.get(part.name, "norms"), format), [0, 0])
+        total[0] += _num_values(part.shape)
+        total[1] += part_bytes(part, format)
+    order = [*dict.fromkeys(_KINDS.values()), "norms"]
+    groups = [WeightGroup(kind, format, *total) for (kind, format), total in sums.items()]
+    return tuple(sorted(groups, key=lambda group: order.index(group.kind)))
+
+
 def weight_bytes(arch: ArchConfig, precision: Precision, stored: Mapping[str, str] | None = None) -> int:
     """Bytes that the packed weights take. `stored`: the dtypes of a GGUF file's tensors, where they matter."""
-    return sum(_part_bytes(part, precision.format_of(part, _stored_as(part, stored))) for part in parts_of(arch))
+    return sum(group.num_bytes for group in weight_groups(arch, precision, stored))
+
+
+def format_of(part: Part, precision: Precision, stored: Mapping[str, str] | None) -> str:
+    """What a part is held in; see `Precision.format_of`. `stored`: the dtypes of a GGUF file's tensors, by name."""
+    return precision.format_of(part, _stored_as(part, stored))
 
 
 def _stored_as(part: Part, stored: Mapping[str, str] | None) -> str | None:
     return stored.get(GGUF_NAMES[part.name].format(layer=part.layer)) if stored else None
 
 
-def _part_bytes(part: Part, format: str) -> int:
+def part_bytes(part: Part, format: str) -> int:
+    """Bytes that a part takes in a format (see `format_of`)."""
     if format in LAYOUTS:
         return LAYOUTS[format].num_bytes(part.shape[0], part.shape[1])
     return _num_values(part.shape) * _ITEM_BYTES[format]
@@ -124,14 +164,14 @@ def load_decoder(path: Path, options: LoadOptions, ops: Ops, place: Place) -> De
     if options.load_format == "dummy":
         arch = read_arch(path)
         dummy = DummySource(arch, options.seed, options.precision, options.num_threads)
-        return Decoder(arch, _pack(arch, dummy, ops, place), ops, place)
+        return pack_decoder(arch, dummy, ops, place)
     checkpoint = open_checkpoint(path)
     checkpoint.threads = options.num_threads
     try:
         is_gguf = _is_gguf(path)
         arch = arch_from_gguf(checkpoint.metadata, checkpoint.tensors) if is_gguf else read_arch(path)
         source = CheckpointSource(arch, checkpoint, options.precision, is_gguf=is_gguf)
-        return Decoder(arch, _pack(arch, source, ops, place), ops, place)
+        return pack_decoder(arch, source, ops, place)
     finally:
         checkpoint.close()
 
@@ -166,7 +206,13 @@ def _num_values(shape: tuple[int, ...]) -> int:
     return num_values
 
 
-def _pack(arch: ArchConfig, source: Source, ops: Ops, place: Place) -> DecoderWeights:
+def pack_decoder(arch: ArchConfig, source: Source, ops: Ops, place: Place) -> Decoder:
+    """The decoder whose tensors `source` gives, packed at `place`."""
+    return Decoder(arch, pack_weights(arch, source, ops, place), ops, place)
+
+
+def pack_weights(arch: ArchConfig, source: Source, ops: Ops, place: Place) -> DecoderWeights:
+    """The tensors that `source` gives, packed at `place`."""
     packer = _Packer(arch, source, ops, place)
     embedding = ops.pack_embedding(place, source.read("embedding", None))
     factors = source.read_floats("rope_factors", None) if arch.rope.has_factors else None
