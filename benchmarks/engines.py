@@ -22,8 +22,10 @@ MODELS = ("smollm2-135m", "qwen2-0.5b")
 
 
 def open_engine(model: str, dtype: str, threads: int, **fields: object) -> LLMEngine:
-    """One of MODELS. The Qwen2 has its real sizes, random weights and the tests' tokenizer: its prompts are ids."""
-    named = {"model": model, "dtype": dtype, "threads": threads} | fields
+    """One of MODELS, with weights in `dtype` unless `fields` say otherwise. The Qwen2 has its real sizes, random weights
+    and the tests' tokenizer: its prompts are ids.
+    """
+    named = {"model": model, "dtype": dtype, "threads": threads, "quantization": "none"} | fields
     if model == "smollm2-135m":
         return LLMEngine(EngineConfig.from_dict(named))
     with tempfile.TemporaryDirectory() as folder:

@@ -1,7 +1,7 @@
 """Decoding against the memory's bandwidth, which limits it: a bare read of as many bytes, measured beside every run.
 
-W1 (a prompt of 32 tokens, 128 generated) for SmolLM2 and for a random Qwen2-0.5B, as a share of bandwidth / weight
-bytes. And decoding at some 8,192 tokens of context, as a multiple of what the bandwidth of a read of weights and those
+W1 (a prompt of 32 tokens, 128 generated) for SmolLM2 and for a random Qwen2-0.5B, with weights in --dtype, int8 and int4
+(SmolLM2: the built-in file's own Q4_1), as a share of bandwidth / weight bytes. And decoding at some 8,192 tokens of context, as a multiple of what the bandwidth of a read of weights and those
 keys and values predicts. A read counts with the best of three rounds.
 """
 
@@ -24,12 +24,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     add_common_flags(parser)
     parser.add_argument("--models", default=",".join(MODELS), help="of W1")
+    parser.add_argument("--quantization", default="none,int8,int4", help="of W1's weights")
     parser.add_argument("--context", type=int, default=8192, help="of the long decode, at its end; 0: leave it out")
     args = parser.parse_args()
     report: dict[str, object] = {"machine": describe("octavo", "numpy")}
     with exclusive():
         for model in args.models.split(","):
-            report[f"W1 {model}"] = w1(model, args)
+            for quantization in args.quantization.split(","):
+                report[f"W1 {model} {quantization}"] = w1(model, quantization, args)
         if args.context:
             report[f"decode at {args.context}"] = long_decode(args)
     write_json(args.json, report)
@@ -41,10 +43,11 @@ def main() -> None:
                 print(f"| {what} | {name} | {spread(values, 1 if 'tok' in name or 'GB' in name else 3)} |")
 
 
-def w1(model: str, args: argparse.Namespace) -> Figures:
+def w1(model: str, quantization: str, args: argparse.Namespace) -> Figures:
     """`share` holds all 128 tokens against the time from the request to the last; `share, decode` only those after the
     first against the time after it."""
-    engine = open_engine(model, args.dtype, args.threads)
+    as_stored = model == "smollm2-135m" and quantization == "int4"
+    engine = open_engine(model, args.dtype, args.threads, quantization=None if as_stored else quantization)
     (job,) = generate(W1, range(engine.resolved.arch.vocab_size))
     machine, weights = machine_of(engine), engine.resolved.weight_bytes
     figures: Figures = {name: [] for name in ("tok/s", "read GB/s", "share", "share, decode")}
@@ -57,7 +60,7 @@ def w1(model: str, args: argparse.Namespace) -> Figures:
             figures, (rate, read / 1e9, rate * weights / read, decoding * weights / read), strict=True
         ):
             figures[name].append(value)
-        say(f"W1 {model} round {round + 1} of {args.rounds}: {rate:.1f} tok/s, {rate * weights / read:.0%} of the read")
+        say(f"W1 {model} {quantization} round {round + 1} of {args.rounds}: {rate:.1f} tok/s, {rate * weights / read:.0%} of the read")
     return figures
 
 
