@@ -15,14 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from octavo.cli.kernel_cases import Case, Subject, groups
-from octavo.cli.kernels import case_figures, default_working_set, kernels_text, measure_group
+from octavo.cli.kernels import case_figures, default_working_set, formats_of, kernels_text, measure_group
 from octavo.cli.main import main
 from octavo.cli.measure import Run, Timeline, Watch, latency_figures, medians, percentile, serve, throughput_figures
 from octavo.cli.plot import check_plot, write_plot
 from octavo.cli.session import Interrupt
 from octavo.cli.workload import Job, Shape, Span, generate, plain_ids, read_workload
 from octavo.errors import EngineError, OctavoError, RequestError
-from octavo.models.load import read_arch
+from octavo.models.load import read_arch, read_model
+from octavo.models.sources import Precision
 from octavo.ops import cpu
 from octavo.ops.cpu.place import PATH_VARIABLE, paths
 from octavo.outputs import CompletionOutput, RequestMetrics, RequestOutput
@@ -383,6 +384,20 @@ def subject(tiny_model) -> Subject:
 
 def cases_of(subject: Subject) -> dict[tuple[str, int, int], Case]:
     return {(case.kernel, case.rows, case.context): case for cases in groups(subject) for case in cases}
+
+
+def test_bytes_of_whole_numbers(tiny_model, smollm2_path):
+    """As the model's weights would be held: the file's own kinds, or those asked for."""
+    place = cpu.open_place("cpu", "bfloat16", 1)
+    stored = formats_of(read_model(smollm2_path), Precision("bfloat16", None))
+    assert stored == dict.fromkeys(("qkv", "output", "gate_up", "down"), "Q4_1") | {"head": "Q8_0"}
+    formats = formats_of(read_model(tiny_model), Precision("bfloat16", "int4"))
+    cases = cases_of(Subject(read_arch(tiny_model), place, "bfloat16", 16, 1 << 20, formats))
+    down = cases["down", 1, 0]
+    assert down.shape == "120 x 200 int4"
+    assert down.num_bytes == down.num_calls * 120 * (200 // 2 + 7 * 4)
+    for case in cases.values():
+        case.run()
 
 
 def test_bytes_and_operations_are_those_of_the_shapes(subject):

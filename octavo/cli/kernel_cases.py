@@ -4,8 +4,8 @@ Knows the backend's programs, and how many bytes and operations a call amounts t
 random; no weights are read.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from octavo.cache.kv import ITEM_BYTES, token_bytes
 from octavo.engine.sampler import TILE, rules_of
 from octavo.engine.sequence import Draw
 from octavo.models.config import ArchConfig
+from octavo.models.random_source import random_bytes, random_codes
 from octavo.models.rope import inverse_frequencies
 from octavo.ops import _cpu, cpu
 from octavo.ops.cpu.place import Blocks, Matrix
@@ -22,6 +23,7 @@ from octavo.ops.cpu.sampling import sample
 from octavo.ops.interface import AttentionShape, KVShape, Place, RowSpans
 from octavo.params import SamplingParams
 from octavo.weights.bf16 import to_bf16
+from octavo.weights.quant import LAYOUTS
 
 _ROWS = (1, 4, 16, 64, 256, 512)
 _FEW_ROWS = 16  # up to here a product is bound by the weights' way from memory
@@ -34,13 +36,17 @@ _POOL = 1_000_003  # random values that everything is cut from; a prime, so that
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """Whose kernels: a model's sizes, where it would run, and how many bytes what comes from memory is made to take."""
+    """Whose kernels: a model's sizes, where it would run, and how many bytes what comes from memory is made to take.
+
+    `formats`: what the matrices of `_products` are held in, by name; the place's dtype where nothing is said.
+    """
 
     arch: ArchConfig
     place: Place
     kv_dtype: str
     block_size: int
     working_set: int
+    formats: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,16 +107,18 @@ def _products(arch: ArchConfig) -> list[_Product]:
 
 def _product_cases(subject: Subject, product: _Product) -> list[Case]:
     """Products with one to many rows. Those with few go through copies of the matrix that no cache holds."""
-    place = subject.place
-    one = product.num_out * product.num_in * ITEM_BYTES[place.dtype]
-    matrices = [_matrix(place, product) for _ in range(-(-max(subject.working_set, one) // one))]
+    place, format = subject.place, subject.formats.get(product.name, subject.place.dtype)
+    is_float = format not in LAYOUTS
+    num_values = product.num_out * product.num_in
+    one = num_values * ITEM_BYTES[format] if is_float else LAYOUTS[format].num_bytes(product.num_out, product.num_in)
+    matrices = [_matrix(place, product, format) for _ in range(-(-max(subject.working_set, one) // one))]
     cases = []
     for rows in (rows for rows in _ROWS if rows <= product.most_rows):
         few = matrices if rows <= _FEW_ROWS else matrices[: max(1, _WARM_BYTES // one)]
         cases.append(
             Case(
                 kernel=product.name,
-                shape=f"{product.num_out} x {product.num_in}",
+                shape=f"{product.num_out} x {product.num_in}" + ("" if is_float else f" {format}"),
                 rows=rows,
                 context=0,
                 num_calls=len(few),
@@ -123,9 +131,10 @@ def _product_cases(subject: Subject, product: _Product) -> list[Case]:
     return cases
 
 
-def _matrix(place: Place, product: _Product) -> Matrix:
+def _matrix(place: Place, product: _Product, format: str) -> Matrix:
     num_parts = 2 if product.is_gated and product.num_out % 2 == 0 else 1
-    part = _words(place.dtype, (product.num_out // num_parts, product.num_in))
+    size = (product.num_out // num_parts, product.num_in)
+    part = random_codes(format, size, random_bytes()) if format in LAYOUTS else _words(format, size)
     return cpu.pack_linear(place, (product.num_out, product.num_in), [part] * num_parts, None)
 
 

@@ -16,7 +16,10 @@ from octavo.cli.kernel_cases import Case, Subject, groups
 from octavo.cli.measure import medians
 from octavo.cli.session import note
 from octavo.config import DTYPE_ALIASES, EngineConfig
-from octavo.models.load import read_model
+from octavo.engine.build import choose_precision
+from octavo.models.families import parts_of
+from octavo.models.load import ModelFiles, format_of, read_model
+from octavo.models.sources import Precision
 from octavo.ops import _cpu, cpu
 from octavo.ops.machine import processor
 
@@ -36,12 +39,14 @@ def default_working_set() -> int:
 def measure_kernels(config: EngineConfig, runs: int, working_set: int, is_quiet: bool) -> dict[str, Any]:
     """Every kernel `runs` times beside the limits, as a report. Reads the model's configuration, no weights."""
     model = config.model_config
-    arch = read_model(hub.resolve(model.model, model.revision, progress=not is_quiet, weights=False)).arch
+    files = read_model(hub.resolve(model.model, model.revision, progress=not is_quiet, weights=False))
+    arch = files.arch
     dtype = DTYPE_ALIASES.get(model.dtype, model.dtype)
     place = cpu.open_place("cpu", arch.dtype if dtype == "auto" else dtype, model.threads)
     kv_dtype = DTYPE_ALIASES.get(config.cache_config.kv_dtype, config.cache_config.kv_dtype)
     kv_dtype = place.dtype if kv_dtype == "auto" else kv_dtype
-    subject = Subject(arch, place, kv_dtype, config.cache_config.block_size, working_set)
+    formats = formats_of(files, choose_precision(files, config, place))
+    subject = Subject(arch, place, kv_dtype, config.cache_config.block_size, working_set, formats)
     measured = []
     for cases in groups(subject):
         measured += measure_group(place.handle.native, cases, runs)
@@ -54,6 +59,14 @@ def measure_kernels(config: EngineConfig, runs: int, working_set: int, is_quiet:
         "limits": medians([run["limits"] for case in measured for run in case["runs"]]),
         "kernels": measured,
     }
+
+
+def formats_of(files: ModelFiles, precision: Precision) -> dict[str, str]:
+    """What the matrices that are measured are held in: those of the first layer, each as its first part."""
+    found = {(part.name, part.layer): format_of(part, precision, files.stored) for part in parts_of(files.arch)}
+    layer = {"qkv": "q", "output": "output", "gate_up": "gate", "down": "down"}
+    head = "embedding" if files.arch.tie_embeddings else "head"
+    return {name: found[part, 0] for name, part in layer.items()} | {"head": found[head, None]}
 
 
 def measure_group(machine: Any, cases: Sequence[Case], runs: int) -> list[dict[str, Any]]:

@@ -19,6 +19,24 @@ from octavo.weights.quant import LAYOUTS, new_arrays
 _POOL = 1_000_003  # random numbers that everything is cut from; a prime, so that rows differ
 
 
+def random_bytes() -> NDArray[np.int8]:
+    """What `random_codes` cuts codes from."""
+    return np.frombuffer(np.random.default_rng(0).bytes(_POOL), np.int8)
+
+
+def random_codes(format: str, shape: tuple[int, ...], pool: NDArray[np.int8]) -> Quantised:
+    """A matrix of whole numbers in a layout of `LAYOUTS`, some 0.02 large. `pool`: from `random_bytes`."""
+    layout = LAYOUTS[format]
+    arrays = new_arrays(layout, shape[0], shape[1])
+    codes: NDArray[np.int8] = pool if layout.bits == 8 else pool >> np.int8(8 - layout.bits)
+    arrays.codes[:] = np.resize(codes, shape)
+    arrays.scales[:] = 0.02 / 2 ** (layout.bits - 1)
+    for array, value in ((arrays.mins, 0), (arrays.steps, 1), (arrays.min_steps, 0)):
+        if array is not None:
+            array[:] = value
+    return Quantised(layout.bits, layout.group_len, *arrays)
+
+
 class RandomSource:
     """Random tensors in formats that are given part by part. A `Source` (see `models.sources`)."""
 
@@ -27,7 +45,7 @@ class RandomSource:
         self._parts: dict[tuple[str, int | None], Part] = {(part.name, part.layer): part for part in parts_of(arch)}
         self._formats = formats
         generator = np.random.default_rng(0)
-        self._codes = np.frombuffer(generator.bytes(_POOL), np.int8)
+        self._codes = random_bytes()
         small = 0.02 * generator.standard_normal(_POOL, np.float32)
         self._floats: Host = to_bf16(small) if dtype == "bfloat16" else small.astype(dtype)
 
@@ -44,15 +62,7 @@ class RandomSource:
         format, shape = self.format(name, layer), self.shape(name, layer)
         if format not in LAYOUTS:
             return self.read_floats(name, layer)
-        layout = LAYOUTS[format]
-        arrays = new_arrays(layout, shape[0], shape[1])
-        codes: NDArray[np.int8] = self._codes if layout.bits == 8 else self._codes >> np.int8(8 - layout.bits)
-        arrays.codes[:] = np.resize(codes, shape)
-        arrays.scales[:] = 0.02 / 2 ** (layout.bits - 1)
-        for array, value in ((arrays.mins, 0), (arrays.steps, 1), (arrays.min_steps, 0)):
-            if array is not None:
-                array[:] = value
-        return Quantised(layout.bits, layout.group_len, *arrays)
+        return random_codes(format, shape, self._codes)
 
     def read_floats(self, name: str, layer: int | None) -> Host:
         """The part in the dtype of the load; norms are ones."""
