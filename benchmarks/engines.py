@@ -22,8 +22,8 @@ MODELS = ("smollm2-135m", "qwen2-0.5b")
 
 
 def open_engine(model: str, dtype: str, threads: int, **fields: object) -> LLMEngine:
-    """One of MODELS, with weights in `dtype` unless `fields` say otherwise. The Qwen2 has its real sizes, random weights
-    and the tests' tokenizer: its prompts are ids.
+    """One of MODELS, with weights in `dtype` unless `fields` say otherwise. The Qwen2 has its real sizes, random
+    weights and the tests' tokenizer: its prompts are ids.
     """
     named = {"model": model, "dtype": dtype, "threads": threads, "quantization": "none"} | fields
     if model == "smollm2-135m":

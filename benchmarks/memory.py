@@ -1,8 +1,9 @@
 """Decoding against the memory's bandwidth, which limits it: a bare read of as many bytes, measured beside every run.
 
-W1 (a prompt of 32 tokens, 128 generated) for SmolLM2 and for a random Qwen2-0.5B, with weights in --dtype, int8 and int4
-(SmolLM2: the built-in file's own Q4_1), as a share of bandwidth / weight bytes. And decoding at some 8,192 tokens of context, as a multiple of what the bandwidth of a read of weights and those
-keys and values predicts. A read counts with the best of three rounds.
+W1 (a prompt of 32 tokens, 128 generated) for SmolLM2 and for a random Qwen2-0.5B, with weights in --dtype, int8 and
+int4 (SmolLM2: the built-in file's own Q4_1), as a share of bandwidth / weight bytes. And decoding at some 8,192 tokens
+of context, as a multiple of what the bandwidth of a read of weights and those keys and values predicts. A read counts
+with the best of three rounds.
 """
 
 import argparse
