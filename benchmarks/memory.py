@@ -61,9 +61,8 @@ def w1(model: str, quantization: str, args: argparse.Namespace) -> Figures:
             figures, (rate, read / 1e9, rate * weights / read, decoding * weights / read), strict=True
         ):
             figures[name].append(value)
-        say(
-            f"W1 {model} {quantization} round {round + 1} of {args.rounds}: {rate:.1f} tok/s, {rate * weights / read:.0%} of the read"
-        )
+        done = f"W1 {model} {quantization} round {round + 1} of {args.rounds}"
+        say(f"{done}: {rate:.1f} tok/s, {rate * weights / read:.0%} of the read")
     return figures
 
 

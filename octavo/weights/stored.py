@@ -134,9 +134,12 @@ class FileCheckpoint:
         return arrays
 
     def _fill(self, tensor: StoredTensor, values: npt.NDArray[Any], dtype: str) -> bool:
-        part_len = -(-values.size // (self._num_parts(values.size) * _LONGEST_BLOCK)) * _LONGEST_BLOCK
+        part_len = max(1, -(-values.size // (self._num_parts(values.size) * _LONGEST_BLOCK))) * _LONGEST_BLOCK
         return self._run_all(
-            [(tensor.fill, values[first : first + part_len], first, dtype) for first in range(0, values.size, part_len)]
+            [
+                (tensor.fill, values[first : first + part_len], first, dtype)
+                for first in range(0, max(1, values.size), part_len)
+            ]
         )
 
     def _num_parts(self, num_values: int) -> int:

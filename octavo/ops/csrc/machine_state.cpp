@@ -17,7 +17,7 @@ namespace octavo {
 
 namespace {
 
-#if defined(OCTAVO_X86_PATHS) && !defined(OCTAVO_STAND_INS)
+#if defined(OCTAVO_X86_PATHS) && !defined(OCTAVO_STAND_INS) && !defined(OCTAVO_AVX2_ONLY)
 
 // gcc 12's __builtin_cpu_supports does not know amx; the operating system's part is asked for below.
 bool has_amx() {
@@ -61,6 +61,7 @@ std::vector<const Kernels*> find_paths() {
     std::vector<const Kernels*> paths;
 #if defined(OCTAVO_X86_PATHS)
     const bool avx2 = has_avx2();
+#if !defined(OCTAVO_AVX2_ONLY)
 #if defined(OCTAVO_STAND_INS)
     const bool amx = true, bf16 = true, avx512_vnni = true, avx512 = true, avx2_vnni = true;
 #else
@@ -73,6 +74,7 @@ std::vector<const Kernels*> find_paths() {
     if (avx512_vnni) paths.push_back(avx512_vnni_kernels());
     if (avx512) paths.push_back(avx512_kernels());
     if (avx2_vnni) paths.push_back(avx2_vnni_kernels());
+#endif
     if (avx2) paths.push_back(avx2_kernels());
 #endif
     paths.push_back(portable_kernels());
