@@ -90,8 +90,10 @@ def test_int4_is_no_worse_than_the_plain_range(values, threads):
         plain = low + np.rint((group - low) / np.where(step > 0, step, 1)) * step
         least = np.sqrt(((plain - group) ** 2).sum(axis=1))
         off = np.sqrt(((given_back - group) ** 2).sum(axis=1))
-        # float16 keeps scale and minimum to 2^-11 of themselves.
-        assert (off <= least * 1.01 + np.abs(group).max(axis=1) * 2**-8 + 1e-6).all()
+        # float16 keeps scale and minimum to 2^-11 of themselves: a value, at most 15 scales above the minimum, moves by
+        # 3 * 2^-11 of the largest, and all of a group may move alike.
+        moved = group.shape[1] ** 0.5 * 3 * 2**-11 * np.abs(group).max(axis=1)
+        assert (off <= least * 1.01 + moved + 1e-6).all()
 
 
 def test_int4_finds_numbers_that_are_there():
