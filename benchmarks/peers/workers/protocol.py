@@ -11,12 +11,13 @@ import json
 import os
 import sys
 import time
+from abc import ABC, abstractmethod
 from importlib.metadata import version
 
 WARM_UP = 2  # jobs, where there is nothing to choose
 
 
-class Engine:
+class Engine(ABC):
     """One engine with its model loaded. What can be set is written as a text, such as "flash attention"."""
 
     def about(self):
@@ -30,9 +31,9 @@ class Engine:
     def prepare(self, choice, jobs):
         """Whatever need not be timed, such as a context. Called before every run."""
 
+    @abstractmethod
     def run(self, jobs):
         """The new tokens of each of `jobs`, (ids, max_tokens) each: greedy, and none ends before its number."""
-        raise NotImplementedError
 
 
 def serve(open_engine, *distributions):
