@@ -28,8 +28,9 @@ class Engine(ABC):
         """The settings to try for a workload; the plain engine has one."""
         return ("default",)
 
-    def prepare(self, choice, jobs):
-        """Whatever need not be timed, such as a context. Called before every run."""
+    def prepare(self, _choice, _jobs):
+        """Whatever need not be timed, such as a context. Called before every run; there may be nothing to do."""
+        return
 
     @abstractmethod
     def run(self, jobs):
