@@ -200,8 +200,9 @@ OCTAVO_INLINE const std::int8_t* bytes_of(const char* codes, std::int8_t* room) 
     return room;
 }
 
-template <int kBits, int kGroup, bool kMins>
-void add_tiles(const ProductArgs& args, const Stretch<kBits, kGroup>& stretch, int first_group) {
+template <bool kMins, int kBits, int kGroup>
+void add_tiles(const ProductArgs& args, const Stretch<kBits, kGroup>& stretch, int first_group,
+               const Widened<kBits, kGroup>& scales, const Widened<kBits, kGroup>& mins) {
     using S = Stretch<kBits, kGroup>;
     alignas(64) std::int8_t room[kGroup * kPanel];
     alignas(64) std::int32_t sums[2 * kTileRows * kPanel];
@@ -225,8 +226,9 @@ void add_tiles(const ProductArgs& args, const Stretch<kBits, kGroup>& stretch, i
                 for (int v = 0; v < kPanel; v += W) {
                     vi exact = load_as<vi>(sums + m * kPanel + v);
                     if constexpr (kBits == 4 && !kMins) exact -= splat_int(head.sum) * 8;
-                    add_scaled<kMins>(args.scratch + (row + m) * kPanel + v, exact, stretch.scales[index] + v,
-                                      stretch.mins[index] + v, head);
+                    float* out = args.scratch + (row + m) * kPanel + v;
+                    const vf min = kMins ? mins.at(index, v) : vf{};
+                    store(out, plus_scaled<kMins>(load(out), exact, scales.at(index, v), min, head));
                 }
             }
         }
@@ -236,21 +238,16 @@ void add_tiles(const ProductArgs& args, const Stretch<kBits, kGroup>& stretch, i
 template <int kBits, int kGroup>
 void product_codes_tiles(const ProductArgs& args) {
     if (args.num_rows < kFewRows) return product_codes<kBits, kGroup>(args);
-    using S = Stretch<kBits, kGroup>;
-    S stretch;
-    const Codes kind = args.panel.codes;
-    const int num_groups = args.padded_in / S::kInputs;
-    const char* at = static_cast<const char*>(args.panel.data);
     std::memset(args.scratch, 0, sizeof(float) * static_cast<std::size_t>(args.num_rows) * kPanel);
-    for (int group = 0; group < num_groups; group += kStretchGroups) {
-        at = stretch.read(at, kind, num_groups - group);
-        if constexpr (kGroup == 32)
-            if (kind.has_mins) {
-                add_tiles<kBits, kGroup, true>(args, stretch, group);
-                continue;
-            }
-        add_tiles<kBits, kGroup, false>(args, stretch, group);
-    }
+    with_flags<kGroup>(args.panel.codes, [&](auto has_mins, auto has_steps) {
+        constexpr bool kMins = decltype(has_mins)::value, kSteps = decltype(has_steps)::value;
+        Widened<kBits, kGroup> scales, mins;
+        each_stretch<kBits, kGroup, kSteps>(args, [&](auto& stretch, int group, auto stored, auto stored_mins) {
+            scales.fill(stored, stretch.num_groups);
+            if constexpr (kMins) mins.fill(stored_mins, stretch.num_groups);
+            add_tiles<kMins>(args, stretch, group, scales, mins);
+        });
+    });
     release();
 }
 

@@ -87,47 +87,57 @@ constexpr int code_vectors(int rows) { return kPanel / W < 4 || rows <= 2 ? kPan
 
 constexpr int kCodesAhead = 1024;  // bytes of codes that are asked for before they are needed
 
-// One stretch of a panel: its codes as they lie, its scales and minimums in float32.
+// Where the parts of one stretch of a panel lie.
 template <int kBits, int kGroup>
 struct Stretch {
     static constexpr int kInputs = kGroup < 32 ? 32 : kGroup;  // that a row's scale counts for
     static constexpr int kParts = kInputs / kGroup;
     static constexpr std::int64_t kCodeBytes = std::int64_t{kInputs} * kPanel * kBits / 8;
 
-    alignas(64) float scales[kStretchGroups * kParts][kPanel];
-    alignas(64) float mins[kStretchGroups * kParts][kPanel];
+    const std::uint16_t *scales, *mins;
+    const std::int8_t *steps, *min_steps;
     const char* codes;
     int num_groups;
 
     // The stretch that begins at `at`, of at most `left` groups. Returns where the next one begins.
-    const char* read(const char* at, Codes kind, int left) {
+    const char* find(const char* at, Codes kind, int left) {
         num_groups = left < kStretchGroups ? left : kStretchGroups;
-        const int num_scales = num_groups * kParts * kPanel;
-        const auto* halves = reinterpret_cast<const std::uint16_t*>(at);
-        if (kind.has_steps) {
-            const std::uint16_t* half_mins = halves + kPanel;
-            const auto* steps = reinterpret_cast<const std::int8_t*>(halves + (kind.has_mins ? 2 : 1) * kPanel);
-            times_steps(halves, steps, scales);
-            if (kind.has_mins) times_steps(half_mins, steps + num_scales, mins);
-            codes = reinterpret_cast<const char*>(steps + (kind.has_mins ? 2 : 1) * num_scales);
-        } else {
-            widen_all(halves, num_scales, scales[0]);
-            if (kind.has_mins) widen_all(halves + num_scales, num_scales, mins[0]);
-            codes = reinterpret_cast<const char*>(halves + (kind.has_mins ? 2 : 1) * num_scales);
-        }
+        const int num_steps = num_groups * kParts * kPanel, num_scales = kind.has_steps ? kPanel : num_steps;
+        scales = reinterpret_cast<const std::uint16_t*>(at);
+        mins = scales + num_scales;
+        steps = reinterpret_cast<const std::int8_t*>(kind.has_mins ? mins + num_scales : mins);
+        min_steps = steps + num_steps;
+        codes = reinterpret_cast<const char*>(steps);
+        if (kind.has_steps) codes += (kind.has_mins ? 2 : 1) * num_steps;
         return codes + num_groups * kCodeBytes;
     }
+};
 
-    static void widen_all(const std::uint16_t* halves, int count, float* out) {
-        for (int i = 0; i < count; i += W) store(out + i, load_half(halves + i));
+// A stretch's scales, or its minimums, as they lie.
+template <bool kSteps>
+struct Stored {
+    const std::uint16_t* halves;
+    const std::int8_t* steps;
+
+    OCTAVO_INLINE vf at(int group, int column) const {
+        if constexpr (kSteps) return load_half(halves + column) * load(steps + group * kPanel + column);
+        return load_half(halves + group * kPanel + column);
     }
+};
 
-    static void times_steps(const std::uint16_t* halves, const std::int8_t* steps, float (*out)[kPanel]) {
-        for (int v = 0; v < kPanel; v += W) {
-            const vf scale = load_half(halves + v);
-            for (int group = 0; group < kStretchGroups * kParts; ++group)
-                store(out[group] + v, scale * load(steps + group * kPanel + v));
-        }
+// The same in float32, for many rows.
+template <int kBits, int kGroup>
+struct Widened {
+    static constexpr int kParts = Stretch<kBits, kGroup>::kParts;
+
+    alignas(64) float values[kStretchGroups * kParts][kPanel];
+
+    OCTAVO_INLINE vf at(int group, int column) const { return load(values[group] + column); }
+
+    template <class Source>
+    void fill(const Source& from, int num_groups) {
+        for (int group = 0; group < num_groups * kParts; ++group)
+            for (int v = 0; v < kPanel; v += W) store(values[group] + v, from.at(group, v));
     }
 };
 
@@ -154,7 +164,16 @@ OCTAVO_INLINE void add_group(const char* codes, const std::int8_t* x, std::int64
         if constexpr (MR <= 2)
 #pragma GCC unroll 4
             for (int line = 0; line < NV * W * 4; line += 64) __builtin_prefetch(codes + kCodesAhead + line, 0, 3);
-        if constexpr (kBits == 4) {
+        if constexpr (kBits == 4 && MR == 1) {
+            const vi low_half = (vi)splat_word(0x0f0f0f0fu);
+            const vi low_x = splat_bytes(x), high_x = splat_bytes(x + kGroup / 2);
+#pragma GCC unroll 4
+            for (int v = 0; v < NV; ++v) {  // every byte is loaded once
+                const vi words = load_as<vi>(codes + v * W * 4);
+                add_nibbles(sums[0][v], words & low_half, low_x);
+                add_nibbles(sums[0][v], (vi)((vu)words >> 4) & low_half, high_x);
+            }
+        } else if constexpr (kBits == 4) {
             const vi low_half = (vi)splat_word(0x0f0f0f0fu);
             vi words[NV];
 #pragma GCC unroll 4
@@ -184,77 +203,120 @@ OCTAVO_INLINE void add_group(const char* codes, const std::int8_t* x, std::int64
     }
 }
 
-// out += sums * scales * the row's scale (+ minimums * its shift), W columns of one row and group. All products end here:
-// their bits are the same whatever made the integer sums.
+// total + sums * scales * the row's scale (+ minimums * its shift), W columns of one row and group. All products end
+// here: their bits are the same whatever made the integer sums.
 template <bool kMins>
-OCTAVO_INLINE void add_scaled(float* out, vi sums, const float* scales, const float* mins, const GroupHead& head) {
-    vf total = fma(__builtin_convertvector(sums, vf) * load(scales), splat(head.scale), load(out));
-    if constexpr (kMins) total = fma(load(mins), splat(head.shift), total);
-    store(out, total);
+OCTAVO_INLINE vf plus_scaled(vf total, vi sums, vf scales, vf mins, const GroupHead& head) {
+    total = fma(__builtin_convertvector(sums, vf) * scales, splat(head.scale), total);
+    return kMins ? fma(mins, splat(head.shift), total) : total;
 }
 
-template <int kBits, int kGroup, bool kMins, int MR, int NV>
-inline __attribute__((noinline)) void codes_tile(const Stretch<kBits, kGroup>& stretch, CodesTile t) {
+template <int kBits, int kGroup, bool kMins, int MR, int NV, class Scales>
+inline __attribute__((noinline)) void codes_tile(const Stretch<kBits, kGroup>& stretch, const Scales& scales,
+                                                 const Scales& mins, CodesTile t) {
     using S = Stretch<kBits, kGroup>;
     constexpr int kExcess = kBits == 8 ? kBias : kMins ? 0 : 8;  // that all weights went in with too much
-    const int num_groups = stretch.num_groups;
+    constexpr bool kHolds = MR == 1;  // totals in registers, which more rows need for the integer sums
+    const int num_scales = stretch.num_groups * S::kParts;
     if (!t.continues)
         for (int m = 0; m < MR; ++m)
             for (int v = 0; v < NV; ++v) store(t.sums + m * kPanel + v * W, splat(0.0f));
-    const char* codes = stretch.codes + t.column * 4;
-    const float *scales = stretch.scales[0] + t.column, *mins = stretch.mins[0] + t.column;
-    for (int group = 0; group < num_groups; ++group, codes += S::kCodeBytes, t.x += S::kInputs, ++t.heads)
-        for (int part = 0; part < S::kParts; ++part, scales += kPanel, mins += kPanel) {
-            vi sums[MR][NV] = {};
-            add_group<kBits, kGroup>(codes + part * (S::kCodeBytes / S::kParts), t.x + part * kGroup, t.row_bytes,
-                                     sums);
-#pragma GCC unroll 8
-            for (int m = 0; m < MR; ++m) {
-                const GroupHead& head = head_of(t, m);
+    vf held[NV];
 #pragma GCC unroll 4
-                for (int v = 0; v < NV; ++v) {
-                    vi exact = kBits == 4 ? total_of_nibbles(sums[m][v]) : sums[m][v];
-                    if constexpr (kExcess > 0) exact -= splat_int(S::kParts == 1 ? head.sum : head.sums[part]) * kExcess;
-                    add_scaled<kMins>(t.sums + m * kPanel + v * W, exact, scales + v * W, mins + v * W, head);
-                }
+    for (int v = 0; v < NV; ++v) held[v] = load(t.sums + v * W);
+    const char* codes = stretch.codes + t.column * 4;
+    for (int at = 0; at < num_scales; ++at, codes += S::kCodeBytes / S::kParts, t.x += kGroup) {
+        const int part = at % S::kParts;
+        vi sums[MR][NV] = {};
+        add_group<kBits, kGroup>(codes, t.x, t.row_bytes, sums);
+#pragma GCC unroll 8
+        for (int m = 0; m < MR; ++m) {
+            const GroupHead& head = head_of(t, m);
+#pragma GCC unroll 4
+            for (int v = 0; v < NV; ++v) {
+                vi exact = kBits == 4 ? total_of_nibbles(sums[m][v]) : sums[m][v];
+                if constexpr (kExcess > 0) exact -= splat_int(S::kParts == 1 ? head.sum : head.sums[part]) * kExcess;
+                const vf scale = scales.at(at, t.column + v * W), min = kMins ? mins.at(at, t.column + v * W) : vf{};
+                float* out = t.sums + m * kPanel + v * W;
+                const vf total = plus_scaled<kMins>(kHolds ? held[v] : load(out), exact, scale, min, head);
+                if constexpr (kHolds)
+                    held[v] = total;
+                else
+                    store(out, total);
             }
         }
+        if (part == S::kParts - 1) ++t.heads;
+    }
+    if constexpr (kHolds)
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; ++v) store(t.sums + v * W, held[v]);
 }
 
 // A tile of `rows` <= kCodeRows rows (MR counts down to it) and all columns.
-template <int kBits, int kGroup, bool kMins, int MR = kCodeRows>
-OCTAVO_INLINE void codes_tiles(int rows, const Stretch<kBits, kGroup>& stretch, CodesTile t) {
+template <int kBits, int kGroup, bool kMins, int MR = kCodeRows, class Scales>
+OCTAVO_INLINE void codes_tiles(int rows, const Stretch<kBits, kGroup>& stretch, const Scales& scales,
+                               const Scales& mins, CodesTile t) {
     if constexpr (MR > 0) {
-        if (rows < MR) return codes_tiles<kBits, kGroup, kMins, MR - 1>(rows, stretch, t);
+        if (rows < MR) return codes_tiles<kBits, kGroup, kMins, MR - 1>(rows, stretch, scales, mins, t);
         constexpr int NV = code_vectors(MR);
         for (; t.column < kPanel; t.column += NV * W, t.sums += NV * W)
-            codes_tile<kBits, kGroup, kMins, MR, NV>(stretch, t);
+            codes_tile<kBits, kGroup, kMins, MR, NV>(stretch, scales, mins, t);
+    }
+}
+
+template <bool kValue>
+struct Flag {
+    static constexpr bool value = kValue;
+};
+
+// f(mins, steps): what panels of a kind have, as Flags.
+template <int kGroup, class F>
+OCTAVO_INLINE void with_flags(Codes kind, F&& f) {
+    if constexpr (kGroup == 32)
+        if (kind.has_mins) return kind.has_steps ? f(Flag<true>{}, Flag<true>{}) : f(Flag<true>{}, Flag<false>{});
+    kind.has_steps ? f(Flag<false>{}, Flag<true>{}) : f(Flag<false>{}, Flag<false>{});
+}
+
+// f(stretch, its first group, stored scales, stored minimums) for every stretch of the panel.
+template <int kBits, int kGroup, bool kSteps, class F>
+OCTAVO_INLINE void each_stretch(const ProductArgs& args, F&& f) {
+    Stretch<kBits, kGroup> stretch;
+    const int num_groups = args.padded_in / stretch.kInputs;
+    const char* at = static_cast<const char*>(args.panel.data);
+    for (int group = 0; group < num_groups; group += kStretchGroups) {
+        at = stretch.find(at, args.panel.codes, num_groups - group);
+        f(stretch, group, Stored<kSteps>{stretch.scales, stretch.steps},
+          Stored<kSteps>{stretch.mins, stretch.min_steps});
     }
 }
 
 template <int kBits, int kGroup>
+OCTAVO_INLINE CodesTile tile_of(const ProductArgs& args, int row, int group) {
+    const auto* x = static_cast<const std::int8_t*>(args.packed) + (args.first_row + row) * args.row_bytes;
+    const auto* heads = reinterpret_cast<const GroupHead*>(x + args.padded_in) + group;
+    float* sums = args.scratch + std::int64_t{row} * kPanel;
+    return {x + group * Stretch<kBits, kGroup>::kInputs, heads, args.row_bytes, sums, 0, group > 0};
+}
+
+template <int kBits, int kGroup>
 void product_codes(const ProductArgs& args) {
-    using S = Stretch<kBits, kGroup>;
-    S stretch;
-    const Codes kind = args.panel.codes;
-    const int num_groups = args.padded_in / S::kInputs;
-    const char* at = static_cast<const char*>(args.panel.data);
-    for (int group = 0; group < num_groups; group += kStretchGroups) {
-        at = stretch.read(at, kind, num_groups - group);
-        for (int row = 0; row < args.num_rows; row += kCodeRows) {
-            const int rows = args.num_rows - row < kCodeRows ? args.num_rows - row : kCodeRows;
-            const auto* x = static_cast<const std::int8_t*>(args.packed) + (args.first_row + row) * args.row_bytes;
-            const auto* heads = reinterpret_cast<const GroupHead*>(x + args.padded_in) + group;
-            const CodesTile tile{x + group * S::kInputs, heads, args.row_bytes,
-                                 args.scratch + std::int64_t{row} * kPanel, 0, group > 0};
-            if constexpr (kGroup == 32)
-                if (kind.has_mins) {
-                    codes_tiles<kBits, kGroup, true>(rows, stretch, tile);
-                    continue;
-                }
-            codes_tiles<kBits, kGroup, false>(rows, stretch, tile);
-        }
-    }
+    with_flags<kGroup>(args.panel.codes, [&](auto has_mins, auto has_steps) {
+        constexpr bool kMins = decltype(has_mins)::value, kSteps = decltype(has_steps)::value;
+        if (args.num_rows == 1)  // what would be widened would be used only once
+            return each_stretch<kBits, kGroup, kSteps>(args, [&](auto& stretch, int group, auto scales, auto mins) {
+                codes_tiles<kBits, kGroup, kMins, 1>(1, stretch, scales, mins, tile_of<kBits, kGroup>(args, 0, group));
+            });
+        Widened<kBits, kGroup> scales, mins;
+        each_stretch<kBits, kGroup, kSteps>(args, [&](auto& stretch, int group, auto stored, auto stored_mins) {
+            scales.fill(stored, stretch.num_groups);
+            if constexpr (kMins) mins.fill(stored_mins, stretch.num_groups);
+            for (int row = 0; row < args.num_rows; row += kCodeRows) {
+                const int rows = args.num_rows - row < kCodeRows ? args.num_rows - row : kCodeRows;
+                const CodesTile tile = tile_of<kBits, kGroup>(args, row, group);
+                codes_tiles<kBits, kGroup, kMins>(rows, stretch, scales, mins, tile);
+            }
+        });
+    });
 }
 
 }  // namespace
