@@ -36,10 +36,10 @@ constexpr int kStretchGroups = 8;  // groups of inputs, as a row's scales count 
 // next to each other, in 32-bit words, the even input in the lower half.
 //
 // Whole numbers: stretch after stretch of kStretchGroups groups of 32 or 64 inputs, the last as short as it is, and of
-// each, for all columns, float16 scales [groups, kPanel], then, where there are such, minimums [groups, kPanel] - with steps both
-// [kPanel] - then steps int8 [groups, kPanel] and steps of the minimums int8 [groups, kPanel]; then the codes, group by
-// group, four neighbouring inputs of a column together: int8 [group / 4, kPanel, 4]. Of int4, byte [q, column, i] holds
-// input 4q + i in its low half and input 4q + i + 16 in its high one; without minimums, code + 8.
+// each, for all columns, float16 scales [groups, kPanel], then, where there are such, minimums [groups, kPanel] - with
+// steps both [kPanel] - then steps int8 [groups, kPanel] and steps of the minimums int8 [groups, kPanel]; then the
+// codes, group by group, four neighbouring inputs of a column together: int8 [group / 4, kPanel, 4]. Of int4, byte
+// [q, column, i] holds input 4q + i in its low half and input 4q + i + 16 in its high one; without minimums, code + 8.
 struct PanelView {
     const void* data;
     std::int64_t num_bytes;

@@ -102,7 +102,7 @@ bool Pool::claim_and_run(int thread) {
             Job& job = jobs_[job_number(claim) % kJobs];
             const int unit = static_cast<int>(claim & 0xffffffffu);
             if (unit >= range_begin(job.num_units.load(std::memory_order_relaxed), group + 1)) break;
-            // The exchange fails if another thread took the unit or the job is over; the claim then holds what is there.
+            // The exchange fails if another thread took the unit or the job is over; the claim then holds what is new.
             if (!next.compare_exchange_weak(claim, claim + 1, std::memory_order_acq_rel, std::memory_order_acquire))
                 continue;
             // The unit is ours, so its job is not done, and nobody writes what it says.
