@@ -5,19 +5,17 @@ Know the runtime; know nothing of steps, blocks or tensors.
 
 import asyncio
 import math
-import threading
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 from types import TracebackType
 from typing import Any
 
 from octavo.config import EngineConfig
+from octavo.driver import Delivery, EngineDriver
 from octavo.errors import EngineError, RequestError
 from octavo.outputs import RequestOutput
 from octavo.params import UNSET, SamplingParams
-from octavo.runtime import LiveRequest, LLMEngine, Prompt
+from octavo.runtime import LLMEngine, Prompt
 
 Message = Mapping[str, Any]
 
@@ -212,30 +210,23 @@ class AsyncLLM:
 
     def __init__(self, config: EngineConfig | None = None) -> None:
         self._config = config or EngineConfig()
-        self._engine: LLMEngine | None = None
-        self._inbox: deque[Callable[[LLMEngine], None]] = deque()  # commands for the engine's thread
-        self._wake = threading.Event()
+        self._driver: EngineDriver | None = None
         self._streams: dict[str, asyncio.Queue[RequestOutput | Exception]] = {}
-        self._thread: threading.Thread | None = None
-        self._is_closing = False
         self._num_requests = 0
 
     async def __aenter__(self) -> "AsyncLLM":
-        self._engine = await asyncio.to_thread(LLMEngine, self._config)
-        loop = asyncio.get_running_loop()
-        self._thread = threading.Thread(target=self._work, args=(self._engine, loop), name="octavo-engine", daemon=True)
-        self._thread.start()
+        engine = await asyncio.to_thread(LLMEngine, self._config)
+        self._driver = EngineDriver(engine, asyncio.get_running_loop(), self._deliver, self._fail)
+        self._driver.start()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._is_closing = True
-        self._wake.set()
-        if self._thread is not None:
-            await asyncio.to_thread(self._thread.join)
-        for stream in self._streams.values():
-            stream.put_nowait(EngineError("the engine was shut down"))
+        driver, self._driver = self._driver, None
+        if driver is not None:
+            await driver.stop()
+        self._fail(EngineError("the engine was shut down"))
 
     async def generate(
         self,
@@ -250,7 +241,7 @@ class AsyncLLM:
 
         Raises RequestError, QueueFullError, or EngineError if the engine is closed meanwhile.
         """
-        engine = self._running_engine()
+        driver = self._running_driver()
         self._num_requests += 1
         request_id = f"async-{self._num_requests}" if request_id is None else request_id
         if request_id in self._streams:
@@ -258,9 +249,9 @@ class AsyncLLM:
         stream = self._streams[request_id] = asyncio.Queue()
         is_finished = False
         try:
-            live = await asyncio.to_thread(engine.prepare, request_id, prompt, params)
+            live = await asyncio.to_thread(driver.engine.prepare, request_id, prompt, params)
             live.request.priority, live.request.cache_salt = priority, cache_salt
-            self._send(self._submission(live, asyncio.get_running_loop()))
+            driver.submit(live)
             while not is_finished:
                 output = await stream.get()
                 if isinstance(output, Exception):
@@ -271,59 +262,24 @@ class AsyncLLM:
         finally:
             del self._streams[request_id]
             if not is_finished:
-                self._send(lambda engine: engine.abort_request(request_id))
+                driver.abort(request_id)
 
     async def get_stats(self) -> dict[str, Any]:
         """Counters and gauges, read on the engine's thread between two steps."""
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[dict[str, Any]] = loop.create_future()
-        self._running_engine()
-        self._send(lambda engine: _post(loop, answer.set_result, engine.get_stats()))
-        return await answer
+        return await self._running_driver().ask(LLMEngine.get_stats)
 
-    def _running_engine(self) -> LLMEngine:
-        if self._engine is None or self._is_closing:
+    def _running_driver(self) -> EngineDriver:
+        if self._driver is None:
             raise EngineError("the engine is not running: use `async with AsyncLLM(config) as llm`")
-        return self._engine
+        if self._driver.failure is not None:
+            raise self._driver.failure
+        return self._driver
 
-    def _send(self, command: Callable[[LLMEngine], None]) -> None:
-        self._inbox.append(command)
-        self._wake.set()
+    def _fail(self, error: EngineError) -> None:
+        for stream in self._streams.values():
+            stream.put_nowait(error)
 
-    def _submission(self, live: LiveRequest, loop: asyncio.AbstractEventLoop) -> Callable[[LLMEngine], None]:
-        def submit(engine: LLMEngine) -> None:
-            try:
-                engine.submit(live)
-            except Exception as error:
-                _post(loop, self._deliver, [(live.request.request_id, error)])
-
-        return submit
-
-    def _work(self, engine: LLMEngine, loop: asyncio.AbstractEventLoop) -> None:
-        """The engine's thread. Should it ever fail itself, every request is told."""
-        try:
-            while not self._is_closing:
-                self._turn(engine, loop)
-            while self._inbox:
-                self._inbox.popleft()(engine)
-        except Exception as error:
-            self._is_closing = True
-            failure = EngineError(f"the engine failed: {type(error).__name__}: {error}")
-            _post(loop, lambda: self._deliver([(request_id, failure) for request_id in self._streams]))
-
-    def _turn(self, engine: LLMEngine, loop: asyncio.AbstractEventLoop) -> None:
-        """Commands, then a step, then one wake-up of the loop for all that the step found; or sleep till the next."""
-        while self._inbox:
-            self._inbox.popleft()(engine)
-        if not engine.has_unfinished_requests():
-            self._wake.wait()
-            self._wake.clear()
-            return
-        outputs = engine.step()
-        if outputs:
-            _post(loop, self._deliver, [(output.request_id, output) for output in outputs])
-
-    def _deliver(self, items: Sequence[tuple[str, RequestOutput | Exception]]) -> None:
+    def _deliver(self, items: Sequence[Delivery]) -> None:
         for request_id, item in items:
             stream = self._streams.get(request_id)
             if stream is not None:
@@ -346,12 +302,6 @@ def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
         case list() | tuple() if prompts:
             return list(prompts)
     raise RequestError("prompt: is empty, or not text, token ids or a list of these", "prompt")
-
-
-def _post(loop: asyncio.AbstractEventLoop, callback: Callable[..., object], *args: Any) -> None:
-    """Call on the event loop's thread; a loop that is closed has nobody left to tell."""
-    with suppress(RuntimeError):
-        loop.call_soon_threadsafe(callback, *args)
 
 
 class _Progress:

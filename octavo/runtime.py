@@ -151,6 +151,7 @@ class LLMEngine:
             spaces_between_special=resolved.spaces_between_special_tokens,
             min_tokens=resolved.min_tokens,
         )
+        self.engine.check(request)
         return LiveRequest(
             request=request,
             stream=TextStream(self.tokenizer, token_ids, options),
@@ -191,6 +192,12 @@ class LLMEngine:
         self.abort_request(request_id)
         self._aborted = [output for output in self._aborted if output.request_id != request_id]
 
+    def hold_request(self, request_id: str, *, is_held: bool) -> None:
+        """Keep a request from running while its caller takes nothing, or let it go on. Unknown ids pass."""
+        live = self._live.get(request_id)
+        if live is not None:
+            self.engine.hold(live.request.sequences[0], is_held=is_held)
+
     def unfinished_ids(self) -> list[str]:
         """Ids of the requests that are not finished."""
         return list(self._live)
@@ -198,6 +205,10 @@ class LLMEngine:
     def has_unfinished_requests(self) -> bool:
         """Whether `step` still has something to do or to tell."""
         return bool(self._live or self._aborted)
+
+    def has_work(self) -> bool:
+        """Whether `step` would run or tell anything now; requests that are held wait for nothing but their caller."""
+        return bool(self._aborted) or self.engine.has_work()
 
     def run_until_complete(self) -> dict[str, RequestOutput]:
         """Step until nothing is unfinished; the last output of each request, by id."""

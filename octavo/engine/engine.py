@@ -19,6 +19,7 @@ class Engine:
         self.runner = runner
         self.clock = clock
         self.num_steps = 0
+        self.last_plan: Plan | None = None  # of the newest step
         self._plan: Callable[[], Plan] = clock.timed("plan", scheduler.plan)
         self._pack: Callable[[Plan], Packed] = clock.timed("pack", lambda plan: pack(plan, block_size))
         self._commit: Callable[[Plan, Sampled], list[Event]] = clock.timed("commit", scheduler.commit)
@@ -29,6 +30,7 @@ class Engine:
         if not plan.rows:
             return []
         self.num_steps += 1
+        self.last_plan = plan
         try:
             sampled = self.runner.run(self._pack(plan))
         except Exception as error:
@@ -47,6 +49,18 @@ class Engine:
         self.scheduler.finish(sequence, reason)
         if keep is not None:
             sequence.data.truncate_output(keep)
+
+    def check(self, request: Request) -> None:
+        """Raise RequestError for a request that can never run. Changes nothing: any thread may ask."""
+        self.scheduler.check_fits(request)
+
+    def hold(self, sequence: Sequence, *, is_held: bool) -> None:
+        """Keep a sequence from running while nobody takes what it makes, or let it go on."""
+        (self.scheduler.hold if is_held else self.scheduler.resume)(sequence)
+
+    def has_work(self) -> bool:
+        """Whether a step would run anything (a sequence that is held does not)."""
+        return self.scheduler.has_work
 
     def has_unfinished(self) -> bool:
         """Whether any sequence still has something to do."""

@@ -6,17 +6,15 @@ admitted while budget and blocks last. Where blocks run out the youngest running
 be computed again; an older one is never preempted by a younger, so the oldest always gets on.
 """
 
-import heapq
 from bisect import insort
 from dataclasses import dataclass
 from time import monotonic
 
+from octavo.engine.line import Turns, WaitingLine
 from octavo.engine.rows import make_row
 from octavo.engine.sequence import Event, Plan, Request, Row, RowResult, Sampled, Sequence, SequenceData, SequenceStatus
 from octavo.engine.tables import BlockTables
 from octavo.errors import QueueFullError, RequestError
-
-Rank = tuple[int, float, int]  # priority, arrival time, number: smaller is served first
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +50,11 @@ class Scheduler:
         self.counters = Counters()
         self.sequences: dict[str, Sequence] = {}
         self.running: list[Sequence] = []  # by rank
-        self._waiting: list[Rank] = []  # a heap; may hold ranks that no longer wait, which are skipped
-        self._by_rank: dict[Rank, Sequence] = {}
+        self._line = WaitingLine()
+        self._turns = Turns()
         self._suspects: list[Sequence] = []  # were in a step that failed; run alone until they are cleared
         self._num_added = 0
+        self.num_held = 0
         self._model_identity = model_identity
 
     @property
@@ -63,15 +62,20 @@ class Scheduler:
         """Sequences that hold no blocks."""
         return len(self.sequences) - len(self.running)
 
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would run anything."""
+        return len(self.sequences) > self.num_held
+
     def add(self, request: Request) -> None:
         """Queue a request. Raises RequestError if it can never fit, QueueFullError if too many wait."""
-        self._check_fits(request)
+        self.check_fits(request)
         queued = self.limits.max_queued_requests
         if queued is not None and self.num_waiting >= queued:
             raise QueueFullError(f"{self.num_waiting} requests are waiting already (max_queued_requests={queued})")
         self._num_added += 1
         priority = request.priority if self.limits.policy == "priority" else 0
-        request.rank = (priority, request.arrival_time, self._num_added)
+        request.rank = (priority, self._turns.take(request.client), request.arrival_time, self._num_added)
         sequence = Sequence(
             id=f"{request.request_id}-0",
             request=request,
@@ -83,8 +87,8 @@ class Scheduler:
         )
         assert sequence.id not in self.sequences, "two requests with one id"
         request.sequences.append(sequence)
-        self.sequences[sequence.id] = self._by_rank[sequence.rank] = sequence
-        heapq.heappush(self._waiting, sequence.rank)
+        self.sequences[sequence.id] = sequence
+        self._line.add(sequence)
 
     def finish(self, sequence: Sequence, status: SequenceStatus) -> None:
         """End a sequence at any moment between steps and free what it holds. Idempotent."""
@@ -95,16 +99,34 @@ class Scheduler:
             self.tables.release(sequence)
         sequence.status = status
         sequence.times.finished = monotonic()
-        del self.sequences[sequence.id], self._by_rank[sequence.rank]
-        if len(self._waiting) > 2 * self.num_waiting + 64:  # mostly stale: sweep
-            self._waiting = [s.rank for s in self.sequences.values() if s.status is SequenceStatus.WAITING]
-            heapq.heapify(self._waiting)
+        self.num_held -= sequence.is_held
+        del self.sequences[sequence.id]
+        self._line.forget(sequence)
+
+    def hold(self, sequence: Sequence) -> None:
+        """Run the sequence no further until `resume`: it gives its blocks back (cached, they are likely found again).
+
+        For a caller that does not take what it gets: to generate more would cost others and serve nobody.
+        """
+        if sequence.is_held or sequence.status.is_finished():
+            return
+        sequence.is_held = True
+        self.num_held += 1
+        if sequence.status is SequenceStatus.RUNNING:
+            self._preempt(sequence)
+
+    def resume(self, sequence: Sequence) -> None:
+        """A held sequence waits again, at its old rank."""
+        if sequence.is_held and not sequence.status.is_finished():
+            sequence.is_held = False
+            self.num_held -= 1
+            self._line.put_back(sequence)
 
     def plan(self) -> Plan:
         """The next step: empty where nothing can run. Takes the blocks it needs."""
         rows: list[Row] = []
         offered: list[tuple[int, int]] = []
-        self._suspects = [s for s in self._suspects if not s.status.is_finished()]
+        self._suspects = [s for s in self._suspects if not s.status.is_finished() and not s.is_held]
         if self._suspects:
             self._plan_suspect(rows, offered)
             return Plan(tuple(rows), tuple(offered))
@@ -147,7 +169,8 @@ class Scheduler:
             if row.sequence_id in self.sequences:
                 self._preempt(self.sequences[row.sequence_id])
 
-    def _check_fits(self, request: Request) -> None:
+    def check_fits(self, request: Request) -> None:
+        """Raise RequestError for what can never run. Reads limits only: any thread may ask."""
         num_prompt, longest = len(request.prompt_token_ids), self.limits.max_model_len
         if num_prompt + request.max_tokens > longest:
             raise RequestError(
@@ -199,11 +222,10 @@ class Scheduler:
     def _admit(self, budget: int, rows: list[Row], offered: list[tuple[int, int]]) -> None:
         """Rows for waiting sequences, in order, while budget and blocks last."""
         while budget > 0 and len(self.running) < self.limits.max_num_seqs:
-            sequence = self._next_waiting()
+            sequence = self._line.first()
             share = 0 if sequence is None else self._try_start(sequence, budget, offered)
             if sequence is None or not share:
                 return
-            heapq.heappop(self._waiting)
             rows.append(make_row(sequence, share))
             budget -= share
 
@@ -222,15 +244,6 @@ class Scheduler:
         if share == sequence.num_owed:
             self._suspects.pop()
 
-    def _next_waiting(self) -> Sequence | None:
-        """The first sequence that really waits; drops stale entries of the heap."""
-        while self._waiting:
-            sequence = self._by_rank.get(self._waiting[0])
-            if sequence is not None and sequence.status is SequenceStatus.WAITING:
-                return sequence
-            heapq.heappop(self._waiting)
-        return None
-
     def _try_start(self, sequence: Sequence, budget: int, offered: list[tuple[int, int]]) -> int:
         """Start a waiting sequence if it fits now; the number of tokens it runs, 0 if it must wait."""
         match = self.tables.match(sequence)
@@ -243,6 +256,7 @@ class Scheduler:
         self.tables.adopt(sequence, match)
         offered += self.tables.extend(sequence, share)
         sequence.status = SequenceStatus.RUNNING
+        self._turns.serve(sequence.rank[1])
         insort(self.running, sequence, key=lambda s: s.rank)
         if sequence.times.first_scheduled is None:
             sequence.times.first_scheduled = monotonic()
@@ -257,7 +271,7 @@ class Scheduler:
         self.running.remove(sequence)
         self.tables.release(sequence)
         sequence.status = SequenceStatus.WAITING
-        heapq.heappush(self._waiting, sequence.rank)
+        self._line.put_back(sequence)
 
     def _commit_row(self, sequence: Sequence, row: Row, result: RowResult) -> Event:
         self.counters.computed_tokens += len(row.token_ids)

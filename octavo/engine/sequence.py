@@ -14,6 +14,8 @@ from octavo.cache.blocks import PrefixChain
 from octavo.models.batch import Batch
 from octavo.params import SamplingParams
 
+Rank = tuple[int, int, float, int]  # priority, turn, arrival time, number: smaller is served first
+
 
 class SequenceStatus(Enum):
     """Where a sequence is in its life."""
@@ -104,6 +106,7 @@ class Sequence:
     num_preemptions: int = 0
     num_scored: int = 0  # prompt positions whose logprob is known
     stop_reason: int | str | None = None
+    is_held: bool = False  # waits, out of the line, for a caller that does not take what it gets
     times: SequenceTimes = field(default_factory=SequenceTimes)
 
     @property
@@ -117,7 +120,7 @@ class Sequence:
         return self.block_tables[0]
 
     @property
-    def rank(self) -> tuple[int, float, int]:
+    def rank(self) -> Rank:
         """Order of service: smaller goes first. Equal for no two requests."""
         return self.request.rank
 
@@ -158,7 +161,8 @@ class Request:
     priority: int = 0
     cache_salt: str | None = None
     score_only: bool = False
-    rank: tuple[int, float, int] = (0, 0.0, 0)  # set by the scheduler when the request is added
+    client: str | None = None  # who is asking: clients take turns
+    rank: Rank = (0, 0, 0.0, 0)  # set by the scheduler when the request is added
     sequences: list[Sequence] = field(default_factory=list)
 
     def get_seqs(self, status: SequenceStatus | None = None) -> list[Sequence]:
