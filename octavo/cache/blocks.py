@@ -96,6 +96,13 @@ class BlockPool:
         """Whether taking `block` back into use would cost one of `num_available`."""
         return block in self._cached
 
+    def picture(self) -> bytes:
+        """One byte a block: 0 free, 1 cached, 2 used by one owner, 3 by more. Cost: the whole pool."""
+        states = bytearray([3 if owners > 1 else 2 * owners for owners in self._owners])
+        for block in self._cached:
+            states[block] = 1
+        return bytes(states)
+
     def match(self, chain: PrefixChain, tokens: Sequence[int], limit: int) -> list[int]:
         """The blocks, at most `limit`, that hold the longest known prefix of `tokens`. Changes no block.
 
