@@ -1,0 +1,155 @@
+"""The helper process that renders chat templates for the server: what runs in it from its first line to its last.
+
+Talks frames over stdin and stdout: a length (4 bytes, little-endian), then so many bytes of JSON. The first frame has
+the templates, each one after it a job; each is answered by one frame. A thread that is stuck inside one call of C
+cannot be stopped, a process can: by its parent, by an alarm of its own, and by the kernel when its parent is gone.
+Imports no more than a template needs. Knows no HTTP.
+"""
+
+import ctypes
+import json
+import os
+import resource
+import signal
+import struct
+from collections.abc import Mapping
+from typing import Any, Final
+
+from octavo.errors import OctavoError, RequestError, UnsupportedError
+from octavo.text.chat import ChatTemplate
+from octavo.text.meter import RenderLimits
+
+HEADER: Final = struct.Struct("<I")
+MEMORY_BYTES: Final = 384 << 20  # that the process may grow by; a rendering's own account stops at 128 MiB
+_MAX_FILES: Final = 16
+_PR_SET_PDEATHSIG: Final = 1
+_PR_SET_NO_NEW_PRIVS: Final = 38
+
+
+def main() -> None:
+    """Serve until stdin ends."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # Ctrl-C and systemd mean the whole group: the parent decides
+    _die_with_the_parent()
+    answers = os.dup(1)
+    os.dup2(2, 1)  # nothing but answers gets into the stream
+    first = _read_frame(0)
+    if first is None:
+        return
+    start = json.loads(first)
+    _confine()
+    try:
+        _arm(start["start_seconds"])  # compiling is not metered
+        limits = RenderLimits(seconds=start["seconds"])
+        template = ChatTemplate(start["sources"], start["special_tokens"], limits=limits)
+    except OctavoError as error:
+        _write_frame(answers, _refusal(error))
+        return
+    _write_frame(answers, {"text": ""})
+    _arm(0)
+    while (frame := _read_frame(0, start["alarm_seconds"])) is not None:
+        _write_frame(answers, _answer(template, frame))
+        _arm(0)
+
+
+def rendered(template: ChatTemplate, job: Mapping[str, Any]) -> str:
+    """The prompt for a job's messages. Raises `RequestError`."""
+    messages, options = job["messages"], {"tools": job["tools"], "kwargs": job["kwargs"]}
+    if job["continue_final_message"]:
+        text = _continued(template, messages, options)
+    else:
+        text = template.render(messages, add_generation_prompt=job["add_generation_prompt"], **options)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RequestError("messages: the chat template writes half of a surrogate pair", "messages") from error
+    return text
+
+
+def _continued(template: ChatTemplate, messages: list[Any], options: Mapping[str, Any]) -> str:
+    """The prompt up to the end of the last message's content, so that the model writes on from there.
+
+    Where that end is tells a mark behind the content: the content itself may stand elsewhere too ("im" is in
+    "<|im_end|>"), or be empty. What is in front of the mark must be how the unmarked rendering begins.
+    """
+    whole = template.render(messages, add_generation_prompt=False, **options)
+    content = messages[-1].get("content")
+    param = "continue_final_message"
+    if not isinstance(content, str):
+        raise RequestError(f"{param}: the last message's content must be a string", param)
+    mark = f"mark-{os.urandom(16).hex()}"
+    marked = [*messages[:-1], {**messages[-1], "content": content + mark}]
+    before, found, _ = template.render(marked, add_generation_prompt=False, **options).rpartition(mark)
+    if found:
+        for start in (before, before.rstrip()):  # some templates strip the content
+            if whole.startswith(start):
+                return start
+    raise RequestError(f"{param}: the chat template does not show the last message as it is", param)
+
+
+def _answer(template: ChatTemplate, frame: bytes) -> dict[str, Any]:
+    try:
+        return {"text": rendered(template, json.loads(frame))}
+    except OctavoError as error:
+        return _refusal(error)
+    except (MemoryError, RecursionError):
+        return _refusal(RequestError("messages: they need more memory than a chat template may use", "messages"))
+
+
+def _refusal(error: OctavoError) -> dict[str, Any]:
+    param = error.param if isinstance(error, RequestError) else None
+    is_unsupported = isinstance(error, UnsupportedError)
+    return {"error": {"message": str(error), "param": param, "is_unsupported": is_unsupported}}
+
+
+def _die_with_the_parent() -> None:
+    """The kernel kills this process when its parent ends, whatever it is doing then. Also: no set-uid program."""
+    prctl = ctypes.CDLL(None).prctl
+    prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+
+
+def _confine() -> None:
+    """Limits that hold even if a template should get out of its sandbox: memory, files, processes."""
+    with open("/proc/self/statm", encoding="ascii") as file:
+        used = int(file.read().split()[0]) * resource.getpagesize()
+    for what, most in (
+        (resource.RLIMIT_AS, used + MEMORY_BYTES),
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_NOFILE, _MAX_FILES),
+        (resource.RLIMIT_NPROC, 0),
+    ):
+        hard = resource.getrlimit(what)[1]
+        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(what, (most, most))
+
+
+def _arm(seconds: float) -> None:
+    """End this process so many seconds from now; 0 takes it back. The last resort: SIGALRM keeps its default action,
+    which ends a process at any point of any code."""
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+
+
+def _read_frame(stream: int, alarm_seconds: float = 0.0) -> bytes | None:
+    """The next frame's bytes; None at the end of the stream. The alarm runs from its first byte."""
+    header = _read_exactly(stream, HEADER.size)
+    _arm(alarm_seconds)
+    return None if header is None else _read_exactly(stream, HEADER.unpack(header)[0])
+
+
+def _read_exactly(stream: int, num_bytes: int) -> bytes | None:
+    data = bytearray()
+    while len(data) < num_bytes:
+        piece = os.read(stream, min(num_bytes - len(data), 1 << 20))
+        if not piece:
+            return None
+        data += piece
+    return bytes(data)
+
+
+def _write_frame(stream: int, value: dict[str, Any]) -> None:
+    data = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
+    frame = memoryview(HEADER.pack(len(data)) + data)
+    while frame:
+        frame = frame[os.write(stream, frame) :]
