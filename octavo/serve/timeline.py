@@ -96,7 +96,7 @@ class Recorder:
         self._numbers: set[int] = set()  # those in use
         self._last_number = -1
         self._steps: deque[dict[str, Any]] = deque(maxlen=MAX_STEPS)
-        self._num_steps = -1
+        self._num_steps: int | None = None
         self._seconds: dict[str, float] = {}
         self._rate = Rate()
         self._next_picture = 0.0
@@ -124,6 +124,8 @@ class Recorder:
     def _take_picture(self, engine: LLMEngine) -> None:
         begin = perf_counter()
         scheduler = engine.engine.scheduler
+        if self._num_steps is None:
+            self._record(engine)
         self._forget_finished(scheduler.sequences)
         now = monotonic()
         waiting = (sequence for sequence in scheduler.sequences.values() if sequence.status.value == "waiting")
@@ -153,9 +155,9 @@ class Recorder:
         """Write down the newest step, if it ran anything."""
         core, plan = engine.engine, engine.engine.last_plan
         before, self._seconds = self._seconds, dict(core.clock.seconds)
-        if plan is None or core.num_steps == self._num_steps:
+        num_before, self._num_steps = self._num_steps, core.num_steps
+        if plan is None or num_before in (None, core.num_steps):  # of the first step seen only the end was seen
             return
-        self._num_steps = core.num_steps
         rows: list[tuple[int, str, str, int]] = []
         num_by_kind = {"prompt": 0, "decode": 0, "recompute": 0}
         for row in plan.rows:
@@ -168,7 +170,7 @@ class Recorder:
                 owner.num_known = max(owner.num_known, sequence.num_computed)
             if len(rows) < MAX_ROWS:
                 rows.append((owner.number, row.sequence_id[:MAX_ID_CHARS], kind, num_tokens))
-        seconds = {name: round(now - before.get(name, now), 6) for name, now in self._seconds.items()}
+        seconds = {name: round(now - before[name], 6) for name, now in self._seconds.items()}
         step = {"step": core.num_steps, "tokens": num_by_kind, "seconds": seconds}
         self._steps.append({**step, "num_rows": len(plan.rows), "rows": rows})
 
