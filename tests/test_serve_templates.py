@@ -179,6 +179,7 @@ class TestContinuing:
 
 
 class TestHostile:
+    @pytest.mark.parametrize("run", ["uvloop"], indirect=True)
     @pytest.mark.parametrize("name", ["nested loops", "times", "doubling", "lists of lists", "endless macro", "title"])
     def test_a_bomb_is_over_in_two_seconds_while_others_render(self, run: Run, name: str) -> None:
         source = "{% if messages[0].content == 'go' %}ok{% else %}" + BOMBS[name] + "{% endif %}"
@@ -194,6 +195,7 @@ class TestHostile:
             with pytest.raises(RequestError, match="the chat template"):
                 await bomb
             assert time.monotonic() - begun < 2.0
+            assert name != "nested loops" or num_others > 20
 
         with_renderer(run, check, source)
 
@@ -219,6 +221,7 @@ class TestHostile:
         asyncio.run(work())
         assert not marker.exists()
 
+    @pytest.mark.parametrize("run", ["uvloop"], indirect=True)
     def test_more_memory_than_allowed(self, run: Run) -> None:
         """The process survives: its own limit turns into an error there."""
 
@@ -422,8 +425,8 @@ class TestKilling:
                 await start
             assert not children()
 
-        for number in range(8):
-            run(work(0.03 * number))
+        for number in range(5):
+            run(work(0.05 * number))
 
     @pytest.mark.parametrize("num_kills", [20, pytest.param(200, marks=pytest.mark.slow)])
     def test_kills_leave_nothing(self, run: Run, num_kills: int) -> None:
