@@ -4,7 +4,7 @@ Knows bytes and time-outs; knows neither uvicorn nor the parser. `serve.wire` ha
 """
 
 import asyncio
-import json
+import select
 from collections.abc import Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -12,7 +12,11 @@ from typing import Any, Protocol
 
 import httptools
 
+from octavo.serve.errors import ApiError, bad_request
+
 Header = tuple[bytes, bytes]
+
+_LOOK_SECONDS = 0.05
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,23 +31,24 @@ class WireLimits:
     linger: float = 1.0  # how long a peer that still sends is listened to after its last answer
 
 
-class RefusedError(Exception):
-    """A request that never reaches the application: its status, and what the client is told."""
+def last_answer(error: ApiError, headers: Sequence[Header]) -> bytes:
+    """The whole answer to what never reaches the application, with `headers` before its own. The connection ends."""
+    body = error.body()
+    own = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close", **error.headers}
+    lines = [b"HTTP/1.1 %d %s" % (error.status, HTTPStatus(error.status).phrase.encode())]
+    lines += [name + b": " + value for name, value in headers]
+    lines += [f"{name}: {value}".encode() for name, value in own.items()]
+    return b"\r\n".join([*lines, b"", body])
 
-    def __init__(self, status: int, code: str, message: str, kind: str = "invalid_request_error") -> None:
-        super().__init__(message)
-        self.status, self.code, self.kind = status, code, kind
 
-    def response(self, headers: Sequence[Header]) -> bytes:
-        """The whole answer, with `headers` before its own. It is the connection's last."""
-        error = {"message": str(self), "type": self.kind, "param": None, "code": self.code}
-        body = json.dumps({"error": error}).encode()
-        lines = [b"HTTP/1.1 %d %s" % (self.status, HTTPStatus(self.status).phrase.encode())]
-        lines += [name + b": " + value for name, value in headers]
-        lines += [b"content-type: application/json", b"content-length: %d" % len(body), b"connection: close"]
-        if self.status == 503:
-            lines.append(b"retry-after: 1")
-        return b"\r\n".join([*lines, b"", body])
+def bad_http(message: str) -> ApiError:
+    """400: what was sent is not HTTP, or none that is spoken here."""
+    return bad_request(message, code="bad_http")
+
+
+def too_large(limits: WireLimits) -> ApiError:
+    """431: the head is over the limit."""
+    return ApiError(431, f"the request's head has more than {limits.max_header_bytes} bytes", code="headers_too_large")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +61,7 @@ class Head:
     headers: list[Header]
 
     def check(self, limits: WireLimits) -> None:
-        """Raises RefusedError for what llhttp lets pass and uvicorn stumbles over, or serves although it should not."""
+        """Raises ApiError for what llhttp lets pass and uvicorn stumbles over, or serves although it should not."""
         # "METHOD target HTTP/1.1\r\n", "name: value\r\n" for each, "\r\n"
         size = (
             len(self.method) + len(self.target) + 14 + sum(len(name) + len(value) + 4 for name, value in self.headers)
@@ -64,16 +69,16 @@ class Head:
         if size > limits.max_header_bytes:
             raise too_large(limits)
         if self.version not in ("1.0", "1.1"):
-            raise RefusedError(400, "bad_http", "only HTTP/1.0 and HTTP/1.1 are spoken here")
+            raise bad_http("only HTTP/1.0 and HTTP/1.1 are spoken here")
         if self.method == b"CONNECT" or not self.target.startswith(b"/") or not self.target.isascii():
-            raise RefusedError(400, "bad_http", "the request's target must be a path: this is no proxy")
+            raise bad_http("the request's target must be a path: this is no proxy")
         try:
             httptools.parse_url(self.target)
         except httptools.HttpParserError:
-            raise RefusedError(400, "bad_http", "the request's target is malformed") from None
+            raise bad_http("the request's target is malformed") from None
         num_hosts = sum(name == b"host" for name, _ in self.headers)
         if num_hosts > 1 or (self.version == "1.1" and not num_hosts):
-            raise RefusedError(400, "bad_http", "there must be one Host header")
+            raise bad_http("there must be one Host header")
 
     def without_upgrade(self) -> bytes:
         """The bytes of this head, but asking for no other protocol."""
@@ -86,10 +91,6 @@ class Head:
             elif name not in (b"upgrade", b"http2-settings"):
                 lines.append(name + b": " + value)
         return b"\r\n".join([*lines, b"", b""])
-
-
-def too_large(limits: WireLimits) -> RefusedError:
-    return RefusedError(431, "headers_too_large", f"the request's head has more than {limits.max_header_bytes} bytes")
 
 
 class Owner(Protocol):
@@ -133,13 +134,26 @@ class Connection(asyncio.Transport):
         self._owner.release()
 
     def set_reading(self, is_wanted: bool) -> None:
-        """Read from the socket or not, really."""
-        if is_wanted != self._is_reading and not self._raw.is_closing():
-            self._is_reading = is_wanted
-            if is_wanted:
-                self._raw.resume_reading()
-            else:
-                self._raw.pause_reading()
+        """Read from the socket or not, really. While it is not read, look now and then whether the peer is there."""
+        if is_wanted == self._is_reading or self._raw.is_closing():
+            return
+        self._is_reading = is_wanted
+        if is_wanted:
+            self._raw.resume_reading()
+        else:
+            self._raw.pause_reading()
+            self._look()
+
+    def _look(self) -> None:
+        """A loop does not notice FIN or RST on a socket that it does not read; the kernel knows."""
+        if self._is_reading or self._raw.is_closing():
+            return
+        poll = select.poll()
+        poll.register(self.get_extra_info("socket").fileno(), select.POLLRDHUP)
+        if poll.poll(0):
+            self.abort()
+        else:
+            self._owner.loop.call_later(_LOOK_SECONDS, self._look)
 
     def abort(self) -> None:
         self._is_closing = True

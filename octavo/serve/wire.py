@@ -22,10 +22,11 @@ from typing import Any, ClassVar
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from octavo.serve.connection import Connection, Head, RefusedError, WireLimits, too_large
+from octavo.serve.connection import Connection, Head, WireLimits, bad_http, last_answer, too_large
+from octavo.serve.errors import ApiError, unavailable
 
 _SLICE = 4096  # bytes fed to the parser at once: llhttp has no limit, so ours is looked at between slices
-_MAX_BACKLOG = 256 * 1024  # unparsed bytes kept while a request is being answered
+_MAX_BACKLOG = 64 * 1024  # unparsed bytes kept while a request is being answered; then the socket is not read
 _MAX_DISCARDED = 64 * 1024 * 1024  # bytes thrown away so that a last answer can be read; then the connection is cut
 _MAX_REFUSED = 256  # connections over the cap that are given time to read their 503
 _MAX_FRAMING = 8  # bytes of chunk framing for each byte of body ("1\r\nx\r\n" has five), above a head's worth
@@ -69,7 +70,7 @@ class WireProtocol(HttpToolsProtocol):
         self._num_discarded = 0
         self._is_deaf = False  # nothing that arrives from now on is looked at
         self._is_upgrade = False  # the request at hand asks for another protocol
-        self._refusal: RefusedError | None = None  # to be said when the answers before it are complete
+        self._refusal: ApiError | None = None  # to be said when the answers before it are complete
         self._must_linger = False
         self._header_timer: asyncio.TimerHandle | None = None
 
@@ -82,9 +83,7 @@ class WireProtocol(HttpToolsProtocol):
         transport.set_write_buffer_limits(high=self.limits.send_buffer_bytes // 4)
         super().connection_made(Connection(transport, self, self.limits))
         if len(self.connections) - len(self.shared.refused) > self.limits.max_connections:
-            self._refuse(
-                RefusedError(503, "too_many_connections", "too many connections: try again soon", "server_error")
-            )
+            self._refuse(unavailable("too many connections", "too_many_connections"))
             self._must_linger = len(self.shared.refused) < _MAX_REFUSED
             self.shared.refused.add(self)
         else:
@@ -154,19 +153,10 @@ class WireProtocol(HttpToolsProtocol):
         return self.flow.read_paused or bool(self.pipeline)
 
     def _hold(self, data: bytes | memoryview) -> None:
-        """Keep `data` for later. Too much of it: wait for a body's reader; drop what stands behind a whole request."""
+        """Keep `data` for later, and read no more when there is much of it."""
         self._backlog += data
-        if len(self._backlog) <= _MAX_BACKLOG:
-            return
-        if self._running is not None and self._running.more_body:
+        if len(self._backlog) > _MAX_BACKLOG:
             self._gate.set_reading(False)
-            return
-        self._is_deaf = True
-        self._discard(len(self._backlog))
-        self._backlog.clear()
-        for cycle in (self._running, *(cycle for cycle, _ in self.pipeline)):
-            if cycle is not None:
-                cycle.keep_alive = False
 
     def _parse_backlog(self) -> None:
         if self._is_deaf or self.transport.is_closing() or self._is_held():
@@ -185,7 +175,7 @@ class WireProtocol(HttpToolsProtocol):
                 return
             try:
                 self._feed(view[start : start + _SLICE])
-            except RefusedError as refusal:
+            except ApiError as refusal:
                 if not self._is_deaf:
                     self._refuse(refusal)
             if self._is_deaf:
@@ -200,7 +190,7 @@ class WireProtocol(HttpToolsProtocol):
             self.transport.abort()
 
     def _feed(self, piece: memoryview) -> None:
-        """Parse a slice and count it. Raises RefusedError."""
+        """Parse a slice and count it. Raises ApiError."""
         before = (self._phase, self._num_done, self._num_body)
         try:
             self.parser.feed_data(piece)
@@ -208,12 +198,12 @@ class WireProtocol(HttpToolsProtocol):
             self._start_again(piece[upgrade.args[0] :])
             return
         except httptools.HttpParserCallbackError as error:
-            if isinstance(error.__context__, RefusedError):
+            if isinstance(error.__context__, ApiError):
                 raise error.__context__ from None
             _log.error("a parser callback failed", exc_info=error.__context__)  # our bug: nothing a peer may cause
-            raise RefusedError(400, "bad_http", "malformed HTTP") from None
+            raise bad_http("malformed HTTP") from None
         except httptools.HttpParserError as error:
-            raise RefusedError(400, "bad_http", f"malformed HTTP: {error}") from None
+            raise bad_http(f"malformed HTTP: {error}") from None
         self._count(len(piece), *before)
 
     def _count(self, size: int, phase: _Phase, num_done: int, num_body: int) -> None:
@@ -227,7 +217,7 @@ class WireProtocol(HttpToolsProtocol):
         elif phase is _Phase.BODY:
             self._num_framing += size - (self._num_body - num_body)
             if self._num_framing > self.limits.max_header_bytes + _MAX_FRAMING * self._num_body:
-                raise RefusedError(400, "bad_http", "more chunk framing than body")
+                raise bad_http("more chunk framing than body")
 
     def _start_again(self, rest: memoryview) -> None:
         """An upgrade that is not taken is no reason to fail: parse the request again without asking for it.
@@ -246,7 +236,7 @@ class WireProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         if self._is_deaf:
-            raise RefusedError(400, "bad_http", "a request behind the last one")
+            raise bad_http("a request behind the last one")
         super().on_message_begin()
         self._phase = _Phase.HEAD
         self.scope["state"]["is_write_paused"] = self._is_write_paused
@@ -314,7 +304,7 @@ class WireProtocol(HttpToolsProtocol):
     def _is_answering(self) -> bool:
         return self._running is not None and not self._running.response_complete
 
-    def _refuse(self, refusal: RefusedError) -> None:
+    def _refuse(self, refusal: ApiError) -> None:
         """Answer `refusal` when the requests before it have their answers, and close."""
         self._is_deaf = self._must_linger = True
         self._untime_header()
@@ -335,8 +325,8 @@ class WireProtocol(HttpToolsProtocol):
         else:
             self._answer(refusal)
 
-    def _answer(self, refusal: RefusedError) -> None:
-        self.transport.write(refusal.response(self.server_state.default_headers))
+    def _answer(self, refusal: ApiError) -> None:
+        self.transport.write(last_answer(refusal, self.server_state.default_headers))
         self.transport.close()
 
     # --- the time-out of a head ----------------------------------------------------------------------------------
@@ -355,7 +345,7 @@ class WireProtocol(HttpToolsProtocol):
         if not self.transport.is_closing():
             seconds = self.limits.header_timeout
             self._refuse(
-                RefusedError(408, "header_timeout", f"the request's head took longer than {seconds:g} seconds")
+                ApiError(408, f"the request's head took longer than {seconds:g} seconds", code="header_timeout")
             )
 
 
