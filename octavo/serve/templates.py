@@ -11,12 +11,14 @@ from asyncio.subprocess import PIPE, Process
 from collections import deque
 from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import orjson
 
 from octavo.errors import EngineError, ModelFormatError, OctavoError, QueueFullError, RequestError, UnsupportedError
 from octavo.text.render_worker import HEADER
+
+Result = TypeVar("Result")
 
 MAX_ANSWER_BYTES: Final = 32 << 20  # a prompt has at most 4 Mi characters, at worst of six bytes each
 _START_SECONDS: Final = 60.0  # Jinja compiles some 10,000 characters a second, on a machine that does nothing else
@@ -54,7 +56,7 @@ class TemplateRenderer:
         self._free: deque[_Worker] = deque()
         self._num_busy = 0
         self._waiting: deque[asyncio.Future[_Worker]] = deque()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._alive: set[_Worker] = set()  # from its first moment to its burial
         self._stopping = asyncio.Event()
 
@@ -86,7 +88,7 @@ class TemplateRenderer:
         try:
             job = orjson.dumps({"messages": messages, "tools": tools, "kwargs": kwargs or {}, **options})
         except (TypeError, orjson.JSONEncodeError) as error:
-            raise RequestError(f"messages, tools or chat_template_kwargs are not JSON: {error}", "messages") from error
+            raise RequestError(f"messages: a chat template cannot be given this: {error}", "messages") from error
         try:
             answer = await self._asked(job)
         except _LostError:  # perhaps by no fault of this job's: then it goes well the second time
@@ -108,7 +110,10 @@ class TemplateRenderer:
             await asyncio.wait(self._tasks)
 
     async def _asked(self, job: bytes) -> dict[str, Any]:
-        worker = await self._taken()
+        # The work is a task of its own: a client that goes away must not cost a process, or many could cost them all.
+        return await asyncio.shield(self._spawn(self._work(await self._taken(), job)))
+
+    async def _work(self, worker: "_Worker", job: bytes) -> dict[str, Any]:
         is_sound = False
         try:
             async with asyncio.timeout(self._seconds):
@@ -120,7 +125,7 @@ class TemplateRenderer:
             if self._stopping.is_set():
                 raise EngineError("the server stops") from error
             raise
-        finally:  # a cancelled rendering still runs over there, and costs its process too
+        finally:
             self._release(worker, is_sound)
         return answer
 
@@ -206,11 +211,16 @@ class TemplateRenderer:
         self._free.append(worker)
         self._hand_out()
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def _spawn(self, work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._over)
         return task
+
+    def _over(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # nobody may be left who would look at it
 
 
 class _LostError(Exception):
