@@ -29,10 +29,10 @@ _SWITCH_SECONDS: Final = 0.0005  # Python's 5 ms would keep the engine from its 
 class EngineDriver:
     """Steps `engine` on a thread of its own while there is work. All methods are for the event loop's thread.
 
-    `deliver` is called on `loop` with what a step changed, `fail` should the thread itself break. `stats` are the engine's numbers after the newest step,
-    replaced as a whole. `observer` and `on_step` are called on the engine's thread after each step: `on_step` always,
-    `observer` while there is one. `beat` is when the thread last came round (monotonic seconds), `is_busy` whether it
-    has work: busy and no beat for long is stuck.
+    `deliver` is called on `loop` with what a step changed, `fail` should the thread itself break. `stats` are the
+    engine's numbers after the newest step, replaced as a whole. `observer` and `on_step` are called on the engine's
+    thread after each step: `on_step` always, `observer` while there is one. `beat` is when the thread last came round
+    (monotonic seconds), `is_busy` whether it has work: busy and no beat for long is stuck.
     """
 
     def __init__(

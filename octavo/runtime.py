@@ -62,11 +62,11 @@ class LLMEngine:
         model = self.config.model_config
         files = read_model(hub.resolve(model.model, model.revision, progress=progress))
         if model.tokenizer is None:
-            self.tokenizer, self._template_text = _load_text(files.path, files.metadata)
+            self.tokenizer, self.template_text = _load_text(files.path, files.metadata)
         else:
             path = hub.resolve(model.tokenizer, weights=False, progress=progress)
             metadata = read_model(path).metadata if path.is_file() else None
-            self.tokenizer, self._template_text = _load_text(path, metadata)
+            self.tokenizer, self.template_text = _load_text(path, metadata)
         self.engine, self.resolved = build_engine(files, self.config, trace=trace)
         self._eos_ids = frozenset(self.tokenizer.eos_ids) | frozenset(self.resolved.arch.eos_ids)
         self._live: dict[str, LiveRequest] = {}
@@ -81,7 +81,7 @@ class LLMEngine:
         """
         from octavo.text.chat import ChatTemplate
 
-        text = self._template_text
+        text = self.template_text
         return None if text is None else ChatTemplate(text.sources, text.special_tokens)
 
     def add_request(

@@ -35,9 +35,16 @@ def add_config_flags(parser: argparse.ArgumentParser, *, without: frozenset[str]
             _add(group, spellings, f"config.{item.name}", item, help)
 
 
+def add_dataclass_flags(parser: argparse.ArgumentParser, kind: type[Any], title: str, prefix: str) -> None:
+    """A flag for each field of the dataclass `kind`, in a group of its own."""
+    group = parser.add_argument_group(title)
+    for item in dataclasses.fields(kind):
+        _add(group, [_flag(item.name)], prefix + item.name, item, _with_default(item.metadata["help"], item.default))
+
+
 def config_from(args: argparse.Namespace) -> EngineConfig:
     """The configuration that the flags describe. Raises ConfigError."""
-    return EngineConfig.from_fields(**_given(args, "config."))
+    return EngineConfig.from_fields(**given(args, "config."))
 
 
 def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
@@ -50,10 +57,11 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
 
 def sampling_from(args: argparse.Namespace) -> SamplingParams:
     """The sampling parameters that the flags describe. Raises RequestError."""
-    return SamplingParams(**_given(args, "sampling."))
+    return SamplingParams(**given(args, "sampling."))
 
 
-def _given(args: argparse.Namespace, prefix: str) -> dict[str, Any]:
+def given(args: argparse.Namespace, prefix: str) -> dict[str, Any]:
+    """What was given of the flags with this prefix, without it."""
     return {name.removeprefix(prefix): value for name, value in vars(args).items() if name.startswith(prefix)}
 
 
@@ -62,7 +70,7 @@ def _flag(name: str) -> str:
 
 
 def _with_default(help: str, default: Any) -> str:
-    shown = "" if default is None or "default:" in help else f" (default: {_spelled(default)})"
+    shown = "" if default in (None, ()) or "default:" in help else f" (default: {_spelled(default)})"
     return (help + shown).replace("%", "%%")
 
 
@@ -77,7 +85,7 @@ def _add(group: Any, spellings: list[str], dest: str, item: "dataclasses.Field[A
     match kind.removesuffix(" | None"):
         case "bool":
             group.add_argument(*spellings, action=argparse.BooleanOptionalAction, **shared)
-        case "str | Sequence[str]" | "Sequence[str]":
+        case "str | Sequence[str]" | "Sequence[str]" | "tuple" | "tuple[str, ...]":
             group.add_argument(*spellings, action="append", metavar="TEXT", **shared)
         case "Sequence[int]":
             group.add_argument(*spellings, type=_ids, metavar="ID[,ID...]", **shared)

@@ -17,6 +17,7 @@ from octavo.errors import OctavoError
 COMMANDS = {
     "generate": ("octavo.cli.generate", "continue one prompt or many"),
     "chat": ("octavo.cli.chat", "talk with a model"),
+    "serve": ("octavo.cli.serve", "serve a model over HTTP, with OpenAI's routes"),
     "bench": ("octavo.cli.bench", "how fast a model runs here: one request, or many"),
     "plan": ("octavo.cli.plan", "what would fit and how fast a model would run, before anything is loaded"),
     "verify": ("octavo.cli.verify", "whether the same request gives the same, bit for bit, in every setting"),
@@ -28,7 +29,7 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `octavo` with `argv` (default: the process's) and return its exit code.
 
-    0 ok, 1 failure, 2 usage, 65 model unreadable, 66 model not found, 78 does not fit, 130 interrupted.
+    0 ok, 1 failure, 2 usage, 65 model unreadable, 66 model not found, 69 port in use, 78 does not fit, 130 interrupted.
     Usage errors, `--help` and `--version` leave by SystemExit, as argparse does.
     """
     words = list(sys.argv[1:] if argv is None else argv)

@@ -27,7 +27,7 @@ A frame is one JSON object:
 import asyncio
 from base64 import b64encode
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
@@ -69,7 +69,7 @@ class Watch:
         """How many are looking."""
         return len(self._viewers)
 
-    async def frames(self) -> AsyncIterator[bytes]:
+    async def frames(self) -> AsyncGenerator[bytes, None]:
         """The frames for one viewer, until it leaves or `close` is called. Close the iterator (`aclosing`)."""
         viewer = _Viewer()
         self._join(viewer)

@@ -1,0 +1,319 @@
+"""What an answer looks like on OpenAI's wire: chunks of a stream, or one object. Chat and completions differ here only.
+
+Knows outputs and JSON; knows no HTTP. Shapes that clients break on: every chunk has `delta` (chat), the first says the
+role and no other does, the last has a `finish_reason`, the usage chunk has `choices: []`, and all have the same id.
+"""
+
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+from uuid import uuid4
+
+from octavo import __version__
+from octavo.outputs import Logprob, LogprobsAt, RequestOutput
+from octavo.text.tokenizer import Tokenizer
+
+LEAST_LOGPROB: Final = -9999.0  # stands for minus infinity, which JSON cannot write
+FINGERPRINT: Final = f"octavo-{__version__}"
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What of an answer the client asked for. Of `num_best` candidates the likeliest `num_choices` are kept."""
+
+    num_choices: int
+    num_best: int
+    is_stream: bool = False
+    has_usage: bool = False
+    has_running_usage: bool = False
+    has_token_ids: bool = False
+    num_logprobs: int | None = None
+    has_echo: bool = False
+    has_prompt_logprobs: bool = False
+    is_score: bool = False
+    ignored: tuple[str, ...] = ()
+
+
+class Answer(ABC):
+    """One answer on its way. Sequence s of a call is candidate s % num_best of prompt s // num_best."""
+
+    id_prefix: str
+    whole_name: str
+    chunk_name: str
+
+    def __init__(self, model: str, wish: Wish, tokenizer: Tokenizer) -> None:
+        self.wish = wish
+        self.tokenizer = tokenizer
+        self.outputs: dict[int, RequestOutput] = {}
+        self._shared = {
+            "id": f"{self.id_prefix}-{uuid4().hex}",
+            "created": int(time.time()),
+            "model": model,
+            "system_fingerprint": FINGERPRINT,
+        }
+        self._sent: dict[int, tuple[int, int]] = {}  # by sequence: characters and tokens that are out
+
+    def pieces(self, index: int, output: RequestOutput) -> list[dict[str, Any]]:
+        """The chunks for what is new in `output`; the last one of a sequence says why it ended."""
+        chunks = []
+        has_begun = bool(output.outputs[0].token_ids) or output.finished
+        if not has_begun and (self.wish.has_echo or self.wish.has_prompt_logprobs):
+            return []  # a prompt computed in chunks: its log-probabilities are not all there yet
+        if index not in self._sent:
+            chunks += [self._chunk([self._opening(index, output)])]
+        sent_chars, sent_tokens = self._sent.get(index, (0, 0))
+        self.outputs[index] = output
+        completion = output.outputs[0]
+        text, token_ids = completion.text[sent_chars:], completion.token_ids[sent_tokens:]
+        self._sent[index] = (len(completion.text), len(completion.token_ids))
+        if text or (token_ids and (self.wish.has_token_ids or self.wish.num_logprobs is not None)):
+            choice = self._piece(index, text, output, sent_tokens)
+            if self.wish.has_token_ids:
+                choice["token_ids"] = token_ids
+            chunks.append(self._chunk([choice | {"finish_reason": None}]))
+        if output.finished:
+            end = {"finish_reason": completion.finish_reason, "stop_reason": completion.stop_reason}
+            chunks.append(self._chunk([self._ending(index) | end]))
+        return chunks
+
+    def usage_chunk(self) -> dict[str, Any]:
+        """The last chunk of a stream that was asked for `usage`."""
+        return self._chunk([]) | {"usage": self.usage(), "metrics": self.metrics()}
+
+    def whole(self) -> dict[str, Any]:
+        """The answer as one object, once every sequence has ended."""
+        per_prompt = len(self.outputs) // self.wish.num_best
+        chosen = [sequence for prompt in range(per_prompt) for sequence in self._best(prompt)]
+        choices = [self._choice(place, self.outputs[sequence]) for place, sequence in enumerate(chosen)]
+        if self.wish.has_token_ids:
+            for choice, sequence in zip(choices, chosen, strict=True):
+                choice["token_ids"] = self.outputs[sequence].outputs[0].token_ids
+                choice["prompt_token_ids"] = self.outputs[sequence].prompt_token_ids
+        body = self._shared | {"object": self.whole_name, "choices": choices, "usage": self.usage()}
+        body |= {"metrics": self.metrics(), "seed": self.outputs[0].seed}
+        if self.wish.ignored:
+            body["warnings"] = [f"{name}: has no effect here and was ignored" for name in self.wish.ignored]
+        return body
+
+    def usage(self) -> dict[str, Any]:
+        """Tokens so far: each prompt once, every candidate."""
+        firsts = [output for index, output in self.outputs.items() if index % self.wish.num_best == 0]
+        num_prompt = sum(len(output.prompt_token_ids) for output in firsts)
+        num_new = sum(len(output.outputs[0].token_ids) for output in self.outputs.values())
+        return {
+            "prompt_tokens": num_prompt,
+            "completion_tokens": num_new,
+            "total_tokens": num_prompt + num_new,
+            "prompt_tokens_details": {"cached_tokens": sum(output.num_cached_tokens for output in firsts)},
+        }
+
+    def metrics(self) -> dict[str, float | None]:
+        """Times of the answer: the longest wait, the first token of all, the decoding and its rate."""
+        metrics = [output.metrics for output in self.outputs.values()]
+        queue = [m.queue_time for m in metrics if m.queue_time is not None]
+        first = [m.time_to_first_token for m in metrics if m.time_to_first_token is not None]
+        decode = [m.decode_time for m in metrics if m.decode_time is not None]
+        num_gaps = sum(max(0, len(output.outputs[0].token_ids) - 1) for output in self.outputs.values())
+        longest = max(decode, default=0.0)
+        return {
+            "queue_ms": _milliseconds(max(queue, default=None)),
+            "ttft_ms": _milliseconds(min(first, default=None)),
+            "decode_ms": _milliseconds(max(decode, default=None)),
+            "tokens_per_second": round(num_gaps / longest, 3) if longest > 0 else None,
+        }
+
+    def prompt_logprobs(self, output: RequestOutput) -> list[dict[str, Any] | None]:
+        """`prompt_logprobs` of the extension of that name: an object by token id for each position."""
+        return [
+            None if at is None else {str(id): _entry(logprob) for id, logprob in at.items()}
+            for at in output.prompt_logprobs or ()
+        ]
+
+    @abstractmethod
+    def _opening(self, index: int, output: RequestOutput) -> dict[str, Any]:
+        """The choice of a sequence's first chunk."""
+
+    @abstractmethod
+    def _piece(self, index: int, text: str, output: RequestOutput, first_token: int) -> dict[str, Any]:
+        """The choice that adds `text`, and the tokens from `first_token` on."""
+
+    @abstractmethod
+    def _ending(self, index: int) -> dict[str, Any]:
+        """The choice of a sequence's last chunk, without its reason."""
+
+    @abstractmethod
+    def _choice(self, place: int, output: RequestOutput) -> dict[str, Any]:
+        """A choice of the whole answer."""
+
+    def _best(self, prompt: int) -> list[int]:
+        """The sequences of a prompt that are kept, the likeliest first where there are more than were asked for."""
+        first = prompt * self.wish.num_best
+        sequences = list(range(first, first + self.wish.num_best))
+        if self.wish.num_best > self.wish.num_choices:
+            sequences.sort(key=lambda sequence: -self.outputs[sequence].outputs[0].cumulative_logprob)
+        return sequences[: self.wish.num_choices]
+
+    def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        chunk = self._shared | {"object": self.chunk_name, "choices": choices}
+        if self.wish.has_usage:
+            chunk["usage"] = self.usage() if self.wish.has_running_usage else None
+        if self.wish.ignored and not self._sent:
+            chunk["warnings"] = [f"{name}: has no effect here and was ignored" for name in self.wish.ignored]
+        return chunk
+
+
+class ChatAnswer(Answer):
+    """The answer of /v1/chat/completions."""
+
+    id_prefix, whole_name, chunk_name = "chatcmpl", "chat.completion", "chat.completion.chunk"
+
+    def _opening(self, index: int, output: RequestOutput) -> dict[str, Any]:
+        opening: dict[str, Any] = {"index": index, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
+        if self.wish.has_token_ids:
+            opening["prompt_token_ids"] = output.prompt_token_ids
+        if self.wish.has_prompt_logprobs:
+            opening["prompt_logprobs"] = self.prompt_logprobs(output)
+        return opening
+
+    def _piece(self, index: int, text: str, output: RequestOutput, first_token: int) -> dict[str, Any]:
+        choice: dict[str, Any] = {"index": index, "delta": {"content": text}}
+        if self.wish.num_logprobs is not None:
+            choice["logprobs"] = self._logprobs(output, first_token)
+        return choice
+
+    def _ending(self, index: int) -> dict[str, Any]:
+        return {"index": index, "delta": {}}
+
+    def _choice(self, place: int, output: RequestOutput) -> dict[str, Any]:
+        completion = output.outputs[0]
+        choice: dict[str, Any] = {
+            "index": place,
+            "message": {"role": "assistant", "content": completion.text, "refusal": None},
+            "logprobs": None if self.wish.num_logprobs is None else self._logprobs(output, 0),
+            "finish_reason": completion.finish_reason,
+            "stop_reason": completion.stop_reason,
+        }
+        if self.wish.has_prompt_logprobs:
+            choice["prompt_logprobs"] = self.prompt_logprobs(output)
+        return choice
+
+    def _logprobs(self, output: RequestOutput, first_token: int) -> dict[str, Any]:
+        completion = output.outputs[0]
+        places = zip(completion.token_ids[first_token:], (completion.logprobs or [])[first_token:], strict=False)
+        return {"content": [self._at(token_id, at) for token_id, at in places], "refusal": None}
+
+    def _at(self, token_id: int, at: LogprobsAt) -> dict[str, Any]:
+        likeliest = _likeliest(at, self.wish.num_logprobs or 0)
+        return self._token(token_id, at[token_id]) | {"top_logprobs": [self._token(id, at[id]) for id in likeliest]}
+
+    def _token(self, token_id: int, logprob: Logprob) -> dict[str, Any]:
+        return {
+            "token": logprob.decoded_token,
+            "logprob": finite(logprob.logprob),
+            "bytes": list(self.tokenizer.token_bytes(token_id)),
+        }
+
+
+class CompletionAnswer(Answer):
+    """The answer of /v1/completions, `echo` and the legacy shape of logprobs included."""
+
+    id_prefix, whole_name, chunk_name = "cmpl", "text_completion", "text_completion"
+
+    def __init__(self, model: str, wish: Wish, tokenizer: Tokenizer) -> None:
+        super().__init__(model, wish, tokenizer)
+        self._offsets: dict[int, int] = {}  # by sequence: where the next token's text begins
+
+    def _opening(self, index: int, output: RequestOutput) -> dict[str, Any]:
+        opening: dict[str, Any] = {"index": index, "text": "", "logprobs": None, "finish_reason": None}
+        if self.wish.has_echo:
+            opening["text"] = self._prompt_text(output)
+            if self.wish.num_logprobs is not None:
+                opening["logprobs"] = self._table(index, *_prompt_places(output))
+        if self.wish.has_token_ids:
+            opening["prompt_token_ids"] = output.prompt_token_ids
+        if self.wish.has_prompt_logprobs:
+            opening["prompt_logprobs"] = self.prompt_logprobs(output)
+        return opening
+
+    def _piece(self, index: int, text: str, output: RequestOutput, first_token: int) -> dict[str, Any]:
+        choice: dict[str, Any] = {"index": index, "text": text, "logprobs": None}
+        if self.wish.num_logprobs is not None:
+            choice["logprobs"] = self._table(index, *_output_places(output, first_token))
+        return choice
+
+    def _ending(self, index: int) -> dict[str, Any]:
+        return {"index": index, "text": "", "logprobs": None}
+
+    def _choice(self, place: int, output: RequestOutput) -> dict[str, Any]:
+        completion = output.outputs[0]
+        ids, ats = _output_places(output, 0)
+        if self.wish.has_echo:
+            prompt_ids, prompt_ats = _prompt_places(output)
+            ids, ats = [*prompt_ids, *ids], [*prompt_ats, *ats]
+        table = None if self.wish.num_logprobs is None else self._table(place, ids, ats)
+        choice: dict[str, Any] = {
+            "index": place,
+            "text": (self._prompt_text(output) if self.wish.has_echo else "") + completion.text,
+            "logprobs": table,
+            "finish_reason": completion.finish_reason,
+            "stop_reason": completion.stop_reason,
+        }
+        if self.wish.has_prompt_logprobs:
+            choice["prompt_logprobs"] = self.prompt_logprobs(output)
+        return choice
+
+    def _prompt_text(self, output: RequestOutput) -> str:
+        return output.prompt if output.prompt is not None else self.tokenizer.decode(output.prompt_token_ids)
+
+    def _table(self, index: int, ids: Sequence[int], ats: Sequence[LogprobsAt | None]) -> dict[str, Any]:
+        """The legacy shape: four lists, one entry a token. The first token of a prompt has no logprob."""
+        tokens = [self.tokenizer.decode_token(token_id) for token_id in ids]
+        offsets = []
+        for token in tokens:
+            offsets.append(self._offsets.get(index, 0))
+            self._offsets[index] = offsets[-1] + len(token)
+        return {
+            "tokens": tokens,
+            "token_logprobs": [None if at is None else finite(at[id].logprob) for id, at in zip(ids, ats, strict=True)],
+            "top_logprobs": [None if at is None else self._top(at) for at in ats],
+            "text_offset": offsets,
+        }
+
+    def _top(self, at: LogprobsAt) -> dict[str, float]:
+        top: dict[str, float] = {}
+        for token_id in _likeliest(at, self.wish.num_logprobs or 0):
+            top.setdefault(at[token_id].decoded_token or "", finite(at[token_id].logprob))
+        return top
+
+
+def finite(logprob: float) -> float:
+    """A log-probability that JSON can write."""
+    return max(logprob, LEAST_LOGPROB) if not math.isnan(logprob) else LEAST_LOGPROB
+
+
+def _likeliest(at: LogprobsAt, num: int) -> list[int]:
+    """The `num` likeliest tokens of a position; the chosen one only if it is among them."""
+    return sorted(at, key=lambda token_id: (-at[token_id].logprob, at[token_id].rank))[:num]
+
+
+def _prompt_places(output: RequestOutput) -> tuple[Sequence[int], Sequence[LogprobsAt | None]]:
+    ids = output.prompt_token_ids
+    ats = list(output.prompt_logprobs or [])[: len(ids)]
+    return ids, [*ats, *[None] * (len(ids) - len(ats))]
+
+
+def _output_places(output: RequestOutput, first: int) -> tuple[Sequence[int], Sequence[LogprobsAt | None]]:
+    completion = output.outputs[0]
+    ats = (completion.logprobs or [])[first:]
+    return completion.token_ids[first : first + len(ats)], ats
+
+
+def _entry(logprob: Logprob) -> Mapping[str, Any]:
+    return {"logprob": finite(logprob.logprob), "rank": logprob.rank, "decoded_token": logprob.decoded_token}
+
+
+def _milliseconds(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds * 1e3, 3)

@@ -1,0 +1,100 @@
+"""What can be answered instead of a result: the envelope of every error, in OpenAI's shape.
+
+Knows which of our errors is whose fault; knows no route.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import orjson
+
+from octavo.errors import QueueFullError, RequestError, UnsupportedError
+
+TYPES: Final[Mapping[int, str]] = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+    500: "server_error",
+    503: "server_error",
+}
+MAX_MESSAGE_CHARS: Final = 1000
+
+
+class ApiError(Exception):
+    """An answer that is no result. `param` names the field at fault; `code` is a word that programs may test."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.param = param
+        self.code = code
+        self.headers = dict(headers or {})
+
+    def envelope(self) -> dict[str, Any]:
+        """The body of the answer, and the data of the event that ends a stream."""
+        message = str(self)
+        shown = message if len(message) <= MAX_MESSAGE_CHARS else message[:MAX_MESSAGE_CHARS] + "…"
+        kind = TYPES.get(self.status, "invalid_request_error")
+        return {"error": {"message": shown, "type": kind, "param": self.param, "code": self.code}}
+
+    def body(self) -> bytes:
+        """The envelope as JSON. Lone surrogates, which a request may smuggle into a message, become '?'."""
+        try:
+            return orjson.dumps(self.envelope())
+        except TypeError:
+            clean = self.envelope()
+            for name in ("message", "param"):
+                if clean["error"][name] is not None:
+                    clean["error"][name] = clean["error"][name].encode("utf-8", "replace").decode()
+            return orjson.dumps(clean)
+
+
+def bad_request(message: str, param: str | None = None, code: str | None = None) -> ApiError:
+    """400: the request is wrong."""
+    return ApiError(400, message, param=param, code=code)
+
+
+def unsupported(param: str, what: str) -> ApiError:
+    """400: the request is sound, and asks for something that is not offered."""
+    return ApiError(400, f"{param}: {what}", param=param, code="unsupported")
+
+
+def busy(message: str, seconds: int = 1) -> ApiError:
+    """429: the queue is full; later the same request can succeed."""
+    return ApiError(429, message, code="queue_full", headers={"retry-after": str(seconds)})
+
+
+def unavailable(message: str, code: str, seconds: int = 1) -> ApiError:
+    """503: the server is starting, or about to end."""
+    return ApiError(503, message, code=code, headers={"retry-after": str(seconds)})
+
+
+def internal(error_id: str) -> ApiError:
+    """500: our own fault. The details are in the log under `error_id`."""
+    return ApiError(500, f"internal error; the server's log has the details under {error_id}", code="internal_error")
+
+
+def from_engine(error: Exception, *, prompt_param: str) -> ApiError | None:
+    """One of the engine's own errors as an answer; None for what is not a request's fault.
+
+    `prompt_param` is what this route calls the prompt.
+    """
+    match error:
+        case QueueFullError():
+            return busy(str(error))
+        case UnsupportedError():
+            return ApiError(400, str(error), param=error.param, code="unsupported")
+        case RequestError():
+            is_too_long = "max_model_len" in str(error) or "KV cache blocks" in str(error)
+            param = prompt_param if error.param == "prompt" or is_too_long else error.param
+            return bad_request(str(error), param, "context_length_exceeded" if is_too_long else None)
+    return None

@@ -1,0 +1,187 @@
+"""The routes that take a prompt: chat, completions, and the tokenizer's two.
+
+Knows the order of things: is there a place, is the body sound, what is its prompt, then the engine, then the answer.
+"""
+
+import logging
+from typing import Any, Final
+from uuid import uuid4
+
+from octavo.errors import RequestError
+from octavo.outputs import RequestOutput
+from octavo.runtime import Prompt
+from octavo.serve.answers import Answer, ChatAnswer, CompletionAnswer
+from octavo.serve.calls import Call
+from octavo.serve.errors import ApiError, bad_request, from_engine, internal
+from octavo.serve.exchange import COMMENT, DONE, Exchange, event
+from octavo.serve.fields import Body, ChatBody, CompletionBody, DetokenizeBody, GenerationBody, TokenizeBody, parse
+from octavo.serve.service import Service, Work
+from octavo.serve.wishes import chat_wish, check_sequences, completion_wish, prompts_of, work_of
+
+logger = logging.getLogger(__name__)
+_FOREVER: Final = 3600.0
+
+
+class Generating:
+    """The handlers over one service."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._settings = service.settings
+
+    async def chat(self, exchange: Exchange) -> None:
+        """POST /v1/chat/completions."""
+        await self._admitted(exchange, self._chat, "messages")
+
+    async def completions(self, exchange: Exchange) -> None:
+        """POST /v1/completions."""
+        await self._admitted(exchange, self._complete, "prompt")
+
+    async def tokenize(self, exchange: Exchange) -> None:
+        """POST /tokenize: the ids of a prompt or of messages."""
+        body, _ = parse(TokenizeBody, await exchange.json())
+        self._check_model(body)
+        tokenizer = self._service.engine.tokenizer
+        if (body.prompt is None) == (body.messages is None):
+            raise bad_request("prompt: give either a prompt or messages", "prompt")
+        if body.messages is not None:
+            ids = await self._rendered(body.messages, body)
+        else:
+            text, special = body.prompt or "", body.add_special_tokens is not False
+            ids = await self._service.on_thread([text], lambda: tokenizer.encode(text, add_special=special))
+        found: dict[str, Any] = {
+            "tokens": ids,
+            "count": len(ids),
+            "max_model_len": self._service.engine.resolved.limits.max_model_len,
+        }
+        if body.return_token_strs:
+            found["token_strs"] = [tokenizer.decode_token(token_id) for token_id in ids]
+        await exchange.answer(found)
+
+    async def detokenize(self, exchange: Exchange) -> None:
+        """POST /detokenize: the text of ids."""
+        body, _ = parse(DetokenizeBody, await exchange.json())
+        self._check_model(body)
+        engine = self._service.engine
+        vocab_size = engine.resolved.arch.vocab_size
+        if any(not 0 <= token_id < vocab_size for token_id in body.tokens):
+            raise bad_request(f"tokens: ids must be from 0 to {vocab_size - 1}", "tokens")
+        is_bare = bool(body.skip_special_tokens)
+        text = await self._service.on_thread(
+            [body.tokens], lambda: engine.tokenizer.decode(body.tokens, skip_special=is_bare)
+        )
+        await exchange.answer({"prompt": text})
+
+    async def _admitted(self, exchange: Exchange, handle: Any, prompt_param: str) -> None:
+        """Handle a request that there is a place for; it counts as active until it is answered."""
+        self._service.begin()
+        try:
+            self._service.check_admission(exchange.client)
+            body = await exchange.json()
+            async with exchange.until_gone():
+                await handle(exchange, body)
+        except RequestError as error:
+            raise from_engine(error, prompt_param=prompt_param) or error from None
+        finally:
+            self._service.end()
+
+    async def _chat(self, exchange: Exchange, value: dict[str, Any]) -> None:
+        body, ignored = parse(ChatBody, value)
+        self._check_body(body, exchange, ignored)
+        params, wish = chat_wish(body, ignored, self._settings)
+        check_sequences(1, wish, self._settings)
+        ids = await self._rendered(body.messages, body)
+        work = work_of([ids], params, wish, body, (exchange.client, self._service.has_tenants))
+        await self._run(exchange, work, ChatAnswer(self._service.model_name, wish, self._service.engine.tokenizer))
+
+    async def _complete(self, exchange: Exchange, value: dict[str, Any]) -> None:
+        body, ignored = parse(CompletionBody, value)
+        self._check_body(body, exchange, ignored)
+        params, wish = completion_wish(body, ignored, self._settings)
+        prompts: list[Prompt] = prompts_of(body, self._settings)
+        check_sequences(len(prompts), wish, self._settings)
+        work = work_of(prompts, params, wish, body, (exchange.client, self._service.has_tenants))
+        tokenizer = self._service.engine.tokenizer
+        await self._run(exchange, work, CompletionAnswer(self._service.model_name, wish, tokenizer))
+
+    async def _rendered(self, messages: list[dict[str, Any]], body: ChatBody | TokenizeBody) -> list[int]:
+        is_continued = bool(body.continue_final_message)
+        is_prompted = not is_continued if body.add_generation_prompt is None else body.add_generation_prompt
+        return await self._service.render(
+            messages,
+            add_generation_prompt=is_prompted,
+            continue_final_message=is_continued,
+            kwargs=body.chat_template_kwargs,
+        )
+
+    async def _run(self, exchange: Exchange, work: Work, answer: Answer) -> None:
+        """The engine's part, and the answer in the shape that was asked for."""
+        call = await self._service.submit(work)
+        try:
+            if answer.wish.is_stream:
+                await self._stream(exchange, call, answer)
+            else:
+                while call.num_unfinished:
+                    for index, output in await call.changes(_FOREVER):
+                        _check_output(output)
+                        answer.outputs[index] = output
+                await exchange.answer(answer.whole())
+        finally:
+            call.close()
+            if self._settings.log_requests:
+                self._log(exchange, work, answer)
+
+    async def _stream(self, exchange: Exchange, call: Call, answer: Answer) -> None:
+        await exchange.begin_stream()
+        seconds = self._settings.keep_alive
+        while call.num_unfinished:
+            changes = await call.changes(seconds)
+            data = b"" if changes else COMMENT
+            for index, output in changes:
+                _check_output(output)
+                data += b"".join(map(event, answer.pieces(index, output)))
+            if call.num_unfinished and data:
+                await exchange.write_patiently(data, lambda is_held: call.hold(is_held=is_held))
+        if answer.wish.has_usage:
+            data += event(answer.usage_chunk())
+        await exchange.write(data + DONE, is_last=True)
+
+    def _check_body(self, body: GenerationBody, exchange: Exchange, ignored: list[str]) -> None:
+        """What every generating request is checked for, before anything is done for it."""
+        self._check_model(body)
+        if body.priority and not self._service.has_priorities:
+            raise bad_request("priority: needs a server with --policy priority", "priority")
+        if body.request_id is not None and body.request_id.isascii() and body.request_id.isprintable():
+            exchange.request_id = body.request_id
+        if ignored:
+            exchange.headers.append((b"x-octavo-ignored", ", ".join(ignored).encode()))
+
+    def _check_model(self, body: Body) -> None:
+        if body.model not in (None, "", *self._service.names):
+            message = f"model: {body.model[:100]!r} is not served here; /v1/models lists what is" if body.model else ""
+            raise ApiError(404, message, param="model", code="model_not_found")
+
+    def _log(self, exchange: Exchange, work: Work, answer: Answer) -> None:
+        """A line for the operator. Prompts only where they were asked for."""
+        usage, reasons = answer.usage(), [output.outputs[0].finish_reason for output in answer.outputs.values()]
+        prompts = f" prompts={list(work.prompts)!r}" if self._settings.log_prompts else ""
+        logger.info(
+            "%s %s client=%s prompt_tokens=%d completion_tokens=%d finish=%s metrics=%s%s",
+            exchange.request_id,
+            exchange.scope["path"],
+            exchange.client,
+            usage["prompt_tokens"],
+            usage["completion_tokens"],
+            reasons,
+            answer.metrics(),
+            prompts,
+        )
+
+
+def _check_output(output: RequestOutput) -> None:
+    """Raise ApiError (500) for a sequence that failed; why stands in the log."""
+    completion = output.outputs[0]
+    if completion.finish_reason == "error":
+        error_id = f"err-{uuid4().hex[:16]}"
+        logger.error("%s: a sequence failed: %s", error_id, completion.error)
+        raise internal(error_id)

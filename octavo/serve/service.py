@@ -1,0 +1,369 @@
+"""The service: requests of the wire in, outputs of the engine out, one event-loop wake-up for each step.
+
+Knows the engine's thread, admission (who may wait, and how many) and the life cycle; knows no HTTP. A call is one
+request of the wire: one sequence for each of its prompts and choices.
+"""
+
+import asyncio
+import gc
+import logging
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import monotonic
+from typing import Any, Final, TypeVar
+
+from octavo.config import EngineConfig
+from octavo.driver import Delivery, EngineDriver
+from octavo.errors import EngineError, ModelFormatError, RequestError
+from octavo.outputs import RequestOutput
+from octavo.params import SamplingParams
+from octavo.runtime import LLMEngine, Prompt
+from octavo.serve.calls import Call, CallFailed
+from octavo.serve.errors import busy, unavailable
+from octavo.serve.metrics import Metrics
+from octavo.serve.settings import ServeSettings
+from octavo.serve.templates import TemplateRenderer
+from octavo.serve.watch import Watch
+
+logger = logging.getLogger(__name__)
+Answer = TypeVar("Answer")
+
+DEFAULT_QUEUE: Final = 256  # waiting sequences, where the configuration says nothing
+INLINE_CHARS: Final = 4096  # a longer prompt is tokenized on a thread, so that no other request waits for it
+_CHARS_PER_TOKEN: Final = 32  # a text longer than this times the longest prompt is refused before it is tokenized
+_RATE_SECONDS: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What one request of the wire asks of the engine: `num_choices` sequences for each prompt.
+
+    Sequence i of a prompt has the seed of the request plus i. `client` takes turns with others; requests with different
+    `cache_salt` share no prefixes. `is_score` computes the prompts and generates nothing. `add_special`: put the
+    model's own BOS before a text.
+    """
+
+    prompts: Sequence[Prompt]
+    params: SamplingParams
+    num_choices: int
+    client: str
+    priority: int = 0
+    cache_salt: str | None = None
+    is_score: bool = False
+    add_special: bool = True
+
+
+class Service:
+    """One engine behind an event loop. `state` is "starting", "ready", "draining" or "stopped"."""
+
+    def __init__(self, config: EngineConfig, settings: ServeSettings, *, progress: bool = False) -> None:
+        self.settings = settings
+        self.state = "starting"
+        self.model_name = config.model_config.served_model_name or name_of(config.model_config.model)
+        self.names = tuple(dict.fromkeys([self.model_name, config.model_config.model]))
+        self.has_priorities = config.scheduler_config.policy == "priority"
+        self.has_tenants = False  # several keys: their owners share no prefixes (set by `app`)
+        self.max_waiting = config.scheduler_config.max_queued_requests or DEFAULT_QUEUE
+        self.metrics = Metrics(self)
+        self.num_active = 0  # requests of the wire that are not answered to their end yet
+        self._max_num_seqs = config.scheduler_config.max_num_seqs
+        # The queue's length is held here, where a refusal costs nothing and is at once, not between two steps.
+        self._config = replace(config, scheduler_config=replace(config.scheduler_config, max_queued_requests=None))
+        self._progress = progress
+        self._driver: EngineDriver | None = None
+        self._watch: Watch | None = None
+        self._renderer: TemplateRenderer | None = None
+        self._template_fault: str | None = None
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="octavo-text")
+        self._calls: dict[str, tuple[Call, int]] = {}
+        self._num_by_client: Counter[str] = Counter()
+        self._num_sequences = 0
+        self._finish_times: deque[float] = deque(maxlen=64)
+        self._num_calls = 0
+        self._all_answered = asyncio.Event()
+
+    async def start(self) -> None:
+        """Load the model, run a step, and be ready. Raises what LLMEngine raises."""
+        loop = asyncio.get_running_loop()
+        engine = await asyncio.to_thread(self._load)
+        template = engine.template_text
+        if template is not None:
+            self._renderer = TemplateRenderer(template.sources, template.special_tokens)
+            try:
+                await self._renderer.start()
+            except ModelFormatError as error:
+                logger.warning("the model's chat template is broken, chat is refused: %s", error)
+                self._template_fault, self._renderer = "the model's chat template is broken", None
+        self._driver = EngineDriver(engine, loop, self._deliver, self._fail, on_step=self.metrics.observe_step)
+        self._driver.start()
+        self._watch = Watch(self._driver)
+        if self.state == "starting":
+            self.state = "ready"
+
+    async def stop(self) -> None:
+        """End the engine's thread and the helper processes."""
+        self.state = "stopped"
+        if self._watch is not None:
+            self._watch.close()
+        if self._driver is not None:
+            await self._driver.stop()
+        if self._renderer is not None:
+            await self._renderer.stop()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def begin_drain(self) -> None:
+        """Refuse new requests from now on."""
+        self.state = "draining"
+        if not self.num_active:
+            self._all_answered.set()
+
+    async def drained(self) -> None:
+        """Return when every request is answered. Only after `begin_drain`."""
+        await self._all_answered.wait()
+
+    def fail_all(self, reason: str) -> None:
+        """End every request now: streams with a terminal error event, the others with a 503."""
+        for call in {call for call, _ in self._calls.values()}:
+            call.fail(CallFailed(unavailable(reason, "shutting_down")))
+
+    @property
+    def driver(self) -> EngineDriver:
+        """The engine's thread. Raises ApiError (503) while there is none."""
+        if self._driver is None:
+            raise unavailable("the model is loading", "starting", 5)
+        return self._driver
+
+    @property
+    def watch(self) -> Watch:
+        """The feed of the page. Raises ApiError (503) while there is no engine."""
+        if self._watch is None:
+            raise unavailable("the model is loading", "starting", 5)
+        return self._watch
+
+    @property
+    def stats(self) -> dict[str, Any] | None:
+        """The engine's numbers after its newest step; None while there is no engine."""
+        return None if self._driver is None else self._driver.stats | {"waiting": self.num_waiting}
+
+    @property
+    def engine(self) -> LLMEngine:
+        """The engine: what never changes may be read from any thread."""
+        return self.driver.engine
+
+    @property
+    def is_live(self) -> bool:
+        """Whether steps are completed when there is work; false is a reason to restart the process."""
+        driver = self._driver
+        if driver is None:
+            return True
+        return driver.failure is None and not (
+            driver.is_busy and monotonic() - driver.beat > self.settings.stall_timeout
+        )
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a request would be taken."""
+        return self.state == "ready" and self.is_live
+
+    @property
+    def num_waiting(self) -> int:
+        """Sequences that are accepted and do not run: those of the newest step are known to run."""
+        running = 0 if self._driver is None else self._driver.stats["running"]
+        return max(0, self._num_sequences - running)
+
+    @property
+    def max_prompt_tokens(self) -> int:
+        """The longest prompt in tokens."""
+        longest = self.engine.resolved.limits.max_model_len - 1
+        return min(longest, self.settings.max_prompt_tokens or longest)
+
+    def begin(self) -> None:
+        """A request of the wire has come; `end` when it is answered."""
+        self.num_active += 1
+
+    def end(self) -> None:
+        """A request of the wire is answered, or its client is gone."""
+        self.num_active -= 1
+        if not self.num_active and self.state == "draining":
+            self._all_answered.set()
+
+    def check_admission(self, client: str) -> None:
+        """Raise ApiError (429, 503) where a request of `client` has no place now. Costs next to nothing."""
+        if self.state != "ready" or self.driver.failure is not None:
+            is_starting = self.state == "starting"
+            code = "starting" if is_starting else "shutting_down"
+            raise unavailable("the model is loading" if is_starting else "the server is ending", code, 5)
+        if self.num_active > self.settings.max_concurrent_requests:
+            self.metrics.refused.inc()
+            raise busy(
+                f"more than {self.settings.max_concurrent_requests} requests are being answered", self._patience()
+            )
+        if self._is_full_for(client):
+            self.metrics.refused.inc()
+            raise busy(f"{self.num_waiting} requests are waiting already", self._patience())
+
+    async def submit(self, work: Work) -> Call:
+        """Check, tokenize and queue `work`. Raises RequestError, and ApiError where there is no place."""
+        self.check_admission(work.client)
+        self._num_calls += 1
+        ids = [f"call-{self._num_calls}-{index}" for index in range(len(work.prompts) * work.num_choices)]
+        call = Call(ids, self._close, self._hold)
+        self._num_sequences += len(ids)
+        self._num_by_client[work.client] += len(ids)
+        call.client = work.client
+        try:
+            lives = await self.on_thread(work.prompts, lambda: self._prepare(ids, work))
+            self.check_state()
+        except BaseException:
+            self._leave(call, len(ids))
+            raise
+        for index, live in enumerate(lives):
+            self._calls[ids[index]] = (call, index)
+            self.driver.submit(live)
+        return call
+
+    def check_state(self) -> None:
+        """Raise ApiError (503) once requests are being ended."""
+        if self.state == "stopped":
+            raise unavailable("the server is ending", "shutting_down", 5)
+
+    async def render(self, messages: Sequence[Any], **options: Any) -> list[int]:
+        """Messages to prompt ids by the model's own template. Raises RequestError."""
+        if self._renderer is None:
+            self.check_admission("")
+            raise RequestError(
+                self._template_fault or "the model has no chat template: use /v1/completions", "messages"
+            )
+        text = await self._renderer.render(messages, **options)
+        self.check_length(text)
+        tokenizer = self.engine.tokenizer
+        return await self.on_thread([text], lambda: tokenizer.encode(text, add_special=False))
+
+    def check_length(self, text: str) -> None:
+        """Refuse a text that cannot be short enough in tokens, before the work of finding out."""
+        most = self.max_prompt_tokens
+        if len(text) > _CHARS_PER_TOKEN * most:
+            raise RequestError(
+                f"the prompt has {len(text)} characters, the longest has {most} tokens (max_model_len)", "prompt"
+            )
+
+    async def on_thread(self, prompts: Sequence[Any], work: Callable[[], Answer]) -> Answer:
+        """`work()`, on a thread where the prompts are long."""
+        if sum(len(prompt) for prompt in prompts) <= INLINE_CHARS:
+            return work()
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    def _load(self) -> LLMEngine:
+        """The engine, warmed up: ready means that a step has run."""
+        engine = LLMEngine(self._config, progress=self._progress)
+        engine.add_request([0], SamplingParams(max_tokens=1, temperature=0.0))
+        output = next(iter(engine.run_until_complete().values()))
+        if output.outputs[0].finish_reason == "error":
+            raise EngineError(f"the first step failed: {output.outputs[0].error}")
+        engine.reset_prefix_cache()
+        gc.collect()
+        gc.freeze()  # what is there now stays till the end: no collection has to look at it
+        gc.enable()
+        return engine
+
+    def _prepare(self, ids: Sequence[str], work: Work) -> list[Any]:
+        """The engine's requests, tokenized once for all choices of a prompt."""
+        engine, lives = self.engine, []
+        for number, prompt in enumerate(work.prompts):
+            if isinstance(prompt, str) and not work.params.truncate_prompt_tokens:
+                self.check_length(prompt)
+            first: Any = None
+            for choice in range(work.num_choices):
+                request_id = ids[number * work.num_choices + choice]
+                source, params = self._source(prompt, work), work.params
+                if first is not None:
+                    source = first.prompt_token_ids
+                    params = replace(params, seed=first.seed + choice)
+                live = engine.prepare(request_id, source, params, num_new=0 if work.is_score else None)
+                first = first or live.request
+                live.request.client, live.request.priority = work.client, work.priority
+                live.request.cache_salt, live.request.score_only = work.cache_salt, work.is_score
+                lives.append(live)
+            if len(first.prompt_token_ids) > self.max_prompt_tokens + work.is_score:
+                raise RequestError(
+                    f"the prompt has {len(first.prompt_token_ids)} tokens, the longest has {self.max_prompt_tokens} "
+                    "(max_model_len)",
+                    "prompt",
+                )
+        return lives
+
+    def _source(self, prompt: Prompt, work: Work) -> Prompt:
+        if isinstance(prompt, str) and not work.add_special:
+            return self.engine.tokenizer.encode(prompt, add_special=False)
+        return prompt
+
+    def _is_full_for(self, client: str) -> bool:
+        """Whether the queue has no place for `client`: it is full, and the client has its share of it already.
+
+        A client that has less than its share may go over the limit, up to twice of it, so that nobody's flood can keep
+        others out.
+        """
+        waiting = self.num_waiting
+        if waiting < self.max_waiting:
+            return False
+        share = self.max_waiting // max(1, len(self._num_by_client))
+        return waiting >= 2 * self.max_waiting or self._num_by_client[client] >= max(1, share)
+
+    def _patience(self) -> int:
+        """Seconds after which a refused request may be welcome: what waits, at the rate of late."""
+        now = monotonic()
+        num_recent = sum(now - time < _RATE_SECONDS for time in self._finish_times)
+        since = now - self._finish_times[-num_recent] if num_recent else 1.0
+        rate = num_recent / max(since, 0.1)
+        return int(min(60, max(1, self.num_waiting / rate if rate else 5)))
+
+    def _deliver(self, items: Sequence[Delivery]) -> None:
+        """What a step changed, to the calls that it belongs to."""
+        for request_id, item in items:
+            entry = self._calls.get(request_id)
+            if entry is None:
+                continue
+            call, index = entry
+            if isinstance(item, RequestOutput):
+                self.metrics.observe_output(call, index, item)
+                if item.finished:
+                    self._finish_times.append(monotonic())
+                    del self._calls[request_id]
+                    self._leave(call, 1)
+                call.put(index, item)
+            else:
+                call.fail(item)
+
+    def _fail(self, error: EngineError) -> None:
+        for call in {call for call, _ in self._calls.values()}:
+            call.fail(error)
+
+    def _close(self, call: Call) -> None:
+        """A call is over: what of it still runs is aborted at once."""
+        for request_id in call.ids:
+            if self._calls.pop(request_id, None) is not None:
+                self.metrics.finished.labels("abort").inc()
+                self._leave(call, 1)
+                self.driver.abort(request_id)
+
+    def _hold(self, call: Call, is_held: bool) -> None:
+        for request_id in call.ids:
+            if request_id in self._calls:
+                self.driver.hold(request_id, is_held=is_held)
+
+    def _leave(self, call: Call, num_sequences: int) -> None:
+        self._num_sequences -= num_sequences
+        self._num_by_client[call.client] -= num_sequences
+        if self._num_by_client[call.client] <= 0:
+            del self._num_by_client[call.client]
+
+
+def name_of(model: str) -> str:
+    """The name that clients see: a path's last part, without its directories; any other name as it is."""
+    path = Path(model)
+    if path.exists() or model.startswith((".", "/", "~")):
+        return path.resolve().stem if path.suffix == ".gguf" else path.resolve().name
+    return model
