@@ -270,13 +270,12 @@ class CompletionAnswer(Answer):
 
     def _table(self, index: int, ids: Sequence[int], ats: Sequence[LogprobsAt | None]) -> dict[str, Any]:
         """The legacy shape: four lists, one entry a token. The first token of a prompt has no logprob."""
-        tokens = [self.tokenizer.decode_token(token_id) for token_id in ids]
         offsets = []
-        for token in tokens:
+        for token_id in ids:
             offsets.append(self._offsets.get(index, 0))
-            self._offsets[index] = offsets[-1] + len(token)
+            self._offsets[index] = offsets[-1] + len(self.tokenizer.decode_token(token_id))
         return {
-            "tokens": tokens,
+            "tokens": [self._label(token_id) for token_id in ids],
             "token_logprobs": [None if at is None else finite(at[id].logprob) for id, at in zip(ids, ats, strict=True)],
             "top_logprobs": [None if at is None else self._top(at) for at in ats],
             "text_offset": offsets,
@@ -285,8 +284,16 @@ class CompletionAnswer(Answer):
     def _top(self, at: LogprobsAt) -> dict[str, float]:
         top: dict[str, float] = {}
         for token_id in _likeliest(at, self.wish.num_logprobs or 0):
-            top.setdefault(at[token_id].decoded_token or "", finite(at[token_id].logprob))
+            top.setdefault(self._label(token_id), finite(at[token_id].logprob))
         return top
+
+    def _label(self, token_id: int) -> str:
+        """A token's text; where it is a part of a character, its bytes as OpenAI spelled them, so that two differ."""
+        raw = self.tokenizer.token_bytes(token_id)
+        try:
+            return raw.decode("utf-8")
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
 
 
 def finite(logprob: float) -> float:

@@ -113,6 +113,8 @@ class Service:
         if self._renderer is not None:
             await self._renderer.stop()
         self._threads.shutdown(wait=False, cancel_futures=True)
+        self._driver = self._watch = None
+        gc.unfreeze()
 
     def begin_drain(self) -> None:
         """Refuse new requests from now on."""

@@ -1,0 +1,148 @@
+"""A server in this process, on a thread with an event loop of its own: what the server's tests talk to.
+
+In this process so that tests can look at the service and at the engine, and break a forward on purpose. The routes,
+the wire and the life cycle are those of `octavo serve`.
+"""
+
+import asyncio
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import uvicorn
+import uvloop
+
+from octavo.config import EngineConfig
+from octavo.serve.app import create_app
+from octavo.serve.connection import WireLimits
+from octavo.serve.service import Service
+from octavo.serve.settings import ServeSettings
+from octavo.serve.wire import protocol_class
+
+
+class Served:
+    """A running server: `url`, and what is behind it."""
+
+    def __init__(self, service: Service, loop: asyncio.AbstractEventLoop, port: int) -> None:
+        self.service = service
+        self.loop = loop
+        self.port = port
+        self.url = f"http://127.0.0.1:{port}"
+
+    @property
+    def engine(self) -> Any:
+        return self.service.engine
+
+    def request(self, method: str, path: str, **options: Any) -> httpx.Response:
+        return httpx.request(method, self.url + path, timeout=60, **options)
+
+    def get(self, path: str, **options: Any) -> httpx.Response:
+        return self.request("GET", path, **options)
+
+    def post(self, path: str, body: dict[str, Any], **options: Any) -> httpx.Response:
+        return self.request("POST", path, json=body, **options)
+
+    def stats(self) -> dict[str, Any]:
+        """The engine's numbers, taken between two steps."""
+        return asyncio.run_coroutine_threadsafe(self.service.driver.ask(lambda e: e.get_stats()), self.loop).result(10)
+
+    def wait_idle(self, seconds: float = 5.0) -> dict[str, Any]:
+        """The numbers once nothing runs or waits and no request is open. Fails after `seconds`."""
+        end = time.monotonic() + seconds
+        while True:
+            stats = self.stats()
+            if stats["running"] == stats["waiting"] == self.service.num_active == 0:
+                assert stats["blocks_used"] == 0
+                assert stats["blocks_free"] + stats["blocks_cached"] == stats["blocks_total"]
+                return stats
+            assert time.monotonic() < end, (stats, self.service.num_active)
+            time.sleep(0.01)
+
+    def num_tasks(self) -> int:
+        """Tasks of the event loop, the asking one left out."""
+
+        async def count() -> int:
+            return len(asyncio.all_tasks()) - 1
+
+        return asyncio.run_coroutine_threadsafe(count(), self.loop).result(10)
+
+    def socket(self, receive_bytes: int | None = None) -> socket.socket:
+        """A raw connection, with a small receive buffer where asked."""
+        made = socket.socket()
+        if receive_bytes is not None:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+        made.settimeout(30)
+        made.connect(("127.0.0.1", self.port))
+        return made
+
+
+@contextmanager
+def served(model: Path | str, *, settings: dict[str, Any] | None = None, **config: Any) -> Iterator[Served]:
+    """A server of `model`, ready; ended and checked for leftovers at the end."""
+    made = ServeSettings(port=0, **(settings or {}))
+    listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+    found: list[Any] = []
+    is_up, loop = threading.Event(), uvloop.new_event_loop()
+    stop = asyncio.Event()
+
+    async def run() -> None:
+        service = Service(EngineConfig.from_fields(model=str(model), device="cpu", **config), made)
+        app = create_app(service, made)
+        options: dict[str, Any] = {"lifespan": "off", "log_config": None, "access_log": False, "server_header": False}
+        limits = WireLimits(
+            header_timeout=made.header_timeout,
+            write_timeout=made.write_timeout,
+            max_connections=made.max_connections,
+            max_header_bytes=int(made.max_header_bytes),
+        )
+        server = uvicorn.Server(uvicorn.Config(app, http=protocol_class(limits), ws="none", **options))
+        await service.start()
+        task = asyncio.create_task(server.serve(sockets=[listener]))
+        while not server.started:
+            await asyncio.sleep(0.01)
+        found.append(service)
+        is_up.set()
+        await stop.wait()
+        service.begin_drain()
+        service.fail_all("the test is over")
+        server.should_exit = True
+        await task
+        await service.stop()
+
+    def work() -> None:
+        try:
+            loop.run_until_complete(run())
+        finally:
+            is_up.set()
+            loop.close()
+
+    thread = threading.Thread(target=work, name="server")
+    thread.start()
+    is_up.wait(60)
+    try:
+        yield Served(found[0], loop, listener.getsockname()[1])
+    finally:
+        if found:
+            loop.call_soon_threadsafe(stop.set)
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+def request_bytes(path: str, body: dict[str, Any]) -> bytes:
+    """A POST as it goes over the wire."""
+    data = json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {len(data)}"
+    return head.encode() + b"\r\n\r\n" + data
+
+
+def events(response: httpx.Response) -> list[dict[str, Any]]:
+    """The data of a stream of events; the stream must end with [DONE]."""
+    lines = [line.removeprefix("data: ") for line in response.text.split("\n\n") if line.startswith("data: ")]
+    assert lines[-1] == "[DONE]", lines[-1:]
+    return [json.loads(line) for line in lines[:-1]]
