@@ -283,8 +283,8 @@ def test_the_feed_holds_no_text(tiny_model):
 
 
 def test_many_blocks_share_cells():
-    codes = [0] * 9000 + [1] * 9000
-    picture = timeline.Picture(0.0, 0.0, [], {"blocks_total": 18000}, 16, [bytes(codes)], [], [])
+    codes = [0] * 9000 + [1] * 8998 + [0]
+    picture = timeline.Picture(0.0, 0.0, [], {"blocks_total": 17999}, 16, [bytes(codes)], [], [])
     block_map = watch._encode_map(picture)
     cells = base64.b64decode(block_map["codes"])
     assert block_map["blocks_per_cell"] == 3
