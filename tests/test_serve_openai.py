@@ -5,6 +5,7 @@ checked on the raw lines of a stream, since the client forgives much that others
 """
 
 import asyncio
+import itertools
 import json
 import os
 import re
@@ -390,7 +391,7 @@ class TestLogprobs:
         scored = complete(tiny, echo=True, max_tokens=0, logprobs=0).choices[0]
         assert scored.text == STORY == "".join(scored.logprobs.tokens)
         offsets = [*scored.logprobs.text_offset, len(STORY)]
-        assert [STORY[i:j] for i, j in zip(offsets, offsets[1:], strict=False)] == scored.logprobs.tokens
+        assert [STORY[i:j] for i, j in itertools.pairwise(offsets)] == scored.logprobs.tokens
 
 
 class TestRefusals:
