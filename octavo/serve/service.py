@@ -119,8 +119,7 @@ class Service:
     def begin_drain(self) -> None:
         """Refuse new requests from now on."""
         self.state = "draining"
-        if not self.num_active:
-            self._all_answered.set()
+        self._check_drained()
 
     async def drained(self) -> None:
         """Return when every request is answered. Only after `begin_drain`."""
@@ -189,8 +188,13 @@ class Service:
     def end(self) -> None:
         """A request of the wire is answered, or its client is gone."""
         self.num_active -= 1
-        if not self.num_active and self.state == "draining":
+        self._check_drained()
+
+    def _check_drained(self) -> None:
+        if self.state == "draining" and not self.num_active:
             self._all_answered.set()
+            if self._watch is not None:  # the page's feed would keep its connection open
+                self._watch.close()
 
     def check_admission(self, client: str) -> None:
         """Raise ApiError (429, 503) where a request of `client` has no place now. Costs next to nothing."""

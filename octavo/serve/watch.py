@@ -14,8 +14,8 @@ A frame is one JSON object:
                    seconds by phase, …) and tokens_per_second, all requests together
     map            only where it has changed: {blocks, blocks_per_cell, block_size, codes}. `codes` is base64, a byte a
                    cell: 0 free, 1 cached, 2 shared (more than one owner), 3 + k used by owner k, 255 used by an owner
-                   without a number. Above 8,192 blocks a cell stands for several neighbours and shows the largest of their
-                   codes: it is free only where all of them are.
+                   without a number. Above 8,192 blocks a cell stands for several neighbours and shows the largest of
+                   their codes: it is free only where all of them are.
     steps          new ones, oldest first: {step, tokens {prompt, decode, recompute}, seconds {plan, pack, run, sample,
                    commit}, num_rows, rows [[k, kind, tokens], …] (at most 256)}
     owners         {k: request id} of the rows in this frame

@@ -9,7 +9,7 @@ import os
 import shutil
 import subprocess
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,8 @@ class Page:
     """One tab. `problems` collects what the page complains about: exceptions, console errors, policy violations."""
 
     def __init__(self, address: str) -> None:
-        self._socket = connect(address, max_size=2**26, open_timeout=20)
+        self._open = ExitStack()
+        self._socket = self._open.enter_context(connect(address, max_size=2**26, open_timeout=20))
         self._numbers = count(1)
         self.problems: list[str] = []
         for domain in ("Page", "Runtime", "Log"):
@@ -110,7 +111,7 @@ class Page:
     def close(self) -> None:
         """End the connection."""
         with suppress(ConnectionClosed):
-            self._socket.close()
+            self._open.close()
 
 
 class Chromium:
