@@ -110,7 +110,7 @@ def test_a_message_streams_and_the_engine_is_seen_at_work(page, address):
           for (const row of byId('requests').rows) rows.add(row.cells.length === 6 ? row.cells[1].textContent : 'none');
         }).observe(byId('requests'), {childList: true});
     """)
-    write(page, "Why are books folded? <b>Tell me</b>", temperature=0, max_tokens=300, seed=3, system="Be brief.")
+    write(page, "Why are books folded? <b>Tell me</b>", temperature=0, max_tokens=500, seed=3, system="Be brief.")
     page.wait_for("byId('stop').disabled === false")
     picture(page, "streaming")
     page.wait_for("running === null && view.frame.totals.running === 0", 60)
@@ -122,12 +122,12 @@ def test_a_message_streams_and_the_engine_is_seen_at_work(page, address):
     )
     assert page.evaluate("document.querySelectorAll('#log b').length") == 0
     meta = page.evaluate(f"{LAST}.querySelector('.meta').textContent")
-    assert re.fullmatch(r"300 tokens · [\d.]+ tokens/s · first token after \d+ ms · cut at the limit", meta)
+    assert re.fullmatch(r"500 tokens · [\d.]+ tokens/s · first token after \d+ ms · cut at the limit", meta)
     used = page.evaluate("[...used]")
     assert len(used) > 2  # blocks were taken while the text grew
-    assert max(used) >= 18
+    assert max(used) >= 10
     assert page.evaluate("[...rows].sort()") == ["none", "running"]
-    assert page.evaluate("view.frame.totals.steps") >= before + 300
+    assert page.evaluate("view.frame.totals.steps") >= before + 500
     assert page.evaluate("view.steps.at(-1).step") == page.evaluate("view.frame.totals.steps")
     assert page.evaluate("view.codes.filter((code) => code === 1).length") > 15  # at rest its blocks are cached
     assert page.evaluate("view.codes.filter((code) => code > 1).length") == 0
@@ -141,7 +141,7 @@ def test_canvases_speak_to_pointer_and_keys(page, address):
     box = page.evaluate("(({right, top}) => [right, top])(byId('steps').getBoundingClientRect())")
     page.move_pointer(box[0] - 3, box[1] + 20)
     page.wait_for("!byId('tip').classList.contains('hidden')")
-    assert re.match(r"Step \d+: 1 tokens, [\d.]+ ms\n\S+  decode\nms: plan", page.evaluate("byId('tip').textContent"))
+    assert re.match(r"Step \d+: 1 token, [\d.]+ ms\n\S+  decode\nms: plan", page.evaluate("byId('tip').textContent"))
     picture(page, "tip")
     page.evaluate("byId('map').focus()")
     page.press("ArrowRight", 39)
@@ -196,10 +196,11 @@ def test_it_fits_every_width_in_both_schemes(page, address, width, scheme):
     page.prefer(scheme)
     page.resize(width, 780, is_phone=width < 1000)
     page.open(address)
-    write(page, "x" * 200 + " what", temperature=0, max_tokens=60, system="")
+    write(page, "x" * 200 + " what", temperature=0, max_tokens=60)
     page.wait_for("running === null && view.steps.length > 0", 30)
-    page.evaluate("byId('settings').open = true")
     picture(page, f"{scheme}-{width}")
+    page.evaluate("byId('settings').open = true")
+    picture(page, f"{scheme}-{width}-settings")
     assert page.evaluate("document.documentElement.scrollWidth") == width
     assert page.evaluate(
         "[...document.querySelectorAll('main *')].every((e) => e.getBoundingClientRect().right <= innerWidth)"
