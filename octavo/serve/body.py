@@ -8,6 +8,7 @@ which writes the answers, keeps the last one silently.
 import asyncio
 import json
 import math
+from collections import Counter
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final, NoReturn
 
@@ -81,8 +82,7 @@ def _not_json(why: str) -> ApiError:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for place, key in enumerate(keys) if keys.index(key) < place)
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
         raise bad_request(f"the body has the key {twice[:80]!r} twice in one object", code="invalid_json")
     return made
 

@@ -8,7 +8,7 @@ header `x-octavo-ignored` because it can change no answer, or the request is ref
 import re
 from typing import Annotated, Any, Final, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from octavo.errors import shown
 from octavo.params import UNSET, SamplingParams
@@ -58,8 +58,21 @@ _PARAM_NAMES: Final = (
 _TOKEN_ID: Final = re.compile(r"[0-9]{1,10}")
 _TYPE_NAME: Final = re.compile(r"(str|int|float|bool|list\[.*|dict\[.*|constrained-.*)$")  # branches of a union
 MAX_IDS: Final = 65_536
-Ids = Annotated[list[int], Field(max_length=MAX_IDS)]
+
+
+def _checked_biases(value: Any) -> Any:
+    """Stop at the first fault: pydantic would list every one of a million."""
+    if isinstance(value, dict):
+        if len(value) > MAX_IDS:
+            raise ValueError(f"must have at most {MAX_IDS} entries")
+        if not all(type(amount) in (int, float) for amount in value.values()):
+            raise ValueError("must map token ids to numbers")
+    return value
+
+
+Ids = Annotated[list[int], Field(max_length=MAX_IDS, fail_fast=True)]
 Texts = Annotated[list[str], Field(max_length=64)]
+Biases = Annotated[dict[str, float], Field(max_length=MAX_IDS), BeforeValidator(_checked_biases)]
 
 
 class Body(BaseModel):
@@ -101,9 +114,7 @@ class GenerationBody(Body):
     ignore_eos: bool | None = None
     bad_words: Texts | None = Field(None, description="texts that must not be generated")
     allowed_token_ids: Ids | None = Field(None, description="the only token ids that may be generated")
-    logit_bias: Annotated[dict[str, float], Field(max_length=MAX_IDS)] | None = Field(
-        None, description="token ids and what is added to their logits, -100 to 100"
-    )
+    logit_bias: Biases | None = Field(None, description="token ids and what is added to their logits, -100 to 100")
     prompt_logprobs: int | None = Field(None, ge=0, description="log-probabilities of the prompt's tokens too")
     skip_special_tokens: bool | None = None
     spaces_between_special_tokens: bool | None = None
@@ -148,7 +159,9 @@ class GenerationBody(Body):
 class ChatBody(GenerationBody):
     """The body of POST /v1/chat/completions."""
 
-    messages: list[dict[str, Any]] = Field(min_length=1, max_length=8192, description="the conversation")
+    messages: list[dict[str, Any]] = Field(
+        min_length=1, max_length=8192, fail_fast=True, description="the conversation"
+    )
     max_completion_tokens: int | None = Field(None, ge=0, description="the same as max_tokens")
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, description="the likeliest tokens a position; needs logprobs")
@@ -170,7 +183,7 @@ class TokenizeBody(Body):
     """The body of POST /tokenize: a prompt or messages."""
 
     prompt: str | None = None
-    messages: list[dict[str, Any]] | None = Field(None, max_length=8192)
+    messages: list[dict[str, Any]] | None = Field(None, max_length=8192, fail_fast=True)
     add_special_tokens: bool | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
@@ -181,7 +194,7 @@ class TokenizeBody(Body):
 class DetokenizeBody(Body):
     """The body of POST /detokenize."""
 
-    tokens: list[int] = Field(max_length=1 << 20)
+    tokens: list[int] = Field(max_length=1 << 20, fail_fast=True)
     skip_special_tokens: bool | None = Field(None, description="leave special tokens out of the text (default: no)")
 
 
