@@ -6,11 +6,16 @@ the wire and the life cycle are those of `octavo serve`.
 
 import asyncio
 import json
+import os
+import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -146,3 +151,51 @@ def events(response: httpx.Response) -> list[dict[str, Any]]:
     lines = [line.removeprefix("data: ") for line in response.text.split("\n\n") if line.startswith("data: ")]
     assert lines[-1] == "[DONE]", lines[-1:]
     return [json.loads(line) for line in lines[:-1]]
+
+
+@contextmanager
+def spawned(model: Path | str, *flags: str, environment: dict[str, str] | None = None) -> Iterator["Spawned"]:
+    """`octavo serve` in a process of its own, ready; ended with SIGTERM, which must give exit code 0."""
+    command = [sys.executable, "-m", "octavo", "serve", str(model), "--port", "0", "--device", "cpu", *flags]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | (environment or {}))
+    lines: list[str] = []
+    assert process.stderr is not None
+    for line in process.stderr:
+        lines.append(line)
+        if line.startswith("Serving "):
+            break
+    else:
+        raise AssertionError(f"no server, exit code {process.wait()}: {''.join(lines)}")
+    port = int(re.search(r"http://[^/]*:(\d+)", lines[-1])[1])  # type: ignore[index]
+    drain = threading.Thread(target=lambda: lines.extend(process.stderr))  # or its writing would block one day
+    drain.start()
+    try:
+        yield Spawned(process, port, lines)
+    finally:
+        process.terminate()
+        try:
+            assert process.wait(60) == 0, "".join(lines)
+        finally:
+            process.kill()
+            drain.join()
+            process.stderr.close()
+
+
+@dataclass
+class Spawned:
+    """A server in another process. `lines` is what it says on stderr."""
+
+    process: "subprocess.Popen[str]"
+    port: int
+    lines: list[str]
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def metrics(self) -> dict[str, float]:
+        """The samples of /metrics, by name with labels."""
+        text = httpx.get(f"{self.url}/metrics", timeout=30).text
+        return {
+            name: float(value) for name, value in (line.rsplit(" ", 1) for line in text.splitlines() if line[0] != "#")
+        }

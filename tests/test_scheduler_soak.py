@@ -43,7 +43,9 @@ class Workload:
             for _ in range(min(num_left, int(eagerness + rng.random()))):
                 self.ask()
                 num_left -= 1
-            if not engine.has_unfinished():
+            if not engine.has_work():
+                self.let_go(1.0)
+            if not engine.has_work():
                 continue
             num_steps += 1
             self.bench.step(self.fault())
@@ -78,6 +80,7 @@ class Workload:
                 priority=rng.randrange(3),
                 arrival_time=rng.random() if rng.random() < 0.1 else 1.0 + self.bench.engine.num_steps,
                 cache_salt=rng.choice([None, None, None, "a"]),
+                client=rng.choice([None, "a", "b"]),
                 bad_words_ids=rng.choice([(), (), ((4,), (5, 6), (6, 5, 6))]),
                 score_only=is_scored,
             )
@@ -103,14 +106,29 @@ class Workload:
         return self.rng.choice([CrashError("out of memory"), KeyboardInterrupt()])
 
     def disturb(self) -> None:
-        """Between steps: an abort, a cache reset."""
+        """Between steps: an abort, a hold, a cache reset."""
         rng = self.rng
         if rng.random() < 0.08:
             answer = rng.choice(list(self.bench.answers.values()))
             self.seen["abort"] += not answer.sequence.status.is_finished()
             self.bench.abort(answer)
+        if rng.random() < 0.05:
+            held = rng.choice(list(self.bench.answers.values())).sequence
+            self.seen["held"] += not held.status.is_finished()
+            self.bound += MODEL_LEN  # it is computed again
+            self.bench.engine.hold(held, is_held=True)
+        self.let_go(0.1)
         if rng.random() < 0.01:
             self.bench.engine.reset_prefix_cache()
+
+    def let_go(self, share: float) -> None:
+        """Resume some of those that are held; a sequence that is not held does not mind."""
+        scheduler = self.bench.scheduler
+        assert scheduler.num_held == sum(s.is_held for s in scheduler.sequences.values())
+        assert not any(s.is_held for s in scheduler.running)
+        for answer in self.bench.answers.values() if scheduler.num_held else ():
+            if self.rng.random() < share:
+                self.bench.engine.hold(answer.sequence, is_held=False)
 
 
 def soak(seeds: range) -> Counter[str]:
@@ -127,7 +145,7 @@ def assert_all_happened(seen: Counter[str], num_requests: int) -> None:
     """The checks mean something only where these things really occurred."""
     assert seen["requests"] == num_requests
     assert min(seen["preemptions"] * 50, seen["hits"] * 2) >= num_requests, seen
-    for what in ("abort", "refused", "queue full", "crash", "sick", "fault", "scored"):
+    for what in ("abort", "held", "refused", "queue full", "crash", "sick", "fault", "scored"):
         assert seen[what] >= num_requests // 1000, (what, seen)
 
 
