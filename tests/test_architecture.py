@@ -36,6 +36,7 @@ MAY_IMPORT = {
     "errors": set(),
 }
 MAY_IMPORT["cli"] = set(MAY_IMPORT) | {"octavo"}  # the root, for its version
+MAY_IMPORT["serve"] |= {"octavo"}  # the same
 MAY_IMPORT["octavo"] = set(MAY_IMPORT)  # the root offers every public name, lazily
 MAY_IMPORT["__main__"] = {"cli"}
 

@@ -1,12 +1,14 @@
 """The routes, end to end on a tiny model: shapes, refusals, keys, and that the wire changes no bit of an answer."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from octavo import LLM, SamplingParams
 from tests.serving import events, served
 
+ROOT = Path(__file__).resolve().parents[1]
 PROMPT = "A book is printed on"
 
 
@@ -353,3 +355,5 @@ def test_the_openapi_file_says_what_the_routes_are(server):
         (method, path.replace(":path", ""), locked) for method, path, locked in route_table(server.service)
     }
     assert server.get("/openapi.json").json() == json.loads(json.dumps(spec))
+    written = json.loads((ROOT / "docs" / "openapi.json").read_text(encoding="utf-8"))
+    assert written == json.loads(json.dumps(spec)), "docs/openapi.json: write it anew from octavo.serve.openapi"

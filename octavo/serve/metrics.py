@@ -3,9 +3,9 @@
 Knows the names of the contract; measures nothing itself.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -13,10 +13,7 @@ from prometheus_client.registry import Collector
 
 from octavo.outputs import RequestOutput
 from octavo.runtime import LLMEngine
-
-if TYPE_CHECKING:
-    from octavo.serve.calls import Call
-    from octavo.serve.service import Service
+from octavo.serve.calls import Call
 
 _STEP_BUCKETS: Final = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 _TOKEN_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5)
@@ -33,11 +30,11 @@ _COUNTERS: Final = (
 
 
 class Metrics:
-    """The registry of one service."""
+    """The registry of one service. `read` gives the engine's numbers, None while there is no engine."""
 
-    def __init__(self, service: "Service") -> None:
+    def __init__(self, read: Callable[[], dict[str, Any] | None]) -> None:
         self.registry = CollectorRegistry()
-        self.registry.register(_EngineNumbers(service))
+        self.registry.register(_EngineNumbers(read))
         self.finished = Counter(
             "octavo_requests_finished", "sequences that ended, by reason", ["reason"], registry=self.registry
         )
@@ -57,7 +54,7 @@ class Metrics:
             self._step.labels(phase).observe(seconds - self._before.get(phase, 0.0))
             self._before[phase] = seconds
 
-    def observe_output(self, call: "Call", index: int, output: RequestOutput) -> None:
+    def observe_output(self, call: Call, index: int, output: RequestOutput) -> None:
         """A sequence has new tokens, or has ended."""
         now, num_tokens = monotonic(), len(output.outputs[0].token_ids)
         before, num_before = call.last_times.get(index, (now, 0))
@@ -87,12 +84,12 @@ class Metrics:
 class _EngineNumbers(Collector):
     """The engine's numbers after its newest step, read when somebody asks."""
 
-    def __init__(self, service: "Service") -> None:
-        self._service = service
+    def __init__(self, read: Callable[[], dict[str, Any] | None]) -> None:
+        self._read = read
 
     def collect(self) -> Iterator[Metric]:
         """Gauges and counters; none before the engine is there."""
-        stats = self._service.stats
+        stats = self._read()
         if stats is None:
             return
         for name, help in (("running", "sequences that run"), ("waiting", "sequences that wait")):

@@ -67,7 +67,7 @@ class Service:
         self.has_priorities = config.scheduler_config.policy == "priority"
         self.has_tenants = False  # several keys: their owners share no prefixes (set by `app`)
         self.max_waiting = config.scheduler_config.max_queued_requests or DEFAULT_QUEUE
-        self.metrics = Metrics(self)
+        self.metrics = Metrics(lambda: self.stats)
         self.num_active = 0  # requests of the wire that are not answered to their end yet
         self._max_num_seqs = config.scheduler_config.max_num_seqs
         # The queue's length is held here, where a refusal costs nothing and is at once, not between two steps.
