@@ -239,6 +239,20 @@ def test_frames_come_at_most_every_200_ms_and_a_heartbeat_when_idle(tiny_model, 
     assert "map" not in beat  # it has not changed
 
 
+def test_costly_pictures_are_rarer(tiny_model, monkeypatch):
+    monkeypatch.setattr(BlockPool, "picture", lambda self: time.sleep(0.01) or bytes(self.num_blocks))
+
+    async def main():
+        async with serving(tiny_model, pause=0.01) as server, looking(Watch(server.driver)) as feed:
+            await anext(feed)
+            working = server.submit("r", [5, 6, 7], 240)
+            return [(await anext(feed))["time"] for _ in range(3)], working.done()
+
+    times, is_done = asyncio.run(main())
+    assert not is_done
+    assert all(after - before > 0.45 for before, after in pairwise(times))  # 10 ms are 2 % of half a second
+
+
 def test_close_ends_every_viewer(tiny_model):
     async def main():
         async with serving(tiny_model) as server:
@@ -246,7 +260,9 @@ def test_close_ends_every_viewer(tiny_model):
             async with looking(feed) as viewer:
                 await anext(viewer)
                 feed.close()
+                begin = time.monotonic()
                 assert [frame async for frame in viewer] == []
+                assert time.monotonic() - begin < 1.0  # not with the next heartbeat
                 assert server.driver.observer is None
             async with looking(feed) as viewer:  # and whoever comes later gets nothing
                 assert [frame async for frame in viewer] == []
@@ -284,7 +300,7 @@ def test_the_feed_holds_no_text(tiny_model):
 
 def test_many_blocks_share_cells():
     codes = [0] * 9000 + [1] * 8998 + [0]
-    picture = timeline.Picture(0.0, 0.0, [], {"blocks_total": 17999}, 16, [bytes(codes)], [], [])
+    picture = timeline.Picture(0.0, 0.0, 0.0, [], {"blocks_total": 17999}, 16, [bytes(codes)], [], [])
     block_map = watch._encode_map(picture)
     cells = base64.b64decode(block_map["codes"])
     assert block_map["blocks_per_cell"] == 3
@@ -295,7 +311,7 @@ def test_many_blocks_share_cells():
 def test_owners_in_several_pools_and_without_a_number():
     pools = [bytes([2, 3, 0]), bytes([2, 2, 1])]
     tables = [(7, 0, [0, 1]), (7, 1, [1]), (-1, 1, [0])]
-    picture = timeline.Picture(0.0, 0.0, [], {}, 16, pools, tables, [])
+    picture = timeline.Picture(0.0, 0.0, 0.0, [], {}, 16, pools, tables, [])
     assert picture.block_codes().tolist() == [10, 2, 0, 255, 10, 1]
 
 

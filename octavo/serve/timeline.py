@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
-from time import monotonic, perf_counter, time
+from time import monotonic, time
 from typing import Any
 
 import numpy as np
@@ -61,6 +61,7 @@ class Picture:
     """The engine between two steps. `steps` are those since the picture before, `tables` (owner, pool, blocks)."""
 
     taken: float  # monotonic seconds
+    due: float  # when the next one may be taken
     unix_time: float
     requests: list[dict[str, Any]]
     totals: dict[str, Any]
@@ -105,12 +106,13 @@ class Recorder:
         """The observer: O(rows), and a picture if the last one is old enough."""
         with self._guard():
             self._record(engine)
-            if monotonic() >= self._next_picture:
-                self._take_picture(engine)
+            self._take_picture(engine)
 
     def take_picture(self, engine: LLMEngine) -> None:
-        """Copy what a viewer may want to know, and post it."""
+        """Copy what a viewer may want to know, and post it, unless that was done a moment ago."""
         with self._guard():
+            if self._num_steps is None:
+                self._record(engine)
             self._take_picture(engine)
 
     @contextmanager
@@ -122,33 +124,36 @@ class Recorder:
             logger.exception("a picture of the engine failed")
 
     def _take_picture(self, engine: LLMEngine) -> None:
-        begin = perf_counter()
-        scheduler = engine.engine.scheduler
-        if self._num_steps is None:
-            self._record(engine)
-        self._forget_finished(scheduler.sequences)
         now = monotonic()
+        if now < self._next_picture:
+            return
+        scheduler = engine.engine.scheduler
+        self._forget_finished(scheduler.sequences)
         waiting = (sequence for sequence in scheduler.sequences.values() if sequence.status.value == "waiting")
         requests = [self._describe(s, now) for s in islice(scheduler.running, MAX_REQUESTS)]
         requests += [self._describe(s, now) for s in islice(waiting, MAX_REQUESTS - len(requests))]
         totals = engine.get_stats()
         totals["tokens_per_second"] = self._rate.update(now, totals["generation_tokens"])
+        pools = [pool.picture() for pool in scheduler.tables.pools]
+        tables = [
+            (self._owner(sequence).number, pool, list(blocks))
+            for sequence in scheduler.running
+            for pool, blocks in enumerate(sequence.block_tables)
+        ]
+        steps = list(self._steps)
+        self._steps.clear()
+        self._next_picture = now + max(INTERVAL, (monotonic() - now) / MAX_LOAD)
         picture = Picture(
             taken=now,
+            due=self._next_picture,
             unix_time=time(),
             requests=requests,
             totals=totals,
             block_size=scheduler.tables.block_size,
-            pools=[pool.picture() for pool in scheduler.tables.pools],
-            tables=[
-                (self._owner(sequence).number, pool, list(blocks))
-                for sequence in scheduler.running
-                for pool, blocks in enumerate(sequence.block_tables)
-            ],
-            steps=list(self._steps),
+            pools=pools,
+            tables=tables,
+            steps=steps,
         )
-        self._steps.clear()
-        self._next_picture = monotonic() + max(INTERVAL, (perf_counter() - begin) / MAX_LOAD)
         self._post(self, picture)
 
     def _record(self, engine: LLMEngine) -> None:

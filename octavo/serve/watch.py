@@ -129,7 +129,7 @@ class Watch:
         while True:
             await asyncio.sleep(POLL)
             picture, now = self._picture, monotonic()
-            if picture is None or now - picture.taken >= (HEARTBEAT if picture.is_idle else POLL):
+            if picture is None or now >= max(picture.due, picture.taken + (HEARTBEAT if picture.is_idle else POLL)):
                 self._ask()
             if now - self._last_frame >= HEARTBEAT:  # the engine is in a long step, or gone
                 self._wake_viewers()
