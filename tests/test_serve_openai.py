@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,10 @@ class Server:
         self.process, self.url = process, url
         self.http = httpx.Client(base_url=url, headers={"authorization": f"Bearer {KEY}"}, timeout=60)
         self.client = self.openai()
-        self.model = self.client.models.list().data[0].id
+
+    @cached_property
+    def model(self) -> str:
+        return self.client.models.list().data[0].id
 
     def openai(self, **options: Any) -> OpenAI:
         return OpenAI(base_url=f"{self.url}/v1", **{"api_key": KEY, "max_retries": 0, "timeout": 60} | options)
@@ -70,15 +74,15 @@ class Server:
 
 
 @contextmanager
-def running(model: Path, log: Path, *flags: str) -> Iterator[Server]:
-    """Ends with SIGTERM, on which the server has to end well."""
+def running(model: Path, log: Path, *flags: str, says: str = r"Serving .* at") -> Iterator[Server]:
+    """A server that has said that it is there. Ends with SIGTERM, on which the server has to end well."""
     command = [sys.executable, "-m", "octavo", "serve", str(model), "--port", "0", "--device", "cpu", *flags]
     with log.open("wb") as file:
         process = subprocess.Popen(command, stderr=file, env=os.environ | {"OCTAVO_API_KEY": KEY})
     server = None
     try:
         deadline = time.monotonic() + 90
-        while not (found := re.search(r"^Serving .* at (http://[0-9.]+:\d+)", log.read_text(), re.MULTILINE)):
+        while not (found := re.search(rf"^{says} (http://[0-9.]+:\d+)", log.read_text(), re.MULTILINE)):
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.05)
@@ -522,6 +526,18 @@ class TestSmolLM2:
         assert smollm2.metric("requests_running") == 1
         stream.close()
         smollm2.wait_until(seconds=1.0, requests_running=0, requests_waiting=0)
+
+    def test_who_comes_too_early_tries_again(self, smollm2_path: Path, tmp_path: Path) -> None:
+        """The server listens before the model is loaded, and says when to come back."""
+        with running(smollm2_path, tmp_path / "log", says="Listening on") as server:
+            with pytest.raises(openai.InternalServerError) as caught:
+                server.client.completions.create(model="any", prompt="Hi", max_tokens=1)
+            assert (caught.value.status_code, caught.value.code) == (503, "starting")
+            assert 1 <= int(caught.value.response.headers["retry-after"]) <= 60
+            with server.openai(max_retries=5) as client:
+                raw = client.models.with_raw_response.list()
+            assert raw.retries_taken >= 1
+            assert complete(server, max_tokens=1).choices[0].finish_reason == "length"
 
     def test_a_full_queue_is_tried_again(self, smollm2: Server) -> None:
         for _ in range(3):  # so that the server knows how fast it is
