@@ -12,8 +12,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -25,11 +27,13 @@ LONG = {"prompt": PROMPT, "max_tokens": 1900, "ignore_eos": True, "temperature":
 class Process:
     """`octavo serve` on a port of its own choosing, its stderr, and its children at the time of a signal."""
 
-    def __init__(self, *words: str, environment: dict[str, str] | None = None) -> None:
+    def __init__(self, *words: str, environment: dict[str, str] | None = None, max_files: int | None = None) -> None:
         # The import of NumPy's BLAS and of the engine would start a thread for each core.
         environ = {**os.environ, "OCTAVO_API_KEY": "", "OMP_NUM_THREADS": "1"} | (environment or {})
         environ = {name: value for name, value in environ.items() if value}
         command = [sys.executable, "-m", "octavo", "serve", *words, "--threads", "1"]
+        if max_files is not None:
+            command = ["sh", "-c", f'ulimit -n {max_files} && exec "$@"', "sh", *command]
         self.popen = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environ)
         self.lines: list[str] = []
         self.children: list[psutil.Process] = []
@@ -88,7 +92,7 @@ JSON = {"content-type": "application/json"}
 def start(tiny_model: Path) -> Iterator[Callable[..., Process]]:
     processes: list[Process] = []
 
-    def start(*words: str, **more: dict[str, str]) -> Process:
+    def start(*words: str, **more: Any) -> Process:
         model = [] if words and not words[0].startswith("-") else [str(tiny_model)]
         processes.append(Process(*model, "--port", "0", *words, **more))
         return processes[-1]
@@ -278,6 +282,27 @@ def test_one_listening_socket_and_nothing_outbound(start):
     assert [one.status for one in sockets if one.status != psutil.CONN_TIME_WAIT] == [psutil.CONN_LISTEN]
     process.signal()
     assert process.end() == 0
+
+
+def test_more_connections_than_files(start):
+    """Who comes when there are files no more is told so; who is there goes on; then all is as before."""
+    process = start(max_files=256).wait_for("Serving")
+    answers = []
+    with ExitStack() as stack:
+        first = stack.enter_context(socket.create_connection(("127.0.0.1", process.port), timeout=5))
+        for _ in range(300):
+            peer = stack.enter_context(socket.create_connection(("127.0.0.1", process.port), timeout=5))
+            peer.settimeout(0.0)
+            time.sleep(0.001)
+            with suppress(BlockingIOError):
+                answers.append(peer.recv(1000))
+        first.sendall(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert first.recv(1000).startswith(b"HTTP/1.1 200")
+    assert process.ask("GET", "/health/live")[0] == 200
+    assert sum(answer.startswith(b"HTTP/1.1 503") for answer in answers) > 100
+    process.signal()
+    assert process.end() == 0
+    assert len(process.lines) == 3, process.said
 
 
 # --- the end ------------------------------------------------------------------------------------------------------

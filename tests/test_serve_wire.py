@@ -88,8 +88,10 @@ class App:
     async def slow(self, scope, receive, send) -> None:
         await self.body(receive)
         self.started.release()
+        gone = asyncio.create_task(receive())
         while not self.finish.is_set():
             await asyncio.sleep(0.005)
+        gone.cancel()
         await self.answer(send, 200, b"slow")
 
     async def stream(self, scope, receive, send) -> None:
@@ -569,6 +571,18 @@ def test_pipelining(start):
     assert [int(part.split(b"\r\n\r\n")[1].split(b" ")[0]) for part in response.split(b"HTTP/1.1 200 OK")[1:]] == list(
         range(40)
     )
+
+
+def test_a_large_request_behind_one_that_takes_its_time(start):
+    server = start()
+    with server.client(post("/slow", b"abc")) as client:
+        assert server.app.started.acquire(timeout=2)
+        writer = threading.Thread(target=client.sendall, args=(post("/echo", bytes(1_000_000)) + GET,))
+        writer.start()
+        time.sleep(0.1)
+        server.app.finish.set()
+        assert read_until(client, b"\r\n\r\n0 bytes").count(b"1000000 bytes") == 1
+        writer.join()
 
 
 def test_nothing_is_served_behind_the_last_request(start):

@@ -10,10 +10,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
-from uuid import uuid4
 
 from octavo import __version__
 from octavo.outputs import Logprob, LogprobsAt, RequestOutput
+from octavo.serve.ids import Ids
 from octavo.text.tokenizer import Tokenizer
 
 LEAST_LOGPROB: Final = -9999.0  # stands for minus infinity, which JSON cannot write
@@ -44,12 +44,12 @@ class Answer(ABC):
     whole_name: str
     chunk_name: str
 
-    def __init__(self, model: str, wish: Wish, tokenizer: Tokenizer) -> None:
+    def __init__(self, model: str, wish: Wish, tokenizer: Tokenizer, ids: Ids) -> None:
         self.wish = wish
         self.tokenizer = tokenizer
         self.outputs: dict[int, RequestOutput] = {}
         self._shared = {
-            "id": f"{self.id_prefix}-{uuid4().hex}",
+            "id": ids.new(self.id_prefix),
             "created": int(time.time()),
             "model": model,
             "system_fingerprint": FINGERPRINT,
@@ -222,8 +222,8 @@ class CompletionAnswer(Answer):
 
     id_prefix, whole_name, chunk_name = "cmpl", "text_completion", "text_completion"
 
-    def __init__(self, model: str, wish: Wish, tokenizer: Tokenizer) -> None:
-        super().__init__(model, wish, tokenizer)
+    def __init__(self, model: str, wish: Wish, tokenizer: Tokenizer, ids: Ids) -> None:
+        super().__init__(model, wish, tokenizer, ids)
         self._offsets: dict[int, int] = {}  # by sequence: where the next token's text begins
 
     def _opening(self, index: int, output: RequestOutput) -> dict[str, Any]:

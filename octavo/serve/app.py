@@ -21,6 +21,7 @@ from octavo.serve.calls import CallFailed
 from octavo.serve.errors import ApiError, from_engine, internal, unavailable
 from octavo.serve.exchange import Exchange
 from octavo.serve.generating import Generating
+from octavo.serve.ids import Ids
 from octavo.serve.informing import Informing
 from octavo.serve.service import Service
 from octavo.serve.settings import ServeSettings
@@ -84,24 +85,29 @@ def create_app(service: Service, settings: ServeSettings) -> ASGIApp:
     )
     service.has_tenants = access.has_tenants
     routes: list[BaseRoute] = [
-        Route(way.path, _Endpoint(way.handler, access, settings, is_open=way.is_open), methods=[way.method])
+        Route(
+            way.path,
+            _Endpoint(way.handler, access, settings, service.new_ids, is_open=way.is_open),
+            methods=[way.method],
+        )
         for way in ways(service)
     ]
-    other = _Endpoint(_Elsewhere(routes).handle, access, settings, is_open=False)
+    other = _Endpoint(_Elsewhere(routes).handle, access, settings, service.new_ids, is_open=False)
     return Starlette(routes=[*routes, Route("/{path:path}", other)])
 
 
 class _Endpoint:
     """A handler behind the rules of access, with an answer for whatever it raises."""
 
-    def __init__(self, handler: Handler, access: Access, settings: ServeSettings, *, is_open: bool) -> None:
+    def __init__(self, handler: Handler, access: Access, settings: ServeSettings, ids: Ids, *, is_open: bool) -> None:
         self._handler = handler
         self._access = access
         self._settings = settings
         self._is_open = is_open
+        self._ids = ids
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange(scope, receive, send, self._settings)
+        exchange = Exchange(scope, receive, send, self._settings, self._ids)
         try:
             await self._handle(exchange)
         except ClientGone:

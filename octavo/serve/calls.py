@@ -23,9 +23,15 @@ class Call:
     """The sequences of one request. One coroutine reads it; all methods are for the event loop's thread."""
 
     def __init__(
-        self, ids: Sequence[str], close: Callable[["Call"], None], hold: Callable[["Call", bool], None]
+        self,
+        ids: Sequence[str],
+        close: Callable[["Call"], None],
+        hold: Callable[["Call", bool], None],
+        *,
+        is_stream: bool,
     ) -> None:
         self.ids = ids
+        self._is_stream = is_stream
         self.client = ""
         self.num_unfinished = len(ids)
         self.last_times: dict[int, tuple[float, int]] = {}  # by sequence: when its newest token came, and how many
@@ -39,19 +45,25 @@ class Call:
         """The newest output of sequence `index`."""
         self._newest[index] = output
         self.num_unfinished -= output.finished
-        self._notify()
+        if self._has_news:
+            self._notify()
 
     def fail(self, error: Exception) -> None:
         """The call cannot go on: whoever reads it gets `error`."""
         self._failure = self._failure or error
         self._notify()
 
-    async def changes(self, seconds: float) -> list[tuple[int, RequestOutput]]:
-        """The newest outputs that were not read yet, at least one; empty after `seconds` without any.
+    @property
+    def has_more(self) -> bool:
+        """Whether there is, or will be, anything that was not read."""
+        return bool(self._newest or self.num_unfinished or self._failure)
 
-        Raises what the call failed with.
+    async def changes(self, seconds: float) -> list[tuple[int, RequestOutput]]:
+        """The newest outputs that were not read yet; of a call that is no stream: all of them, at its end.
+
+        Empty after `seconds` without any. Raises what the call failed with.
         """
-        if not self._newest and self._failure is None:
+        if not self._has_news and self._failure is None:
             loop = asyncio.get_running_loop()
             self._waiter = loop.create_future()
             timer = loop.call_later(seconds, self._notify)
@@ -64,6 +76,10 @@ class Call:
             raise self._failure
         changed, self._newest = list(self._newest.items()), {}
         return changed
+
+    @property
+    def _has_news(self) -> bool:
+        return bool(self._newest) and (self._is_stream or not self.num_unfinished)
 
     def hold(self, *, is_held: bool) -> None:
         """Have the engine wait while the reader takes nothing, or go on."""

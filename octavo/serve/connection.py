@@ -115,6 +115,7 @@ class Connection(asyncio.Transport):
         self._is_reading = True
         self._lingering: asyncio.TimerHandle | None = None
         self._watch: asyncio.TimerHandle | None = None
+        self._looking: asyncio.TimerHandle | None = None
         self._unsent = 0
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
@@ -140,20 +141,22 @@ class Connection(asyncio.Transport):
         self._is_reading = is_wanted
         if is_wanted:
             self._raw.resume_reading()
+            if self._looking is not None:
+                self._looking.cancel()
         else:
             self._raw.pause_reading()
             self._look()
 
     def _look(self) -> None:
         """A loop does not notice FIN or RST on a socket that it does not read; the kernel knows."""
-        if self._is_reading or self._raw.is_closing():
+        if self._raw.is_closing():
             return
         poll = select.poll()
         poll.register(self.get_extra_info("socket").fileno(), select.POLLRDHUP)
         if poll.poll(0):
             self.abort()
         else:
-            self._owner.loop.call_later(_LOOK_SECONDS, self._look)
+            self._looking = self._owner.loop.call_later(_LOOK_SECONDS, self._look)
 
     def abort(self) -> None:
         self._is_closing = True
@@ -190,7 +193,7 @@ class Connection(asyncio.Transport):
     def forget(self) -> None:
         """The connection is lost: no timer may outlive it."""
         self._is_closing = True
-        for timer in (self._watch, self._lingering):
+        for timer in (self._watch, self._lingering, self._looking):
             if timer is not None:
                 timer.cancel()
 

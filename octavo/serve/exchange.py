@@ -8,12 +8,12 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
 from contextlib import asynccontextmanager
 from typing import Any, Final
-from uuid import uuid4
 
 import orjson
 
 from octavo.serve.body import ClientGone, read_body, read_json
 from octavo.serve.errors import ApiError
+from octavo.serve.ids import Ids
 from octavo.serve.settings import ServeSettings
 
 Message = MutableMapping[str, Any]
@@ -29,7 +29,7 @@ _PATIENCE: Final = 1.0  # seconds for which a reader may take nothing before the
 class Exchange:
     """`headers` go with every answer. Once a stream has begun, an error is an event that ends it."""
 
-    def __init__(self, scope: Message, receive: Receive, send: Send, settings: ServeSettings) -> None:
+    def __init__(self, scope: Message, receive: Receive, send: Send, settings: ServeSettings, ids: Ids) -> None:
         self.scope = scope
         self.client = ""
         self.has_begun = False
@@ -41,7 +41,7 @@ class Exchange:
         self._is_done = False
         given = [value for name, value in scope["headers"] if name == b"x-request-id"]
         is_good = len(given) == 1 and _REQUEST_ID.fullmatch(given[0])
-        self.request_id = given[0].decode() if is_good else f"req-{uuid4().hex}"
+        self.request_id = given[0].decode() if is_good else ids.new("req")
 
     async def json(self) -> dict[str, Any]:
         """The body as an object. Raises ApiError, ClientGone."""

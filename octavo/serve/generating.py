@@ -92,7 +92,8 @@ class Generating:
         check_sequences(1, wish, self._settings)
         ids = await self._rendered(body.messages, body)
         work = work_of([ids], params, wish, body, (exchange.client, self._service.has_tenants))
-        await self._run(exchange, work, ChatAnswer(self._service.model_name, wish, self._service.engine.tokenizer))
+        service = self._service
+        await self._run(exchange, work, ChatAnswer(service.model_name, wish, service.engine.tokenizer, service.new_ids))
 
     async def _complete(self, exchange: Exchange, value: dict[str, Any]) -> None:
         body, ignored = parse(CompletionBody, value)
@@ -101,8 +102,9 @@ class Generating:
         prompts: list[Prompt] = prompts_of(body, self._settings)
         check_sequences(len(prompts), wish, self._settings)
         work = work_of(prompts, params, wish, body, (exchange.client, self._service.has_tenants))
-        tokenizer = self._service.engine.tokenizer
-        await self._run(exchange, work, CompletionAnswer(self._service.model_name, wish, tokenizer))
+        service = self._service
+        answer = CompletionAnswer(service.model_name, wish, service.engine.tokenizer, service.new_ids)
+        await self._run(exchange, work, answer)
 
     async def _rendered(self, messages: list[dict[str, Any]], body: ChatBody | TokenizeBody) -> list[int]:
         is_continued = bool(body.continue_final_message)
@@ -116,12 +118,12 @@ class Generating:
 
     async def _run(self, exchange: Exchange, work: Work, answer: Answer) -> None:
         """The engine's part, and the answer in the shape that was asked for."""
-        call = await self._service.submit(work)
+        call = await self._service.submit(work, is_stream=answer.wish.is_stream)
         try:
             if answer.wish.is_stream:
                 await self._stream(exchange, call, answer)
             else:
-                while call.num_unfinished:
+                while call.has_more:
                     for index, output in await call.changes(_FOREVER):
                         _check_output(output)
                         answer.outputs[index] = output
@@ -134,13 +136,13 @@ class Generating:
     async def _stream(self, exchange: Exchange, call: Call, answer: Answer) -> None:
         await exchange.begin_stream()
         seconds = self._settings.keep_alive
-        while call.num_unfinished:
+        while call.has_more:
             changes = await call.changes(seconds)
             data = b"" if changes else COMMENT
             for index, output in changes:
                 _check_output(output)
                 data += b"".join(map(event, answer.pieces(index, output)))
-            if call.num_unfinished and data:
+            if call.has_more and data:
                 await exchange.write_patiently(data, lambda is_held: call.hold(is_held=is_held))
         if answer.wish.has_usage:
             data += event(answer.usage_chunk())

@@ -36,6 +36,7 @@ from octavo.serve.wire import WireProtocol, protocol_class
 
 BACKLOG: Final = 1024
 MAX_FILES: Final = 1 << 20
+RESERVED_FILES: Final = 192  # for all that is no connection, and for those that are being refused
 LAST_WORDS: Final = 2.0  # seconds that failed requests get to say so to their clients
 LAST_WORDS_HURRIED: Final = 0.5  # the same after a second signal
 LAST_REQUESTS: Final = 0.1  # seconds that a connection from before the end gets to send its request, for a 503
@@ -71,7 +72,6 @@ def run_server(config: EngineConfig, settings: ServeSettings, *, quiet: bool) ->
     settings.check_exposure(settings.keys())
     listeners = listen(settings.host, settings.port)
     try:
-        raise_file_limit()
         service = Service(config, settings, progress=not quiet and sys.stderr.isatty())
         return serve(service, create_app(service, settings), listeners, settings, signals, quiet=quiet)
     finally:
@@ -140,13 +140,15 @@ def _listener(family: int, address: Any, *, is_only: bool) -> socket.socket:
     return listener
 
 
-def raise_file_limit() -> None:
-    """As many open files as the machine lets us have: each connection is one."""
+def raise_file_limit() -> int:
+    """As many open files as the machine lets us have, for each connection is one. How many that is."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         with suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    now = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return MAX_FILES if now == resource.RLIM_INFINITY else now
 
 
 class Signals:
@@ -208,7 +210,8 @@ class _Lifetime:
         limits = WireLimits(
             header_timeout=settings.header_timeout,
             write_timeout=settings.write_timeout,
-            max_connections=settings.max_connections,
+            # Over its limit of files a process cannot even accept a connection to refuse it.
+            max_connections=min(settings.max_connections, max(8, raise_file_limit() - RESERVED_FILES)),
             max_header_bytes=int(settings.max_header_bytes),
         )
         self._protocol = protocol_class(limits)

@@ -23,6 +23,7 @@ from octavo.params import SamplingParams
 from octavo.runtime import LLMEngine, Prompt
 from octavo.serve.calls import Call, CallFailed
 from octavo.serve.errors import busy, unavailable
+from octavo.serve.ids import Ids
 from octavo.serve.metrics import Metrics
 from octavo.serve.settings import ServeSettings
 from octavo.serve.templates import TemplateRenderer
@@ -68,6 +69,7 @@ class Service:
         self.has_tenants = False  # several keys: their owners share no prefixes (set by `app`)
         self.max_waiting = config.scheduler_config.max_queued_requests or DEFAULT_QUEUE
         self.metrics = Metrics(lambda: self.stats)
+        self.new_ids = Ids()
         self.num_active = 0  # requests of the wire that are not answered to their end yet
         self._max_num_seqs = config.scheduler_config.max_num_seqs
         # The queue's length is held here, where a refusal costs nothing and is at once, not between two steps.
@@ -211,12 +213,15 @@ class Service:
             self.metrics.refused.inc()
             raise busy(f"{self.num_waiting} requests are waiting already", self._patience())
 
-    async def submit(self, work: Work) -> Call:
-        """Check, tokenize and queue `work`. Raises RequestError, and ApiError where there is no place."""
+    async def submit(self, work: Work, *, is_stream: bool) -> Call:
+        """Check, tokenize and queue `work`. Raises RequestError, and ApiError where there is no place.
+
+        The reader of a call that is no stream is woken once, at its end.
+        """
         self.check_admission(work.client)
         self._num_calls += 1
         ids = [f"call-{self._num_calls}-{index}" for index in range(len(work.prompts) * work.num_choices)]
-        call = Call(ids, self._close, self._hold)
+        call = Call(ids, self._close, self._hold, is_stream=is_stream)
         self._num_sequences += len(ids)
         self._num_by_client[work.client] += len(ids)
         call.client = work.client

@@ -28,7 +28,7 @@ from octavo.serve.errors import ApiError, unavailable
 _SLICE = 4096  # bytes fed to the parser at once: llhttp has no limit, so ours is looked at between slices
 _MAX_BACKLOG = 64 * 1024  # unparsed bytes kept while a request is being answered; then the socket is not read
 _MAX_DISCARDED = 64 * 1024 * 1024  # bytes thrown away so that a last answer can be read; then the connection is cut
-_MAX_REFUSED = 256  # connections over the cap that are given time to read their 503
+_MAX_REFUSED = 64  # connections over the cap that are given time to read their 503
 _MAX_FRAMING = 8  # bytes of chunk framing for each byte of body ("1\r\nx\r\n" has five), above a head's worth
 
 _log = logging.getLogger("octavo.serve.wire")
@@ -260,7 +260,7 @@ class WireProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._phase = _Phase.IDLE
-        self._num_head = self._num_body = self._num_framing = 0
+        self._num_body = self._num_framing = 0
         self._num_done += 1
         if not self._is_upgrade:
             super().on_message_complete()
@@ -294,12 +294,12 @@ class WireProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self.transport.is_closing() or self._is_answering():
+        if self.transport.is_closing():
             return
-        if self._refusal is not None:
-            self._answer(self._refusal)
-        elif self._backlog:
+        if self._backlog:
             self.release()
+        if self._refusal is not None and not self._is_answering():
+            self._answer(self._refusal)
 
     def _is_answering(self) -> bool:
         return self._running is not None and not self._running.response_complete

@@ -201,6 +201,8 @@ def test_it_fits_every_width_in_both_schemes(page, address, width, scheme):
     picture(page, f"{scheme}-{width}")
     page.evaluate("byId('settings').open = true")
     picture(page, f"{scheme}-{width}-settings")
+    boxes = "[...document.querySelectorAll('#log, .scroll, section')]"
+    assert page.evaluate(boxes + ".filter((box) => box.scrollWidth > box.clientWidth).map((box) => box.id)") == []
     assert page.evaluate("document.documentElement.scrollWidth") == width
     assert page.evaluate(
         "[...document.querySelectorAll('main *')].every((e) => e.getBoundingClientRect().right <= innerWidth)"
