@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 from uuid import uuid4
 
-from starlette.applications import Starlette
-from starlette.routing import BaseRoute, Match, Route
+from starlette.routing import BaseRoute, Match, Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from octavo.errors import EngineError
@@ -84,16 +83,16 @@ def create_app(service: Service, settings: ServeSettings) -> ASGIApp:
         allowed_origins=settings.allowed_origins,
     )
     service.has_tenants = access.has_tenants
+
+    def endpoint(handler: Handler, *, is_open: bool = False) -> "_Endpoint":
+        return _Endpoint(handler, access, settings, service.new_ids, is_open=is_open)
+
     routes: list[BaseRoute] = [
-        Route(
-            way.path,
-            _Endpoint(way.handler, access, settings, service.new_ids, is_open=way.is_open),
-            methods=[way.method],
-        )
-        for way in ways(service)
+        Route(way.path, endpoint(way.handler, is_open=way.is_open), methods=[way.method]) for way in ways(service)
     ]
-    other = _Endpoint(_Elsewhere(routes).handle, access, settings, service.new_ids, is_open=False)
-    return Starlette(routes=[*routes, Route("/{path:path}", other)])
+    elsewhere = endpoint(_Elsewhere(routes).handle)
+    # The last route takes a wrong method before Starlette does; the default is for a line break, which no path matches.
+    return Router([*routes, Route("/{path:path}", elsewhere)], redirect_slashes=False, default=elsewhere)
 
 
 class _Endpoint:
