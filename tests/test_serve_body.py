@@ -151,6 +151,19 @@ def test_whole_pairs_and_escaped_backslashes_are_text():
     assert parse_json(rb'{"a":"\ud83d\ude00","b":"\\ud800"}') == {"a": "\U0001f600", "b": "\\ud800"}
 
 
+@settings(max_examples=500)
+@given(
+    st.lists(
+        st.sampled_from([r"\ud83d", r"\uDE00", r"\uD7ff", r"\ue000", r"\\", r"\n", "ud83d", r"\"", "x"]), max_size=9
+    )
+)
+def test_pairs_are_paired_as_the_oracle_pairs_them(parts):
+    body = '{"a":"' + "".join(parts) + '"}'
+    expected = json.loads(body)
+    is_text = not any("\ud800" <= char <= "\udfff" for char in expected["a"])
+    assert parsed(body.encode()) == (expected if is_text else None)
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -251,7 +264,16 @@ def test_a_pause_that_is_too_long():
 
 
 def test_the_time_is_for_a_pause_and_not_for_the_whole():
-    assert read(Peer(*[b"x"] * 20, last=END, pause=0.02), seconds=0.3) == b"x" * 20
+    pieces = [b"x" * 200] * 20
+    assert read(Peer(*pieces, last=END, pause=0.02), seconds=0.2, max_bytes=4000) == b"x" * 4000
+
+
+def test_a_body_that_drips_has_an_end():
+    peer = Peer(*[b"x"] * 500, last=END, pause=0.02)
+    with pytest.raises(ApiError) as caught:
+        read(peer, seconds=0.2)
+    assert caught.value.status == 408
+    assert peer.num_asked < 100
 
 
 @pytest.mark.parametrize("pieces", [(), (b"{",), (b"{}", b"")])
