@@ -13,7 +13,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
 import uvicorn
@@ -37,7 +37,7 @@ class App:
     async def __call__(self, scope, receive, send) -> None:
         await {
             "/echo": self.echo, "/early": self.early, "/wait": self.wait, "/stream": self.stream,
-            "/flood": self.flood, "/large": self.large, "/slow": self.slow, "/twice": self.twice,
+            "/flood": self.flood, "/large": self.large, "/sized": self.sized, "/slow": self.slow, "/twice": self.twice,
         }.get(scope["path"], self.missing)(scope, receive, send)  # fmt: skip
 
     async def answer(self, send, status: int, body: bytes) -> None:
@@ -128,6 +128,9 @@ class App:
 
     async def large(self, scope, receive, send) -> None:
         await self.answer(send, 200, bytes(16_000_000))
+
+    async def sized(self, scope, receive, send) -> None:
+        await self.answer(send, 200, bytes(int(scope["query_string"])))
 
 
 class Complaints(logging.Handler):
@@ -536,8 +539,8 @@ def test_a_body_that_breaks(start):
     with server.client(chunked) as client:
         time.sleep(0.05)
         client.sendall(b"zzz\r\n")
+        within(0.2, lambda: len(server.app.gone) == 1)
         assert status(read_all(client)) == 400
-    within(1, lambda: len(server.app.gone) == 1)
     with server.client(chunked.replace(b"/echo", b"/twice")) as client:
         read_until(client, b"\r\n\r\n")  # too late for a 400
         client.sendall(b"zzz\r\n")
@@ -622,6 +625,17 @@ def test_a_whole_response_that_nobody_reads(start, more):
     with server.client(b"GET /large HTTP/1.1\r\n" + HEAD + more + b"\r\n", receive_buffer=4096):
         within(1, lambda: server.num_connections() == 1)
         within(3, lambda: server.num_connections() == 0)
+
+
+def test_a_rest_that_nobody_reads(start):
+    """Of some of these answers so little is left, when the socket takes no more, that nothing is held back for it."""
+    server = start(keep_alive=1)
+    with ExitStack() as stack:
+        for size in range(8_000, 400_000, 8_000):
+            sent = b"GET /sized?%d HTTP/1.1\r\n%s\r\n" % (size, HEAD)
+            stack.enter_context(server.client(sent, receive_buffer=4096))
+        within(1, lambda: server.num_connections() > 40)
+        within(4, lambda: server.num_connections() == 0)
 
 
 def test_a_reader_that_is_slow_but_reads_is_not_cut(start):
@@ -718,6 +732,16 @@ def test_half_closing_counts_as_leaving(start):
         assert server.app.started.acquire(timeout=2)
         client.shutdown(socket.SHUT_WR)
         assert within(2, lambda: server.app.gone) < 0.1
+
+
+def test_half_closing_without_reading_counts_too(start):
+    """A loop closes such a connection by itself, but waits until all is sent: for ever, or for the write time-out."""
+    server = start(write_timeout=5.0)
+    with server.client(GET.replace(b"/echo", b"/flood"), receive_buffer=4096) as client:
+        assert server.app.started.acquire(timeout=2)
+        within(2, lambda: True in server.app.paused)
+        client.shutdown(socket.SHUT_WR)
+        assert within(2, lambda: server.app.gone) < 0.2
 
 
 def test_no_descriptor_stays(start):
