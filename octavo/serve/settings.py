@@ -78,6 +78,7 @@ class ServeSettings:
         self._check("port", 0 <= self.port <= 65535, "must be from 0 to 65535")
         self._check("max_logprobs", self.max_logprobs <= 20, "must be at most 20")
         self._check("host", bool(_HOST.fullmatch(self.host)), "must be an address or a name")
+        self._check("log_prompts", self.log_requests or not self.log_prompts, "goes with log_requests")
         for host in self.allowed_hosts:
             self._check("allowed_hosts", bool(_HOST.fullmatch(host)), "must be a host name, or '*'")
         for origin in self.allowed_origins:
