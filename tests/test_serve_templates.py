@@ -3,12 +3,14 @@
 import asyncio
 import json
 import os
+import shutil
 import signal
 import struct
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from octavo.serve import templates
 from octavo.serve.templates import TemplateRenderer
 from octavo.text.chat import ChatTemplate
 from tests.chat_templates import TEMPLATES, conversations
+from tests.serving import served
 from tests.test_chat_sandbox import BOMBS, INSIDES, PAYLOADS, loops
 
 USER = [{"role": "user", "content": "Hi"}]
@@ -87,7 +90,9 @@ def in_process(template: ChatTemplate, messages: Any, tools: Any) -> str:
         return f"{type(error).__name__} {error.param} {error}"
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize(
+    ("run", "name"), [("asyncio", "qwen"), *(("uvloop", name) for name in TEMPLATES)], indirect=["run"]
+)
 def test_the_same_prompts_as_in_process(run: Run, name: str) -> None:
     async def check(renderer: TemplateRenderer) -> None:
         template = ChatTemplate({"default": TEMPLATES[name]}, SPECIAL)
@@ -180,7 +185,7 @@ class TestContinuing:
 
 class TestHostile:
     @pytest.mark.parametrize("run", ["uvloop"], indirect=True)
-    @pytest.mark.parametrize("name", ["nested loops", "times", "doubling", "lists of lists", "endless macro", "title"])
+    @pytest.mark.parametrize("name", ["nested loops", "times", "lists of lists", "endless macro"])
     def test_a_bomb_is_over_in_two_seconds_while_others_render(self, run: Run, name: str) -> None:
         source = "{% if messages[0].content == 'go' %}ok{% else %}" + BOMBS[name] + "{% endif %}"
 
@@ -436,7 +441,7 @@ class TestKilling:
         for number in range(5):
             run(work(0.05 * number))
 
-    @pytest.mark.parametrize("num_kills", [20, pytest.param(200, marks=pytest.mark.slow)])
+    @pytest.mark.parametrize("num_kills", [12, pytest.param(200, marks=pytest.mark.slow)])
     def test_kills_leave_nothing(self, run: Run, num_kills: int) -> None:
         async def check(renderer: TemplateRenderer) -> None:
             fds, num_tasks, seen = psutil.Process().num_fds(), len(asyncio.all_tasks()), set[int]()
@@ -452,6 +457,51 @@ class TestKilling:
             assert len(psutil.Process().children()) == 3
 
         with_renderer(run, check, FORKED)
+
+
+class TestOverHttp:
+    """A hostile template inside a model's files, met through the server's routes."""
+
+    def model(self, tiny_model: Path, folder: Path, source: str) -> Path:
+        shutil.copytree(tiny_model, folder)
+        (folder / "chat_template.jinja").write_text(source)
+        return folder
+
+    def test_bombs_and_injections(self, tiny_model: Path, tmp_path: Path) -> None:
+        marker = tmp_path / "marker"
+        names = ["nested loops", "times", "lists of lists", "strftime", "long integers"]
+        evil = [BOMBS[name] for name in names] + [
+            payload.replace("CMD", f"touch {marker}") for payload in PAYLOADS if "include" not in payload
+        ][:12:3]
+        branches = [f"{{% elif messages[0].content == '{number}' %}}{body}" for number, body in enumerate(evil)]
+        source = "{% if messages[0].content == 'Hi' %}<|im_start|>" + "".join(branches) + "{% endif %}"
+        with served(self.model(tiny_model, tmp_path / "model", source)) as server:
+            body = {"max_tokens": 4, "temperature": 0}
+            for number in range(len(evil)):
+                with ThreadPoolExecutor(1) as pool:
+                    begun = time.monotonic()
+                    bomb = pool.submit(server.post, "/v1/chat/completions", body | {"messages": says(str(number))})
+                    assert server.post("/v1/completions", body | {"prompt": "Hi"}).status_code == 200
+                    assert server.post("/v1/chat/completions", body | {"messages": USER}).status_code == 200
+                    assert server.get("/health/live").status_code == 200
+                    answer = bomb.result()
+                assert time.monotonic() - begun < 2.0
+                if number < len(names):
+                    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "messages"), answer.text
+                assert answer.status_code in (200, 400)
+                assert not any(inside in answer.text for inside in INSIDES)
+            server.wait_idle()
+        assert not marker.exists()
+        assert not children()
+
+    def test_a_broken_template_costs_chat_only(self, tiny_model: Path, tmp_path: Path) -> None:
+        with served(self.model(tiny_model, tmp_path / "model", "{% for %}")) as server:
+            assert server.get("/health/ready").status_code == 200
+            answer = server.post("/v1/chat/completions", {"messages": USER})
+            assert (answer.status_code, answer.json()["error"]["param"]) == (400, "messages")
+            assert "template" in answer.json()["error"]["message"]
+            assert server.post("/v1/completions", {"prompt": "Hi", "max_tokens": 2}).status_code == 200
+        assert not children()
 
 
 ORPHANS = """
