@@ -194,7 +194,7 @@ class TokenizeBody(Body):
 class DetokenizeBody(Body):
     """The body of POST /detokenize."""
 
-    tokens: list[int] = Field(max_length=1 << 20, fail_fast=True)
+    tokens: list[int] = Field(max_length=1 << 18, fail_fast=True)
     skip_special_tokens: bool | None = Field(None, description="leave special tokens out of the text (default: no)")
 
 

@@ -48,6 +48,7 @@ class Generating:
             ids = await self._rendered(body.messages, body)
         else:
             text, special = body.prompt or "", body.add_special_tokens is not False
+            self._service.check_length(text)
             ids = await self._service.on_thread([text], lambda: tokenizer.encode(text, add_special=special))
         found: dict[str, Any] = {
             "tokens": ids,
@@ -64,13 +65,14 @@ class Generating:
         self._check_model(body)
         engine = self._service.engine
         vocab_size = engine.resolved.arch.vocab_size
-        if any(not 0 <= token_id < vocab_size for token_id in body.tokens):
-            raise bad_request(f"tokens: ids must be from 0 to {vocab_size - 1}", "tokens")
         is_bare = bool(body.skip_special_tokens)
-        text = await self._service.on_thread(
-            [body.tokens], lambda: engine.tokenizer.decode(body.tokens, skip_special=is_bare)
-        )
-        await exchange.answer({"prompt": text})
+
+        def decoded() -> str:
+            if body.tokens and (min(body.tokens) < 0 or max(body.tokens) >= vocab_size):
+                raise bad_request(f"tokens: ids must be from 0 to {vocab_size - 1}", "tokens")
+            return engine.tokenizer.decode(body.tokens, skip_special=is_bare)
+
+        await exchange.answer({"prompt": await self._service.on_thread([body.tokens], decoded)})
 
     async def _admitted(self, exchange: Exchange, handle: Any, prompt_param: str) -> None:
         """Handle a request that there is a place for; it counts as active until it is answered."""

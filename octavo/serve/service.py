@@ -284,7 +284,7 @@ class Service:
         """The engine's requests, tokenized once for all choices of a prompt."""
         engine, lives = self.engine, []
         for number, prompt in enumerate(work.prompts):
-            if isinstance(prompt, str) and not work.params.truncate_prompt_tokens:
+            if isinstance(prompt, str):
                 self.check_length(prompt)
             first: Any = None
             for choice in range(work.num_choices):

@@ -57,7 +57,9 @@ class ServeSettings:
     max_concurrent_requests: int = _flag(1024, "most requests that are being answered or wait, whoever asks")
     max_connections: int = _flag(2048, "most connections")
     header_timeout: float = _flag(10.0, "seconds a client may take to send a request's head")
-    body_timeout: float = _flag(10.0, "seconds a client may pause while it sends a request's body")
+    body_timeout: float = _flag(
+        10.0, "seconds a client may pause in a request's body; after them it must come at 1 KiB/s"
+    )
     write_timeout: float = _flag(30.0, "seconds a client may take nothing of its answer before it is cut off")
     idle_timeout: float = _flag(75.0, "seconds a connection is kept open between two requests")
     keep_alive: float = _flag(10.0, "seconds without a token after which a stream gets a comment line")
