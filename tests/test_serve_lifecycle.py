@@ -284,6 +284,25 @@ def test_one_listening_socket_and_nothing_outbound(start):
     assert process.end() == 0
 
 
+def test_the_dashboard_asks_for_metrics_that_are_there(start):
+    """Every metric of the contract is there too, with the labels that the dashboard groups by."""
+    process = start().wait_for("Serving")
+    process.ask("POST", "/v1/completions", {"prompt": PROMPT, "max_tokens": 4})
+    metrics = process.ask("GET", "/metrics")[2].decode()
+    names = set(re.findall(r"^(octavo_\w+)", metrics, re.MULTILINE))
+    board = json.loads((Path(__file__).parents[1] / "deploy" / "grafana.json").read_text())
+    queries = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
+    used = {name for query in queries for name in re.findall(r"octavo_\w+", query)}
+    assert len(used) >= 15
+    assert used <= names, used - names
+    for query in queries:
+        for label in re.findall(r"by \((\w+)\)", query):
+            name = re.findall(r"octavo_\w+", query)[0]
+            assert label == "le" or re.search(rf"^{name}{{[^}}]*\b{label}=", metrics, re.MULTILINE), query
+    process.signal()
+    assert process.end() == 0
+
+
 def test_more_connections_than_files(start):
     """Who comes when there are files no more is told so; who is there goes on; then all is as before."""
     process = start(max_files=256).wait_for("Serving")

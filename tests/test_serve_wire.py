@@ -36,8 +36,9 @@ class App:
 
     async def __call__(self, scope, receive, send) -> None:
         await {
-            "/echo": self.echo, "/early": self.early, "/wait": self.wait, "/stream": self.stream,
-            "/flood": self.flood, "/large": self.large, "/sized": self.sized, "/slow": self.slow, "/twice": self.twice,
+            "/echo": self.echo, "/early": self.early, "/late": self.late, "/hold": self.hold, "/wait": self.wait,
+            "/stream": self.stream, "/flood": self.flood, "/large": self.large, "/sized": self.sized,
+            "/slow": self.slow, "/twice": self.twice,
         }.get(scope["path"], self.missing)(scope, receive, send)  # fmt: skip
 
     async def answer(self, send, status: int, body: bytes) -> None:
@@ -68,6 +69,15 @@ class App:
     async def early(self, scope, receive, send) -> None:
         await self.answer(send, 413, b"too large")
 
+    async def late(self, scope, receive, send) -> None:
+        await asyncio.sleep(0.2)
+        await self.answer(send, 413, b"too large")
+
+    async def hold(self, scope, receive, send) -> None:
+        while not self.finish.is_set():
+            await asyncio.sleep(0.005)
+        await self.answer(send, 413, b"too large")
+
     async def twice(self, scope, receive, send) -> None:
         """Starts its answer at the first bytes of the body, ends it behind the last."""
         await receive()
@@ -88,6 +98,7 @@ class App:
     async def slow(self, scope, receive, send) -> None:
         await self.body(receive)
         self.started.release()
+        await asyncio.sleep(0.1)
         gone = asyncio.create_task(receive())
         while not self.finish.is_set():
             await asyncio.sleep(0.005)
@@ -582,10 +593,27 @@ def test_a_large_request_behind_one_that_takes_its_time(start):
         assert server.app.started.acquire(timeout=2)
         writer = threading.Thread(target=client.sendall, args=(post("/echo", bytes(1_000_000)) + GET,))
         writer.start()
-        time.sleep(0.1)
+        time.sleep(0.2)
         server.app.finish.set()
         assert read_until(client, b"\r\n\r\n0 bytes").count(b"1000000 bytes") == 1
         writer.join()
+
+
+@pytest.mark.parametrize(
+    "sent", [post("/wait", b""), b"POST /hold HTTP/1.1\r\n" + HEAD + b"Content-Length: 250000000\r\n\r\n"]
+)
+def test_no_more_is_taken_than_is_used(start, sent):
+    """Behind a request that is being answered, or in a body that nobody reads, the sender must wait."""
+    server = start()
+    piece = post("/echo", bytes(1_000_000))
+    with server.client(sent) as client:
+        client.settimeout(0.2)
+        size = 0
+        with suppress(TimeoutError):
+            while size < 100_000_000:
+                size += client.send(piece[size % len(piece) :])
+        assert size < 20_000_000  # the kernel's buffers
+        reset(client)
 
 
 def test_nothing_is_served_behind_the_last_request(start):
@@ -656,13 +684,17 @@ def test_a_reader_that_is_slow_but_reads_is_not_cut(start):
 
 @pytest.mark.parametrize("size", [100_000, 30_000_000])
 @pytest.mark.parametrize("is_chunked", [False, True])
-def test_an_early_answer_is_seen_by_a_client_that_still_sends(start, size, is_chunked):
-    """The client sends all of its body before it reads, as http.client and requests do."""
+@pytest.mark.parametrize("path", [b"/early", b"/late"])
+def test_an_early_answer_is_seen_by_a_client_that_still_sends(start, size, is_chunked, path):
+    """The client sends all of its body before it reads, as http.client and requests do.
+
+    The late answer comes when so much of the body is there that the socket is not read any more.
+    """
     server = start(linger=3.0)
     body = bytes(size)
     framed = b"%x\r\n%s\r\n0\r\n\r\n" % (size, body) if is_chunked else body
     length = b"Transfer-Encoding: chunked" if is_chunked else b"Content-Length: %d" % size
-    with server.client(b"POST /early HTTP/1.1\r\n" + HEAD + length + b"\r\n\r\n") as client:
+    with server.client(b"POST " + path + b" HTTP/1.1\r\n" + HEAD + length + b"\r\n\r\n") as client:
         client.sendall(framed)
         response = read_all(client)
     assert status(response) == 413

@@ -176,10 +176,7 @@ class WireProtocol(HttpToolsProtocol):
             try:
                 self._feed(view[start : start + _SLICE])
             except ApiError as refusal:
-                if not self._is_deaf:
-                    self._refuse(refusal)
-            if self._is_deaf:
-                self._discard(max(0, len(view) - start - _SLICE))
+                self._refuse(refusal)
                 return
         if self._phase is _Phase.HEAD or self._num_head:
             self._time_header()
@@ -235,8 +232,6 @@ class WireProtocol(HttpToolsProtocol):
     # --- the parser's callbacks ----------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
-        if self._is_deaf:
-            raise bad_http("a request behind the last one")
         super().on_message_begin()
         self._phase = _Phase.HEAD
         self.scope["state"]["is_write_paused"] = self._is_write_paused
@@ -264,7 +259,6 @@ class WireProtocol(HttpToolsProtocol):
         self._num_done += 1
         if not self._is_upgrade:
             super().on_message_complete()
-            self._is_deaf = self._is_deaf or not self.cycle.keep_alive
 
     def _head(self) -> Head:
         return Head(self.parser.get_method(), self.url, self.parser.get_http_version(), self.headers)
