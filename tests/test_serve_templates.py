@@ -321,7 +321,7 @@ class TestKilling:
         async def check(renderer: TemplateRenderer) -> None:
             for child in children():
                 child.kill()
-            await asyncio.sleep(0.1)
+            await until(lambda: all(worker.is_lost for worker in renderer._free))
             assert await renderer.render(USER) == "Hi"
             await until(lambda: len(renderer._free) == 3)
             first = children()[0]  # in the middle of a job
@@ -450,7 +450,7 @@ class TestKilling:
                 seen |= {child.pid for child in children()}
                 for child in children():
                     child.kill()
-                await asyncio.sleep(0.02)
+                await until(lambda: all(worker.is_lost for worker in renderer._free))
                 assert await renderer.render(USER) == "Hi"
             await until(lambda: len(renderer._free) == 3 and len(asyncio.all_tasks()) == num_tasks)
             assert psutil.Process().num_fds() <= fds
