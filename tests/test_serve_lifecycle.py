@@ -20,6 +20,9 @@ from typing import Any
 import psutil
 import pytest
 
+from octavo.errors import OctavoError
+from octavo.serve.server import PortInUseError, listen
+
 PROMPT = "A book is printed on big sheets"
 LONG = {"prompt": PROMPT, "max_tokens": 1900, "ignore_eos": True, "temperature": 1.0}
 
@@ -237,6 +240,26 @@ def test_names_and_ipv6(start, host):
     assert process.end() == 0
 
 
+def found(*hosts: str) -> Callable[..., list[tuple]]:
+    return lambda name, port, **_: [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, port)) for host in hosts]
+
+
+def test_a_name_with_several_addresses(monkeypatch):
+    """One that this machine does not have (localhost without IPv6) is passed over; one that is taken is not."""
+    monkeypatch.setattr(socket, "getaddrinfo", found("192.0.2.1", "127.0.0.1", "127.0.0.2"))
+    listeners = listen("several", 0)
+    names = [listener.getsockname() for listener in listeners]
+    for listener in listeners:
+        listener.close()
+    assert [host for host, _ in names] == ["127.0.0.1", "127.0.0.2"]
+    assert len({port for _, port in names}) == 1
+    with socket.create_server(("127.0.0.2", 0)) as taken, pytest.raises(PortInUseError):
+        listen("several", taken.getsockname()[1])
+    monkeypatch.setattr(socket, "getaddrinfo", found("192.0.2.1"))
+    with pytest.raises(OctavoError, match="cannot listen on port 0 of several"):
+        listen("several", 0)
+
+
 def test_the_port_is_open_before_the_model_is_there(start):
     """Live at once, ready when a step has been run, and then it answers."""
     process = start().wait_for("Listening")
@@ -340,6 +363,21 @@ def test_a_signal_while_the_model_loads(start):
     begin = process.signal()
     assert process.end() == 0
     assert time.monotonic() - begin < 2
+
+
+def test_connections_from_before_the_end_get_their_503(start):
+    process = start().wait_for("Serving")
+    with ExitStack() as stack:
+        peers = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", process.port), timeout=5)) for _ in range(20)
+        ]
+        process.signal()
+        time.sleep(0.03)
+        for peer in peers:
+            peer.sendall(b"GET /health/ready HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        for peer in peers:
+            assert peer.recv(1000).startswith(b"HTTP/1.1 503")
+    assert process.end() == 0
 
 
 def test_a_drain_lets_streams_finish(start):
