@@ -372,7 +372,7 @@ def test_connections_from_before_the_end_get_their_503(start):
             stack.enter_context(socket.create_connection(("127.0.0.1", process.port), timeout=5)) for _ in range(20)
         ]
         process.signal()
-        time.sleep(0.03)
+        time.sleep(0.15)
         for peer in peers:
             peer.sendall(b"GET /health/ready HTTP/1.1\r\nHost: localhost\r\n\r\n")
         for peer in peers:

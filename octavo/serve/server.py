@@ -39,7 +39,7 @@ MAX_FILES: Final = 1 << 20
 RESERVED_FILES: Final = 192  # for all that is no connection, and for those that are being refused
 LAST_WORDS: Final = 2.0  # seconds that failed requests get to say so to their clients
 LAST_WORDS_HURRIED: Final = 0.5  # the same after a second signal
-LAST_REQUESTS: Final = 0.1  # seconds that a connection from before the end gets to send its request, for a 503
+LAST_REQUESTS: Final = 0.25  # seconds that a connection from before the end gets to send its request, for a 503
 LAST_BYTES: Final = 2.0  # seconds in which connections must have closed by themselves
 STOP_SECONDS: Final = 10.0  # for the engine's thread and the helper processes to end
 
