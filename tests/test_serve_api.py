@@ -107,6 +107,24 @@ def test_echo_and_logprobs_score_a_prompt(server, llm):
     )
 
 
+def test_the_last_seed_of_all_is_followed_by_the_first(server):
+    body = {"prompt": PROMPT, "max_tokens": 6, "temperature": 1.0}
+    both = server.post("/v1/completions", body | {"n": 2, "seed": 2**64 - 1}).json()["choices"]
+    alone = server.post("/v1/completions", body | {"seed": 0}).json()["choices"][0]
+    assert both[1]["text"] == alone["text"]
+
+
+def test_text_offsets_are_places_in_the_text(server):
+    text = "é日 fox 🌍 jumps"
+    choice = server.post("/v1/completions", {"prompt": text, "echo": True, "logprobs": 0, "max_tokens": 0}).json()[
+        "choices"
+    ][0]
+    table = choice["logprobs"]
+    for token, place in zip(table["tokens"], table["text_offset"], strict=True):
+        assert token.startswith("bytes:") or text[place:].startswith(token), (token, place)
+    assert any(token.startswith("bytes:") for token in table["tokens"])
+
+
 def test_ignored_fields_are_named(server):
     response = server.post(
         "/v1/completions", {"prompt": "a", "max_tokens": 1, "user": "me", "store": True, "metadata": None}

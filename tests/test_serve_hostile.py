@@ -15,7 +15,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from contextlib import contextmanager, suppress
+from itertools import product
 from pathlib import Path
 
 import psutil
@@ -134,16 +136,23 @@ NOT_JSON = [
 def test_every_field_with_every_wrong_value(server, path):
     kind = BASES[path][0]
     names = [*kind.model_fields, *(ALIASES if "v1" in path else ()), "no_such_field"]
-    counts = {}
-    for name in names:
-        for value in SCALARS:
+    counts, times = Counter(), []
+    with Prober(server.port) as prober:
+        for name, value in product(names, SCALARS):
             is_endless = value == "null" and name == "max_tokens"  # then chat goes on to the model's end
             answer = post(server, path, with_field(path, name, value) if not is_endless else "{}")
-            counts[answer.status] = counts.get(answer.status, 0) + 1
-            if answer.status >= 400 and value != "null":
+            counts[answer.status] += 1
+            if answer.status >= 400:
+                times.append(answer.seconds)
                 error = answer.error()
                 assert answer.status in (400, 404), (name, value[:100], error)
                 assert error["param"] or error["code"], (name, value[:100], error)
+    times.sort()
+    p99 = times[int(0.99 * len(times))]
+    print(f"{path}: {len(times)} refusals, p99 {p99 * 1e3:.1f} ms; liveness p99 {prober.percentile(0.99) * 1e3:.1f} ms")
+    assert p99 <= SOON
+    assert not prober.bad
+    assert prober.percentile(0.99) <= SOON
     assert counts[400] > len(names) * 15, counts
     assert counts[200] >= len(names), counts  # null counts as not given
 
@@ -167,6 +176,26 @@ def test_what_is_ignored_or_refused_by_name(server):
             for value in (*SCALARS[1:8], *SCALARS[17:20], '{"a":1}', "[[]]"):
                 answer = post(server, path, with_field(path, name, value))
                 assert (answer.status, answer.error()["param"]) == (400, name), (name, value, answer.body)
+
+
+def test_half_a_surrogate_pair_anywhere(server):
+    places = {
+        CHAT: [
+            '{"messages":[{"role":"user","content":"%"}]}', '{"messages":[{"role":"%","content":""}]}',
+            '{"messages":[{"role":"user","content":[{"type":"text","text":"%"}]}]}', '{"messages":[{"%":"user"}]}',
+            '{"messages":[],"chat_template_kwargs":{"%":1}}', '{"messages":[],"chat_template_kwargs":{"a":["%"]}}',
+        ],
+        COMPLETIONS: [
+            '{"prompt":["%"]}', '{"prompt":"a","stop":["%"]}', '{"prompt":"a","bad_words":["%"]}', '{"prompt":"a","%":1}',
+            '{"prompt":"a","logit_bias":{"%":1}}', '{"prompt":"a","metadata":{"a":{"%":1}}}', '{"prompt":"a","user":"%"}',
+            '{"prompt":"a","response_format":{"type":"%"}}', '{"prompt":"a","stream":true,"model":"%"}',
+        ],
+        TOKENIZE: ['{"prompt":"%"}'],
+    }  # fmt: skip
+    for path, bodies in places.items():
+        for body, half in product(bodies, (r"\ud800", r"a\uDFFF", r"\udfff\ud800", "\ud800", "\udfffb")):
+            answer = post(server, path, body.replace("%", half))
+            assert (answer.status, answer.error()["code"]) == (400, "invalid_json"), (body, half)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ role and no other does, the last has a `finish_reason`, the usage chunk has `cho
 import math
 import time
 from abc import ABC, abstractmethod
+from codecs import getincrementaldecoder
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -224,7 +225,7 @@ class CompletionAnswer(Answer):
 
     def __init__(self, model: str, wish: Wish, tokenizer: Tokenizer, ids: Ids) -> None:
         super().__init__(model, wish, tokenizer, ids)
-        self._offsets: dict[int, int] = {}  # by sequence: where the next token's text begins
+        self._offsets: dict[int, _Offsets] = {}  # by sequence
 
     def _opening(self, index: int, output: RequestOutput) -> dict[str, Any]:
         opening: dict[str, Any] = {"index": index, "text": "", "logprobs": None, "finish_reason": None}
@@ -270,15 +271,12 @@ class CompletionAnswer(Answer):
 
     def _table(self, index: int, ids: Sequence[int], ats: Sequence[LogprobsAt | None]) -> dict[str, Any]:
         """The legacy shape: four lists, one entry a token. The first token of a prompt has no logprob."""
-        offsets = []
-        for token_id in ids:
-            offsets.append(self._offsets.get(index, 0))
-            self._offsets[index] = offsets[-1] + len(self.tokenizer.decode_token(token_id))
+        offsets = self._offsets.setdefault(index, _Offsets(self.tokenizer))
         return {
             "tokens": [self._label(token_id) for token_id in ids],
             "token_logprobs": [None if at is None else finite(at[id].logprob) for id, at in zip(ids, ats, strict=True)],
             "top_logprobs": [None if at is None else self._top(at) for at in ats],
-            "text_offset": offsets,
+            "text_offset": [offsets.take(token_id) for token_id in ids],
         }
 
     def _top(self, at: LogprobsAt) -> dict[str, float]:
@@ -294,6 +292,22 @@ class CompletionAnswer(Answer):
             return raw.decode("utf-8")
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
+
+
+class _Offsets:
+    """Where each token of a text begins, in characters. One that goes on within a character begins where that does."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = getincrementaldecoder("utf-8")(errors="replace")
+        self._num_chars = 0
+
+    def take(self, token_id: int) -> int:
+        """The next token's place. Special tokens take none: the text is without them."""
+        place = self._num_chars
+        if token_id not in self._tokenizer.special_ids:
+            self._num_chars += len(self._decoder.decode(self._tokenizer.token_bytes(token_id)))
+        return place
 
 
 def finite(logprob: float) -> float:

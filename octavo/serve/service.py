@@ -292,7 +292,7 @@ class Service:
                 source, params = self._source(prompt, work), work.params
                 if first is not None:
                     source = first.prompt_token_ids
-                    params = replace(params, seed=first.seed + choice)
+                    params = replace(params, seed=_wrapped(first.seed + choice))
                 live = engine.prepare(request_id, source, params, num_new=0 if work.is_score else None)
                 first = first or live.request
                 live.request.client, live.request.priority = work.client, work.priority
@@ -370,6 +370,11 @@ class Service:
         self._num_by_client[call.client] -= num_sequences
         if self._num_by_client[call.client] <= 0:
             del self._num_by_client[call.client]
+
+
+def _wrapped(seed: int) -> int:
+    """A seed as one of the numbers of 64 bits that seeds are."""
+    return seed if seed < 2**64 else seed - 2**64
 
 
 def name_of(model: str) -> str:
