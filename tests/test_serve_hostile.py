@@ -186,8 +186,9 @@ def test_half_a_surrogate_pair_anywhere(server):
             '{"messages":[],"chat_template_kwargs":{"%":1}}', '{"messages":[],"chat_template_kwargs":{"a":["%"]}}',
         ],
         COMPLETIONS: [
-            '{"prompt":["%"]}', '{"prompt":"a","stop":["%"]}', '{"prompt":"a","bad_words":["%"]}', '{"prompt":"a","%":1}',
-            '{"prompt":"a","logit_bias":{"%":1}}', '{"prompt":"a","metadata":{"a":{"%":1}}}', '{"prompt":"a","user":"%"}',
+            '{"prompt":["%"]}', '{"prompt":"a","stop":["%"]}', '{"prompt":"a","bad_words":["%"]}',
+            '{"%":1,"prompt":"a"}', '{"prompt":"a","logit_bias":{"%":1}}', '{"prompt":"a","metadata":{"a":{"%":1}}}',
+            '{"prompt":"a","user":"%"}',
             '{"prompt":"a","response_format":{"type":"%"}}', '{"prompt":"a","stream":true,"model":"%"}',
         ],
         TOKENIZE: ['{"prompt":"%"}'],
