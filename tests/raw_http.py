@@ -125,11 +125,10 @@ class Prober:
     def _work(self) -> None:
         raw = request("/health/live", method="GET")
         with connect(self.port) as connection:
-            while not self._is_over.is_set():
+            while not self.seconds or not self._is_over.wait(self.pause):
                 begin = time.perf_counter()
                 connection.sendall(raw)
                 answer = read_answer(connection, begin)
                 self.seconds.append(time.perf_counter() - begin)
                 if answer.status != 200:
                     self.bad.append(answer)
-                self._is_over.wait(self.pause)
