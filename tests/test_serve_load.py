@@ -11,14 +11,14 @@ import psutil
 import pytest
 
 from tests.load import Outcome, ask, connect, request_bytes, reset
-from tests.serving import served
+from tests.serving import served, spawned
 
 PROMPT = "A book is printed on big sheets"
 
 
 @pytest.fixture(scope="module")
 def server(tiny_model):
-    with served(tiny_model, num_blocks=2048, settings={"write_timeout": 4.0}) as made:
+    with served(tiny_model, num_blocks=2048, settings={"write_timeout": 8.0}) as made:
         made.post("/v1/completions", {"prompt": PROMPT, "max_tokens": 4})
         yield made
 
@@ -135,7 +135,7 @@ def watch_lazy(server, lazy, normal: float) -> None:
     beside = min(good_seconds(server) for _ in range(3))
     assert server.engine.engine.scheduler.num_held == 50, "they were cut before the others were measured"
     assert beside <= 1.2 * normal, (beside, normal)
-    server.wait_idle(10.0)
+    server.wait_idle(20.0)
     assert all(is_cut(connection) for connection in lazy)
 
 
@@ -249,29 +249,37 @@ def soak_some(made, rng: random.Random, num: int) -> None:
 
 
 def test_overload_is_refused_at_once_and_leaves_no_mark(tiny_model):
-    """Ten times what it can do: what is refused is refused within 100 ms, and the rate of good answers holds."""
-    with served(tiny_model, num_blocks=512, max_num_seqs=16, max_queued_requests=16) as made:
+    """Ten times what it can do: refusals come at once, the rate of good answers holds, and it is over when it is over.
 
-        async def run(num_clients: int, seconds: float) -> list[Outcome]:
+    `benchmarks.serving` measures the same with sharp bounds, on a machine that does nothing else.
+    """
+    flags = ("--num-blocks", "512", "--max-num-seqs", "16", "--max-queued-requests", "16", "--threads", "1")
+    with spawned(tiny_model, *flags) as made:
+
+        async def flood(num_clients: int, seconds: float) -> list[Outcome]:
             end = time.monotonic() + seconds
             found: list[Outcome] = []
 
             async def client(seed: int) -> None:
                 while time.monotonic() < end:
-                    found.append(await ask(made.port, "/v1/completions", completion(seed, max_tokens=32)))
+                    found.append(await ask(made.port, "/v1/completions", completion(seed)))
                     if found[-1].status == 429:
-                        await asyncio.sleep(0.1)
+                        await asyncio.sleep(1.0)  # as Retry-After says
 
             await asyncio.gather(*(client(seed) for seed in range(num_clients)))
             return found
 
-        peak = sum(o.status == 200 for o in asyncio.run(run(16, 2.0))) / 2.0
-        flood = asyncio.run(run(160, 3.0))
-        good = sum(outcome.status == 200 for outcome in flood) / 3.0
-        refused = [outcome for outcome in flood if outcome.status == 429]
+        peak = sum(o.status == 200 for o in asyncio.run(flood(16, 3.0))) / 3.0
+        outcomes = asyncio.run(flood(160, 5.0))
+        good = sum(outcome.status == 200 for outcome in outcomes) / 5.0
+        refused = [outcome for outcome in outcomes if outcome.status == 429]
         assert len(refused) > 100
-        assert {outcome.status for outcome in flood} == {200, 429}
-        # The client shares this process and its interpreter lock with the server: the benchmark has the sharp bounds.
+        assert {outcome.status for outcome in outcomes} == {200, 429}
         assert good >= 0.7 * peak, (good, peak)
         assert statistics.median(outcome.end for outcome in refused) <= 0.1
-        made.wait_idle()
+        after = ask_all(made.port, [completion(1, stream=True)])[0]
+        assert after.first is not None
+        assert after.first < 0.25
+        metrics = made.metrics()
+        assert metrics["octavo_requests_running"] == metrics["octavo_requests_waiting"] == 0
+        assert metrics["octavo_requests_refused_total"] == len(refused)

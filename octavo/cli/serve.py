@@ -3,6 +3,8 @@
 import argparse
 import dataclasses
 import logging
+import os
+import signal
 import sys
 
 from octavo.cli.flags import add_config_flags, add_dataclass_flags, config_from, given
@@ -22,6 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    # Until the server takes the signals over: being told to end before it is there is no failure either.
+    signal.signal(signal.SIGTERM, lambda _number, _frame: os._exit(0))
     config, settings = _config(args), ServeSettings(**given(args, "serve."))
     level = logging.WARNING if args.quiet and not settings.log_requests else logging.INFO
     logging.basicConfig(stream=sys.stderr, format="octavo: %(message)s", level=logging.WARNING)

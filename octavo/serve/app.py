@@ -50,7 +50,9 @@ class Way:
 def ways(service: Service) -> list[Way]:
     """Every route of the server."""
     generating, informing = Generating(service), Informing(service)
-    listed = [
+    listed = [  # looked through in this order: what is asked most comes first
+        Way("POST", "/v1/chat/completions", generating.chat),
+        Way("POST", "/v1/completions", generating.completions),
         Way("GET", "/", informing.page, is_open=True),
         Way("GET", "/health/live", informing.live, is_open=True),
         Way("GET", "/health/ready", informing.ready, is_open=True),
@@ -61,8 +63,6 @@ def ways(service: Service) -> list[Way]:
         Way("GET", "/openapi.json", informing.openapi),
         Way("GET", "/v1/models", informing.models),
         Way("GET", "/v1/models/{id:path}", informing.model),
-        Way("POST", "/v1/chat/completions", generating.chat),
-        Way("POST", "/v1/completions", generating.completions),
         Way("POST", "/tokenize", generating.tokenize),
         Way("POST", "/detokenize", generating.detokenize),
     ]

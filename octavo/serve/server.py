@@ -9,7 +9,6 @@ process ends with 0: being told to end is no failure.
 
 import asyncio
 import errno
-import gc
 import math
 import os
 import resource
@@ -75,7 +74,6 @@ def run_server(config: EngineConfig, settings: ServeSettings, *, quiet: bool) ->
         service = Service(config, settings, progress=not quiet and sys.stderr.isatty())
         return serve(service, create_app(service, settings), listeners, settings, signals, quiet=quiet)
     finally:
-        gc.unfreeze()  # what the service set aside as there to stay; else the bindings report it as leaked
         for listener in listeners:
             listener.close()
 
