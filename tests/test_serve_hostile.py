@@ -34,6 +34,9 @@ BASES = {
     TOKENIZE: (TokenizeBody, {"prompt": '"Hi"'}),
     DETOKENIZE: (DetokenizeBody, {"tokens": "[5]"}),
 }
+BODIES = {
+    path: "{" + ",".join(f'"{name}":{value}' for name, value in base[1].items()) + "}" for path, base in BASES.items()
+}
 CANARY = {"prompt": "A book is printed on", "max_tokens": 12, "temperature": 0, "logprobs": 5, "return_token_ids": True}
 SOON = 0.05  # seconds in which a small malformed request is answered
 VOCABULARY = 331
@@ -248,6 +251,20 @@ def test_logprobs_are_finite_whatever_the_logits(server):
             for top in choice["logprobs"]["top_logprobs"][1:]
             for logprob in top.values()
         )
+
+
+@pytest.mark.xfail(strict=True, reason="a 500 yet")
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+@pytest.mark.parametrize(
+    "more", ['"min_tokens":2,"allowed_token_ids":[2]', '"allowed_token_ids":[12],"bad_words":["*"]']
+)
+def test_what_forbids_every_token_is_the_requests_fault(server, path, more):
+    """Token 2 ends the text, and is not allowed yet; 12 is the star."""
+    body = BODIES[path][:-1] + "," + more + "}"
+    answer = post(server, path, body)
+    assert (answer.status, answer.error()["param"]) == (400, "allowed_token_ids")
+    events = ask(server.port, request(path, (body[:-1] + ',"stream":true}').encode())).body
+    assert b'"type":"invalid_request_error"' in events
 
 
 def test_special_tokens_in_a_text_are_text(server):
