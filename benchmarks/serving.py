@@ -4,7 +4,7 @@ a server each have a process of their own; the server's clients are `tests/load.
 - streams: 64 streams on SmolLM2 beside `LLM.generate` with the same prompts, in turns. Prompts are new each round.
 - many: 256 streams of 64 tokens on a tiny random model: slowest over fastest.
 - overload, tiny: requests at ten times the rate that the server can answer, for `--seconds`, on SmolLM2 and on a tiny
-  random model (where Python is most of a step), each on a connection of its own: good answers over the peak's (of as
+  random model (where Python is most of a step), on connections that are kept: good answers over the peak's (of as
   many clients as there are seats, each at once again), how fast refusals come, first token alone, before and 2 s after.
 - lazy: 16 streams alone, and beside 50 that never read; the engine holds those once their connections are full.
 """
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import add_run_flags, describe, exclusive, print_circumstances, say, spread, write_json
-from tests.load import Outcome, ask, connect, request_bytes
+from tests.load import Connections, Outcome, ask, connect, request_bytes
 from tests.serving import Spawned, spawned
 from tests.tiny_models import tiny_model_dir
 
@@ -104,16 +104,17 @@ def measure_many(args: argparse.Namespace, model: Path) -> dict[str, list[float]
 
 async def closed_loop(port: int, tokens: int, seconds: float) -> float:
     """Answers a second of as many clients as there are seats, each at once again."""
-    end, num_good = time.monotonic() + seconds, 0
+    end, num_good, connections = time.monotonic() + seconds, 0, Connections(port)
 
     async def client(seed: int) -> None:
         nonlocal num_good
         while time.monotonic() < end:
-            outcome = await ask(port, PATH, body_of(TINY, seed, tokens))
+            outcome = await connections.ask(PATH, body_of(TINY, seed, tokens))
             num_good += outcome.status == 200
 
     begin = time.monotonic()
     await asyncio.gather(*(client(seed) for seed in range(SEATS)))
+    connections.close()
     return num_good / (time.monotonic() - begin)
 
 
@@ -121,9 +122,10 @@ async def open_loop(port: int, tokens: int, seconds: float, rate: float) -> list
     """Requests at `rate` a second, whatever becomes of them; when each was answered, since the start, and how."""
     begin, tasks = time.monotonic(), []
     found: list[tuple[float, Outcome]] = []
+    connections = Connections(port)
 
     async def one(seed: int) -> None:
-        outcome = await ask(port, PATH, body_of(TINY, seed, tokens))
+        outcome = await connections.ask(PATH, body_of(TINY, seed, tokens))
         found.append((time.monotonic() - begin, outcome))
 
     while (now := time.monotonic() - begin) < seconds:
@@ -131,6 +133,7 @@ async def open_loop(port: int, tokens: int, seconds: float, rate: float) -> list
             tasks.append(asyncio.create_task(one(len(tasks))))
         await asyncio.sleep(0.002)
     await asyncio.gather(*tasks)
+    connections.close()
     return found
 
 

@@ -40,10 +40,14 @@ class Outcome:
         return [line[6:] for line in lines if line.startswith("data: ") and line != "data: [DONE]"]
 
 
-def request_bytes(path: str, body: dict[str, Any] | None, key: str | None = None) -> bytes:
-    """A request as it goes over the wire; GET without a body. The connection is not kept."""
+Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+def request_bytes(path: str, body: dict[str, Any] | None, key: str | None = None, *, is_kept: bool = False) -> bytes:
+    """A request as it goes over the wire; GET without a body. The connection is not kept unless so asked."""
     data = b"" if body is None else json.dumps(body).encode()
-    lines = [f"{'GET' if body is None else 'POST'} {path} HTTP/1.1", "host: localhost", "connection: close"]
+    lines = [f"{'GET' if body is None else 'POST'} {path} HTTP/1.1", "host: localhost"]
+    lines += [] if is_kept else ["connection: close"]
     lines += [] if body is None else ["content-type: application/json", f"content-length: {len(data)}"]
     lines += [] if key is None else [f"authorization: Bearer {key}"]
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + data
@@ -66,6 +70,38 @@ async def ask(port: int, path: str, body: dict[str, Any] | None, key: str | None
         outcome.end = time.perf_counter() - begin
         writer.transport.abort()
     return outcome
+
+
+class Connections:
+    """Connections that are kept for the next request, as clients with a pool do it."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._idle: list[Connection] = []
+
+    async def ask(self, path: str, body: dict[str, Any]) -> Outcome:
+        """Send a request on a connection that is idle, or on a new one. For answers that are no streams."""
+        outcome, begin = Outcome(), time.perf_counter()
+        try:
+            connection = self._idle.pop() if self._idle else await asyncio.open_connection("127.0.0.1", self._port)
+            connection[1].write(request_bytes(path, body, is_kept=True))
+            await _read(connection[0], outcome, begin)
+            self._keep(connection, outcome)
+        except (OSError, asyncio.IncompleteReadError) as error:
+            outcome.error = type(error).__name__
+        outcome.end = time.perf_counter() - begin
+        return outcome
+
+    def _keep(self, connection: Connection, outcome: Outcome) -> None:
+        if outcome.headers.get("connection") == "close":
+            connection[1].transport.abort()
+        else:
+            self._idle.append(connection)
+
+    def close(self) -> None:
+        """Drop them all."""
+        for _, writer in self._idle:
+            writer.transport.abort()
 
 
 async def _read(reader: asyncio.StreamReader, outcome: Outcome, begin: float) -> None:
