@@ -55,6 +55,7 @@ class EngineDriver:
         self._deliver = deliver
         self._fail = fail
         self._inbox: deque[Command] = deque()
+        self._asking: set[asyncio.Future[Any]] = set()
         self._wake = threading.Event()
         self._is_closing = False
         self._thread = threading.Thread(target=self._work, name="octavo-engine", daemon=True)
@@ -99,6 +100,8 @@ class EngineDriver:
         if self.failure is not None or self._is_closing:
             raise self.failure or EngineError("the engine is not running")
         answer: asyncio.Future[Answer] = self._loop.create_future()
+        self._asking.add(answer)
+        answer.add_done_callback(self._asking.discard)
 
         def settle(value: Answer) -> None:
             if not answer.done():
@@ -117,7 +120,14 @@ class EngineDriver:
         except Exception as error:
             logger.exception("the engine's thread failed")
             self.failure = EngineError(f"the engine failed: {type(error).__name__}: {error}")
-            post(self._loop, self._fail, self.failure)
+            post(self._loop, self._break, self.failure)
+
+    def _break(self, failure: EngineError) -> None:
+        """On the loop: the thread is gone, and answers no question that it was asked."""
+        for answer in list(self._asking):
+            if not answer.done():
+                answer.set_exception(failure)
+        self._fail(failure)
 
     def _turn(self) -> None:
         """Commands, then a step, then one wake-up of the loop for all that the step found; or sleep till the next."""

@@ -1,7 +1,10 @@
 """What a caller gets back: plain values, complete at birth, that know nothing of the engine."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
+
+# What is wrong with a sequence whose own rules leave no token to choose: its request's fault, and nobody else's.
+NOTHING_ALLOWED: Final = "no token is allowed at this position (allowed_token_ids, bad_words, min_tokens)"
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 

@@ -9,7 +9,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from octavo import hub
@@ -19,9 +18,8 @@ from octavo.engine.sequence import Event, Request, SequenceStatus, TokenLogprobs
 from octavo.errors import RequestError
 from octavo.outputs import CompletionOutput, FinishReason, Logprob, LogprobsAt, RequestMetrics, RequestOutput
 from octavo.params import UNSET, SamplingParams
+from octavo.text.load import load_text
 from octavo.text.stream import StreamOptions, TextStream
-from octavo.text.template_text import TemplateText, template_text_from_directory, template_text_from_gguf
-from octavo.text.tokenizer import Tokenizer, tokenizer_from_directory, tokenizer_from_gguf
 
 if TYPE_CHECKING:  # Jinja is imported when a template is compiled
     from octavo.text.chat import ChatTemplate
@@ -50,6 +48,16 @@ class LiveRequest:
     error: str | None = None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class CheckedParams:
+    """Sampling parameters, resolved and checked against a model: as they were given, and what follows from them."""
+
+    given: SamplingParams
+    resolved: SamplingParams
+    bad_words_ids: tuple[tuple[int, ...], ...]
+    stop_ids: frozenset[int]
+
+
 class LLMEngine:
     """Continuous batching over text: add requests at any time, call `step` until none is unfinished.
 
@@ -62,11 +70,11 @@ class LLMEngine:
         model = self.config.model_config
         files = read_model(hub.resolve(model.model, model.revision, progress=progress))
         if model.tokenizer is None:
-            self.tokenizer, self.template_text = _load_text(files.path, files.metadata)
+            self.tokenizer, self.template_text = load_text(files.path, files.metadata)
         else:
             path = hub.resolve(model.tokenizer, weights=False, progress=progress)
             metadata = read_model(path).metadata if path.is_file() else None
-            self.tokenizer, self.template_text = _load_text(path, metadata)
+            self.tokenizer, self.template_text = load_text(path, metadata)
         self.engine, self.resolved = build_engine(files, self.config, trace=trace)
         self._eos_ids = frozenset(self.tokenizer.eos_ids) | frozenset(self.resolved.arch.eos_ids)
         self._live: dict[str, LiveRequest] = {}
@@ -116,23 +124,35 @@ class LLMEngine:
         self.submit(live)
         return live.request.request_id
 
+    def check_params(self, params: SamplingParams | None) -> CheckedParams:
+        """Resolve parameters and check them against the model. Raises RequestError. Any thread may."""
+        given = params or SamplingParams()
+        resolved = given.resolved(self.resolved.sampling_defaults)
+        self._check_ids(resolved)
+        return CheckedParams(given, resolved, self._bad_words(resolved), frozenset(resolved.stop_token_ids or ()))
+
     def prepare(
         self,
         request_id: str,
         prompt: Prompt,
-        params: SamplingParams | None,
+        params: SamplingParams | CheckedParams | None,
         *,
         arrival_time: float | None = None,
         num_new: int | None = None,
+        seed: int | None = None,
     ) -> LiveRequest:
-        """Check and tokenize a request without touching the engine: any thread may. `num_new` overrides max_tokens."""
+        """Check and tokenize a request without touching the engine: any thread may.
+
+        `num_new` overrides max_tokens, `seed` the parameters' own. Parameters that many requests share are best checked
+        once (`check_params`): they may hold lists of thousands of ids.
+        """
         now = time.time()
         arrival = now if arrival_time is None else arrival_time
-        given = params or SamplingParams()
-        resolved = given.resolved(self.resolved.sampling_defaults)
+        checked = params if isinstance(params, CheckedParams) else self.check_params(params)
+        given, resolved = checked.given, checked.resolved
         text, token_ids = self._tokenize(prompt, resolved.truncate_prompt_tokens)
-        self._check_ids(resolved)
-        seed = int.from_bytes(os.urandom(6), "little") if resolved.seed is None else resolved.seed
+        if seed is None:
+            seed = int.from_bytes(os.urandom(6), "little") if resolved.seed is None else resolved.seed
         request = Request(
             request_id=request_id,
             prompt=text,
@@ -142,7 +162,8 @@ class LLMEngine:
             seed=seed,
             max_tokens=self._max_tokens(given, resolved, len(token_ids)) if num_new is None else num_new,
             eos_ids=self._eos_ids,
-            bad_words_ids=self._bad_words(resolved),
+            bad_words_ids=checked.bad_words_ids,
+            stop_ids=checked.stop_ids,
         )
         options = StreamOptions(
             stop=resolved.stop_strings,
@@ -348,13 +369,6 @@ class LLMEngine:
             num_cached_tokens=sequence.num_cached_tokens,
             seed=request.seed,
         )
-
-
-def _load_text(path: Path, metadata: Mapping[str, object] | None) -> tuple[Tokenizer, TemplateText | None]:
-    """Tokenizer and chat template of a model directory, or of a GGUF file by its metadata."""
-    if metadata is None:
-        return tokenizer_from_directory(path), template_text_from_directory(path)
-    return tokenizer_from_gguf(metadata), template_text_from_gguf(metadata)
 
 
 def _checked_list(ids: Any) -> list[int]:

@@ -253,7 +253,6 @@ def test_logprobs_are_finite_whatever_the_logits(server):
         )
 
 
-@pytest.mark.xfail(strict=True, reason="a 500 yet")
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
 @pytest.mark.parametrize(
     "more", ['"min_tokens":2,"allowed_token_ids":[2]', '"allowed_token_ids":[12],"bad_words":["*"]']

@@ -158,7 +158,7 @@ def test_a_flood_of_one_client_does_not_starve_another(tiny_model):
 
         async def scene() -> tuple[list[Outcome], Outcome]:
             flood = [asyncio.create_task(ask(made.port, "/v1/completions", completion(i), "flood")) for i in range(100)]
-            while made.service.num_waiting < 30:
+            while made.service.admission.num_waiting < 30:
                 await asyncio.sleep(0.005)
             other = await ask(made.port, "/v1/completions", completion(1, max_tokens=8), "other")
             done_before = sum(task.done() and task.result().status == 200 for task in flood)
@@ -216,8 +216,8 @@ def test_a_soak_leaks_nothing(tiny_model, num):
         growth = process.memory_info().rss - before
         assert growth <= 32 << 20, f"{growth >> 20} MiB"
         assert not made.service._calls
-        assert not made.service._num_by_client
-        assert made.service._num_sequences == 0
+        assert not made.service.admission._sequences
+        assert made.service.admission.num_sequences == 0
         assert not made.engine._live
 
 

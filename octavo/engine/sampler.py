@@ -14,12 +14,13 @@ from octavo.engine.random import uniform
 from octavo.engine.sequence import Draw, TokenLogprobs
 from octavo.ops.interface import Ops, Tensor
 from octavo.ops.sampling import Ints, SampleRules, Scored, Verdict
+from octavo.outputs import NOTHING_ALLOWED
 
 TILE = 64  # rows of logits at a time: 64 x 151,936 float32 are 39 MB
 
 _COMPLAINTS = {
     Verdict.NOT_FINITE: "the model's logits are not finite at this position (numerical error)",
-    Verdict.NOTHING_ALLOWED: "no token is allowed at this position (allowed_token_ids, bad_words, min_tokens)",
+    Verdict.NOTHING_ALLOWED: NOTHING_ALLOWED,
 }
 
 Outcome = TokenLogprobs | str  # a token, or what is wrong with the row

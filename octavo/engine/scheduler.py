@@ -305,7 +305,7 @@ class Scheduler:
 def _status_after(sequence: Sequence, token_id: int) -> SequenceStatus:
     """What a new last token makes of its sequence; notes the stop token that ended it."""
     request = sequence.request
-    if token_id in (request.params.stop_token_ids or ()):
+    if token_id in (request.params.stop_token_ids or () if request.stop_ids is None else request.stop_ids):
         sequence.stop_reason = token_id
         return SequenceStatus.FINISHED_STOPPED
     if token_id in request.eos_ids and not request.params.ignore_eos:

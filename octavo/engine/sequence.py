@@ -158,6 +158,7 @@ class Request:
     max_tokens: int
     eos_ids: frozenset[int] = frozenset()
     bad_words_ids: tuple[tuple[int, ...], ...] = ()
+    stop_ids: frozenset[int] | None = None  # of the parameters, for a quick look; None: as they stand there
     priority: int = 0
     cache_salt: str | None = None
     score_only: bool = False

@@ -35,6 +35,8 @@ class Wish:
     has_echo: bool = False
     has_prompt_logprobs: bool = False
     is_score: bool = False
+    is_truncated: bool = False
+    skips_special: bool = True
     ignored: tuple[str, ...] = ()
 
 
@@ -63,10 +65,10 @@ class Answer(ABC):
         has_begun = bool(output.outputs[0].token_ids) or output.finished
         if not has_begun and (self.wish.has_echo or self.wish.has_prompt_logprobs):
             return []  # a prompt computed in chunks: its log-probabilities are not all there yet
+        self.outputs[index] = output
         if index not in self._sent:
             chunks += [self._chunk([self._opening(index, output)])]
         sent_chars, sent_tokens = self._sent.get(index, (0, 0))
-        self.outputs[index] = output
         completion = output.outputs[0]
         text, token_ids = completion.text[sent_chars:], completion.token_ids[sent_tokens:]
         self._sent[index] = (len(completion.text), len(completion.token_ids))
@@ -82,7 +84,7 @@ class Answer(ABC):
 
     def usage_chunk(self) -> dict[str, Any]:
         """The last chunk of a stream that was asked for `usage`."""
-        return self._chunk([]) | {"usage": self.usage(), "metrics": self.metrics()}
+        return self._chunk([]) | {"usage": self.usage(), "metrics": self.metrics(), "seed": self.outputs[0].seed}
 
     def whole(self) -> dict[str, Any]:
         """The answer as one object, once every sequence has ended."""
@@ -267,11 +269,13 @@ class CompletionAnswer(Answer):
         return choice
 
     def _prompt_text(self, output: RequestOutput) -> str:
-        return output.prompt if output.prompt is not None else self.tokenizer.decode(output.prompt_token_ids)
+        if output.prompt is not None and not self.wish.is_truncated:
+            return output.prompt
+        return self.tokenizer.decode(output.prompt_token_ids, skip_special=self.wish.skips_special)
 
     def _table(self, index: int, ids: Sequence[int], ats: Sequence[LogprobsAt | None]) -> dict[str, Any]:
         """The legacy shape: four lists, one entry a token. The first token of a prompt has no logprob."""
-        offsets = self._offsets.setdefault(index, _Offsets(self.tokenizer))
+        offsets = self._offsets.setdefault(index, _Offsets(self.tokenizer, skips_special=self.wish.skips_special))
         return {
             "tokens": [self._label(token_id) for token_id in ids],
             "token_logprobs": [None if at is None else finite(at[id].logprob) for id, at in zip(ids, ats, strict=True)],
@@ -297,15 +301,16 @@ class CompletionAnswer(Answer):
 class _Offsets:
     """Where each token of a text begins, in characters. One that goes on within a character begins where that does."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, skips_special: bool) -> None:
         self._tokenizer = tokenizer
+        self._left_out = tokenizer.special_ids if skips_special else frozenset()
         self._decoder = getincrementaldecoder("utf-8")(errors="replace")
         self._num_chars = 0
 
     def take(self, token_id: int) -> int:
-        """The next token's place. Special tokens take none: the text is without them."""
+        """The next token's place. Special tokens take none where the text is without them."""
         place = self._num_chars
-        if token_id not in self._tokenizer.special_ids:
+        if token_id not in self._left_out:
             self._num_chars += len(self._decoder.decode(self._tokenizer.token_bytes(token_id)))
         return place
 

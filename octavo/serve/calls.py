@@ -25,6 +25,7 @@ class Call:
     def __init__(
         self,
         ids: Sequence[str],
+        client: str,
         close: Callable[["Call"], None],
         hold: Callable[["Call", bool], None],
         *,
@@ -32,7 +33,7 @@ class Call:
     ) -> None:
         self.ids = ids
         self._is_stream = is_stream
-        self.client = ""
+        self.client = client
         self.num_unfinished = len(ids)
         self.last_times: dict[int, tuple[float, int]] = {}  # by sequence: when its newest token came, and how many
         self._close = close

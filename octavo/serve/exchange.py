@@ -43,6 +43,11 @@ class Exchange:
         is_good = len(given) == 1 and _REQUEST_ID.fullmatch(given[0])
         self.request_id = given[0].decode() if is_good else ids.new("req")
 
+    def name_ignored(self, names: list[str]) -> None:
+        """Say in a header which fields of the request have no effect."""
+        if names:
+            self.headers.append((b"x-octavo-ignored", ", ".join(names).encode()))
+
     async def json(self) -> dict[str, Any]:
         """The body as an object. Raises ApiError, ClientGone."""
         limit = int(self._settings.max_body_bytes)

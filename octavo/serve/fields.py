@@ -41,6 +41,8 @@ REFUSED: Final = {
     "web_search_options": "nothing is searched: the server makes no outbound connection",
 }  # fmt: skip
 
+_WITHOUT_EFFECT: Final = {"modalities": ["text"], "function_call": "none"}  # what is done anyway
+
 ALIASES: Final = {
     "max_new_tokens": "max_tokens",
     "n_predict": "max_tokens",
@@ -90,7 +92,7 @@ class StreamOptions(BaseModel):
 
     include_usage: bool | None = Field(None, description="end the stream with a chunk that has `usage`")
     include_obfuscation: bool | None = Field(None, description="accepted; nothing is padded here")
-    continuous_usage_stats: bool | None = Field(None, description="`usage` in every chunk")
+    continuous_usage_stats: bool | None = Field(None, description="`usage` in every chunk, and in one at the end")
 
 
 class GenerationBody(Body):
@@ -124,7 +126,9 @@ class GenerationBody(Body):
     priority: int | None = Field(None, description="lower is served first, with --policy priority")
     cache_salt: str | None = Field(None, max_length=256, description="share cached prefixes only with the same salt")
     return_token_ids: bool | None = Field(None, description="`token_ids` in each choice, and the prompt's")
-    request_id: str | None = Field(None, max_length=128, description="echoed in the header x-request-id")
+    request_id: str | None = Field(
+        None, pattern="^[!-~]{1,128}$", description="echoed in the header x-request-id; printable ASCII"
+    )
     response_format: dict[str, Any] | None = Field(None, description='only {"type": "text"} yet')
     tool_choice: str | dict[str, Any] | None = Field(None, description='only "none" and "auto" yet: there are no tools')
 
@@ -149,11 +153,6 @@ class GenerationBody(Body):
         if self.stream_options is not None and not self.stream:
             raise bad_request("stream_options: goes with stream=true", "stream_options")
         return self
-
-    @property
-    def has_usage(self) -> bool:
-        """Whether a stream ends with a usage chunk."""
-        return self.stream_options is not None and bool(self.stream_options.include_usage)
 
 
 class ChatBody(GenerationBody):
@@ -190,6 +189,15 @@ class TokenizeBody(Body):
     chat_template_kwargs: dict[str, Any] | None = None
     return_token_strs: bool | None = Field(None, description="`token_strs`: each token's own text")
 
+    def check_together(self) -> None:
+        """Refuse both a prompt and messages, neither, and fields that go with the other one."""
+        if (self.prompt is None) == (self.messages is None):
+            raise bad_request("prompt: give either a prompt or messages", "prompt")
+        of_messages = ("add_generation_prompt", "continue_final_message", "chat_template_kwargs")
+        for name in of_messages if self.messages is None else ("add_special_tokens",):
+            if vars(self)[name] is not None:
+                raise bad_request(f"{name}: goes with {'messages' if self.messages is None else 'a prompt'} only", name)
+
 
 class DetokenizeBody(Body):
     """The body of POST /detokenize."""
@@ -213,7 +221,7 @@ def parse(kind: type[Kind], value: dict[str, Any]) -> tuple[Kind, list[str]]:
         elif given in IGNORED:
             ignored += [] if item is None else [given]
         elif given in REFUSED:
-            if item is not None and item != [] and item != {}:
+            if item not in (None, "", [], {}, _WITHOUT_EFFECT.get(given)):
                 raise unsupported(given, REFUSED[given])
         else:
             name = given[:80]

@@ -8,7 +8,7 @@ from typing import Any, Final
 from uuid import uuid4
 
 from octavo.errors import RequestError
-from octavo.outputs import RequestOutput
+from octavo.outputs import NOTHING_ALLOWED, RequestOutput
 from octavo.runtime import Prompt
 from octavo.serve.answers import Answer, ChatAnswer, CompletionAnswer
 from octavo.serve.calls import Call
@@ -39,17 +39,24 @@ class Generating:
 
     async def tokenize(self, exchange: Exchange) -> None:
         """POST /tokenize: the ids of a prompt or of messages."""
-        body, _ = parse(TokenizeBody, await exchange.json())
+        await self._admitted(exchange, self._tokenize, "prompt")
+
+    async def detokenize(self, exchange: Exchange) -> None:
+        """POST /detokenize: the text of ids."""
+        await self._admitted(exchange, self._detokenize, "tokens")
+
+    async def _tokenize(self, exchange: Exchange, value: dict[str, Any]) -> None:
+        body, ignored = parse(TokenizeBody, value)
         self._check_model(body)
+        exchange.name_ignored(ignored)
+        body.check_together()
         tokenizer = self._service.engine.tokenizer
-        if (body.prompt is None) == (body.messages is None):
-            raise bad_request("prompt: give either a prompt or messages", "prompt")
         if body.messages is not None:
             ids = await self._rendered(body.messages, body)
         else:
             text, special = body.prompt or "", body.add_special_tokens is not False
             self._service.check_length(text)
-            ids = await self._service.on_thread([text], lambda: tokenizer.encode(text, add_special=special))
+            ids = await self._service.on_thread(len(text), lambda: tokenizer.encode(text, add_special=special))
         found: dict[str, Any] = {
             "tokens": ids,
             "count": len(ids),
@@ -59,10 +66,10 @@ class Generating:
             found["token_strs"] = [tokenizer.decode_token(token_id) for token_id in ids]
         await exchange.answer(found)
 
-    async def detokenize(self, exchange: Exchange) -> None:
-        """POST /detokenize: the text of ids."""
-        body, _ = parse(DetokenizeBody, await exchange.json())
+    async def _detokenize(self, exchange: Exchange, value: dict[str, Any]) -> None:
+        body, ignored = parse(DetokenizeBody, value)
         self._check_model(body)
+        exchange.name_ignored(ignored)
         engine = self._service.engine
         vocab_size = engine.resolved.arch.vocab_size
         is_bare = bool(body.skip_special_tokens)
@@ -72,11 +79,11 @@ class Generating:
                 raise bad_request(f"tokens: ids must be from 0 to {vocab_size - 1}", "tokens")
             return engine.tokenizer.decode(body.tokens, skip_special=is_bare)
 
-        await exchange.answer({"prompt": await self._service.on_thread([body.tokens], decoded)})
+        await exchange.answer({"prompt": await self._service.on_thread(len(body.tokens), decoded)})
 
     async def _admitted(self, exchange: Exchange, handle: Any, prompt_param: str) -> None:
         """Handle a request that there is a place for; it counts as active until it is answered."""
-        self._service.begin()
+        self._service.begin(exchange.client)
         try:
             self._service.check_admission(exchange.client)
             body = await exchange.json()
@@ -85,7 +92,7 @@ class Generating:
         except RequestError as error:
             raise from_engine(error, prompt_param=prompt_param) or error from None
         finally:
-            self._service.end()
+            self._service.end(exchange.client)
 
     async def _chat(self, exchange: Exchange, value: dict[str, Any]) -> None:
         body, ignored = parse(ChatBody, value)
@@ -110,6 +117,9 @@ class Generating:
 
     async def _rendered(self, messages: list[dict[str, Any]], body: ChatBody | TokenizeBody) -> list[int]:
         is_continued = bool(body.continue_final_message)
+        if is_continued and body.add_generation_prompt:
+            name = "continue_final_message"
+            raise bad_request(f"{name}: does not go with add_generation_prompt=true", name)
         is_prompted = not is_continued if body.add_generation_prompt is None else body.add_generation_prompt
         return await self._service.render(
             messages,
@@ -155,10 +165,9 @@ class Generating:
         self._check_model(body)
         if body.priority and not self._service.has_priorities:
             raise bad_request("priority: needs a server with --policy priority", "priority")
-        if body.request_id is not None and body.request_id.isascii() and body.request_id.isprintable():
+        if body.request_id is not None:
             exchange.request_id = body.request_id
-        if ignored:
-            exchange.headers.append((b"x-octavo-ignored", ", ".join(ignored).encode()))
+        exchange.name_ignored(ignored)
 
     def _check_model(self, body: Body) -> None:
         if body.model not in (None, "", *self._service.names):
@@ -183,8 +192,10 @@ class Generating:
 
 
 def _check_output(output: RequestOutput) -> None:
-    """Raise ApiError (500) for a sequence that failed; why stands in the log."""
+    """Raise ApiError for a sequence that failed: 400 where nothing was left to choose, else 500; why is in the log."""
     completion = output.outputs[0]
+    if completion.error == NOTHING_ALLOWED:
+        raise bad_request(f"allowed_token_ids: {NOTHING_ALLOWED}", "allowed_token_ids")
     if completion.finish_reason == "error":
         error_id = f"err-{uuid4().hex[:16]}"
         logger.error("%s: a sequence failed: %s", error_id, completion.error)

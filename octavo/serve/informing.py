@@ -2,14 +2,16 @@
 
 import time
 from contextlib import aclosing
-from typing import Any
+from typing import Any, Final
 
 from octavo import __version__
-from octavo.serve.errors import ApiError, unavailable
+from octavo.serve.errors import ApiError, busy, unavailable
 from octavo.serve.exchange import Exchange
 from octavo.serve.openapi import openapi
 from octavo.serve.page import load_page
 from octavo.serve.service import Service
+
+MAX_VIEWERS: Final = 16
 
 
 class Informing:
@@ -28,7 +30,7 @@ class Informing:
     async def live(self, exchange: Exchange) -> None:
         """GET /health/live: 503 when there is work and no step ends: restart the process."""
         if not self._service.is_live:
-            raise ApiError(503, "the engine has work and completes no step", code="stalled")
+            raise unavailable("the engine has stopped, or has work and completes no step", "stalled", 5)
         await exchange.answer({"status": "live"})
 
     async def ready(self, exchange: Exchange) -> None:
@@ -48,6 +50,11 @@ class Informing:
     async def events(self, exchange: Exchange) -> None:
         """GET /events: what the engine does, frame by frame, for the page."""
         watch = self._service.watch
+        if exchange.scope["method"] == "HEAD":
+            await exchange.raw(b"", kind="text/event-stream; charset=utf-8")
+            return
+        if watch.num_viewers >= MAX_VIEWERS:  # each costs the loop some milliseconds a second
+            raise busy(f"{MAX_VIEWERS} are looking on already", 5)
         async with exchange.until_gone():
             await exchange.begin_stream()
             async with aclosing(watch.frames()) as frames:

@@ -26,6 +26,7 @@ _COUNTERS: Final = (
     ("prompt_tokens", "octavo_prompt_tokens", "prompt tokens of the requests that began"),
     ("generation_tokens", "octavo_generation_tokens", "tokens generated"),
     ("steps", "octavo_engine_steps", "steps of the engine"),
+    ("refused", "octavo_requests_refused", "requests refused with 429"),
 )
 
 
@@ -38,7 +39,6 @@ class Metrics:
         self.finished = Counter(
             "octavo_requests_finished", "sequences that ended, by reason", ["reason"], registry=self.registry
         )
-        self.refused = Counter("octavo_requests_refused", "requests refused with 429", registry=self.registry)
         self._step = Histogram(
             "octavo_step_seconds", "time of a step", ["phase"], buckets=_STEP_BUCKETS, registry=self.registry
         )

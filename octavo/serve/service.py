@@ -7,7 +7,6 @@ request of the wire: one sequence for each of its prompts and choices.
 import asyncio
 import gc
 import logging
-from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -20,9 +19,10 @@ from octavo.driver import Delivery, EngineDriver
 from octavo.errors import EngineError, ModelFormatError, RequestError
 from octavo.outputs import RequestOutput
 from octavo.params import SamplingParams
-from octavo.runtime import LLMEngine, Prompt
+from octavo.runtime import LiveRequest, LLMEngine, Prompt
+from octavo.serve.admission import Admission
 from octavo.serve.calls import Call, CallFailed
-from octavo.serve.errors import busy, unavailable
+from octavo.serve.errors import unavailable
 from octavo.serve.ids import Ids
 from octavo.serve.metrics import Metrics
 from octavo.serve.settings import ServeSettings
@@ -33,9 +33,8 @@ logger = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
 
 DEFAULT_QUEUE: Final = 256  # waiting sequences, where the configuration says nothing
-INLINE_CHARS: Final = 4096  # a longer prompt is tokenized on a thread, so that no other request waits for it
+INLINE_WEIGHT: Final = 4096  # heavier work is done on a thread, so that no other request waits for it
 _CHARS_PER_TOKEN: Final = 32  # a text longer than this times the longest prompt is refused before it is tokenized
-_RATE_SECONDS: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +55,19 @@ class Work:
     is_score: bool = False
     add_special: bool = True
 
+    @property
+    def weight(self) -> int:
+        """About how much there is to go through: characters, ids, and something for each sequence."""
+        params = self.params
+        lists = (params.stop_token_ids, params.allowed_token_ids, params.logit_bias)
+        words = sum(len(word) for word in params.bad_words or ())
+        return (
+            sum(map(len, self.prompts))
+            + 32 * len(self.prompts) * self.num_choices
+            + sum(len(each) for each in lists if each)
+            + 16 * words
+        )
+
 
 class Service:
     """One engine behind an event loop. `state` is "starting", "ready", "draining" or "stopped"."""
@@ -67,11 +79,10 @@ class Service:
         self.names = tuple(dict.fromkeys([self.model_name, config.model_config.model]))
         self.has_priorities = config.scheduler_config.policy == "priority"
         self.has_tenants = False  # several keys: their owners share no prefixes (set by `app`)
-        self.max_waiting = config.scheduler_config.max_queued_requests or DEFAULT_QUEUE
+        max_waiting = config.scheduler_config.max_queued_requests or DEFAULT_QUEUE
         self.metrics = Metrics(lambda: self.stats)
         self.new_ids = Ids()
-        self.num_active = 0  # requests of the wire that are not answered to their end yet
-        self._max_num_seqs = config.scheduler_config.max_num_seqs
+        self.admission = Admission(settings.max_concurrent_requests, max_waiting, self._num_running)
         # The queue's length is held here, where a refusal costs nothing and is at once, not between two steps.
         self._config = replace(config, scheduler_config=replace(config.scheduler_config, max_queued_requests=None))
         self._progress = progress
@@ -81,9 +92,6 @@ class Service:
         self._template_fault: str | None = None
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="octavo-text")
         self._calls: dict[str, tuple[Call, int]] = {}
-        self._num_by_client: Counter[str] = Counter()
-        self._num_sequences = 0
-        self._finish_times: deque[float] = deque(maxlen=64)
         self._num_calls = 0
         self._all_answered = asyncio.Event()
 
@@ -149,7 +157,11 @@ class Service:
     @property
     def stats(self) -> dict[str, Any] | None:
         """The engine's numbers after its newest step; None while there is no engine."""
-        return None if self._driver is None else self._driver.stats | {"waiting": self.num_waiting}
+        return (
+            None
+            if self._driver is None
+            else self._driver.stats | {"waiting": self.admission.num_waiting, "refused": self.admission.num_refused}
+        )
 
     @property
     def engine(self) -> LLMEngine:
@@ -172,10 +184,9 @@ class Service:
         return self.state == "ready" and self.is_live
 
     @property
-    def num_waiting(self) -> int:
-        """Sequences that are accepted and do not run: those of the newest step are known to run."""
-        running = 0 if self._driver is None else self._driver.stats["running"]
-        return max(0, self._num_sequences - running)
+    def num_active(self) -> int:
+        """Requests of the wire that are not answered to their end yet."""
+        return self.admission.num_active
 
     @property
     def max_prompt_tokens(self) -> int:
@@ -183,13 +194,13 @@ class Service:
         longest = self.engine.resolved.limits.max_model_len - 1
         return min(longest, self.settings.max_prompt_tokens or longest)
 
-    def begin(self) -> None:
+    def begin(self, client: str) -> None:
         """A request of the wire has come; `end` when it is answered."""
-        self.num_active += 1
+        self.admission.begin(client)
 
-    def end(self) -> None:
+    def end(self, client: str) -> None:
         """A request of the wire is answered, or its client is gone."""
-        self.num_active -= 1
+        self.admission.end(client)
         self._check_drained()
 
     def _check_drained(self) -> None:
@@ -198,48 +209,43 @@ class Service:
             if self._watch is not None:  # the page's feed would keep its connection open
                 self._watch.close()
 
-    def check_admission(self, client: str) -> None:
+    def check_admission(self, client: str, num_sequences: int = 1) -> None:
         """Raise ApiError (429, 503) where a request of `client` has no place now. Costs next to nothing."""
-        if self.state != "ready" or self.driver.failure is not None:
-            is_starting = self.state == "starting"
-            code = "starting" if is_starting else "shutting_down"
-            raise unavailable("the model is loading" if is_starting else "the server is ending", code, 5)
-        if self.num_active > self.settings.max_concurrent_requests:
-            self.metrics.refused.inc()
-            raise busy(
-                f"more than {self.settings.max_concurrent_requests} requests are being answered", self._patience()
-            )
-        if self._is_full_for(client):
-            self.metrics.refused.inc()
-            raise busy(f"{self.num_waiting} requests are waiting already", self._patience())
+        if self.state == "starting":
+            raise unavailable("the model is loading", "starting", 5)
+        if self.state != "ready":
+            raise unavailable("the server is ending", "shutting_down", 5)
+        self.check_engine()
+        self.admission.check(client, num_sequences)
+
+    def check_engine(self) -> None:
+        """Raise ApiError (503) once the engine takes nothing any more."""
+        if self.state == "stopped":
+            raise unavailable("the server is ending", "shutting_down", 5)
+        if self.driver.failure is not None:
+            raise unavailable("the engine has stopped", "engine_stopped", 5)
 
     async def submit(self, work: Work, *, is_stream: bool) -> Call:
         """Check, tokenize and queue `work`. Raises RequestError, and ApiError where there is no place.
 
         The reader of a call that is no stream is woken once, at its end.
         """
-        self.check_admission(work.client)
+        num_sequences = len(work.prompts) * work.num_choices
+        self.check_admission(work.client, num_sequences)
         self._num_calls += 1
-        ids = [f"call-{self._num_calls}-{index}" for index in range(len(work.prompts) * work.num_choices)]
-        call = Call(ids, self._close, self._hold, is_stream=is_stream)
-        self._num_sequences += len(ids)
-        self._num_by_client[work.client] += len(ids)
-        call.client = work.client
+        ids = [f"call-{self._num_calls}-{index}" for index in range(num_sequences)]
+        call = Call(ids, work.client, self._close, self._hold, is_stream=is_stream)
+        self.admission.enter(work.client, num_sequences)
         try:
-            lives = await self.on_thread(work.prompts, lambda: self._prepare(ids, work))
-            self.check_state()
+            lives = await self.on_thread(work.weight, lambda: self._prepare(ids, work))
+            self.check_engine()  # it may have failed meanwhile, and then nobody would ever answer
         except BaseException:
-            self._leave(call, len(ids))
+            self.admission.leave(work.client, num_sequences)
             raise
         for index, live in enumerate(lives):
             self._calls[ids[index]] = (call, index)
             self.driver.submit(live)
         return call
-
-    def check_state(self) -> None:
-        """Raise ApiError (503) once requests are being ended."""
-        if self.state == "stopped":
-            raise unavailable("the server is ending", "shutting_down", 5)
 
     async def render(self, messages: Sequence[Any], **options: Any) -> list[int]:
         """Messages to prompt ids by the model's own template. Raises RequestError."""
@@ -251,7 +257,7 @@ class Service:
         text = await self._renderer.render(messages, **options)
         self.check_length(text)
         tokenizer = self.engine.tokenizer
-        return await self.on_thread([text], lambda: tokenizer.encode(text, add_special=False))
+        return await self.on_thread(len(text), lambda: tokenizer.encode(text, add_special=False))
 
     def check_length(self, text: str) -> None:
         """Refuse a text that cannot be short enough in tokens, before the work of finding out."""
@@ -261,9 +267,9 @@ class Service:
                 f"the prompt has {len(text)} characters, the longest has {most} tokens (max_model_len)", "prompt"
             )
 
-    async def on_thread(self, prompts: Sequence[Any], work: Callable[[], Answer]) -> Answer:
-        """`work()`, on a thread where the prompts are long."""
-        if sum(len(prompt) for prompt in prompts) <= INLINE_CHARS:
+    async def on_thread(self, weight: int, work: Callable[[], Answer]) -> Answer:
+        """`work()`, on a thread where it is heavy. `weight` is about the number of characters that it goes through."""
+        if weight <= INLINE_WEIGHT:
             return work()
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
@@ -281,56 +287,42 @@ class Service:
         gc.enable()
         return engine
 
-    def _prepare(self, ids: Sequence[str], work: Work) -> list[Any]:
-        """The engine's requests, tokenized once for all choices of a prompt."""
-        engine, lives = self.engine, []
+    def _prepare(self, ids: Sequence[str], work: Work) -> list[LiveRequest]:
+        """The engine's requests: parameters are checked once, and each prompt is tokenized once for all its choices."""
+        engine, checked, lives = self.engine, self.engine.check_params(work.params), []
         for number, prompt in enumerate(work.prompts):
             if isinstance(prompt, str):
                 self.check_length(prompt)
-            first: Any = None
+            source = self._source(prompt, work)
+            first: LiveRequest | None = None
             for choice in range(work.num_choices):
                 request_id = ids[number * work.num_choices + choice]
-                source, params = self._source(prompt, work), work.params
-                if first is not None:
-                    source = first.prompt_token_ids
-                    params = replace(params, seed=_wrapped(first.seed + choice))
-                live = engine.prepare(request_id, source, params, num_new=0 if work.is_score else None)
-                first = first or live.request
+                seed = None if first is None else _wrapped(first.request.seed + choice)
+                num_new = 0 if work.is_score else None
+                live = engine.prepare(request_id, source, checked, num_new=num_new, seed=seed)
+                if first is None:
+                    first, source = live, live.request.prompt_token_ids
+                live.request.prompt = first.request.prompt
                 live.request.client, live.request.priority = work.client, work.priority
                 live.request.cache_salt, live.request.score_only = work.cache_salt, work.is_score
                 lives.append(live)
-            if len(first.prompt_token_ids) > self.max_prompt_tokens + work.is_score:
-                raise RequestError(
-                    f"the prompt has {len(first.prompt_token_ids)} tokens, the longest has {self.max_prompt_tokens} "
-                    "(max_model_len)",
-                    "prompt",
-                )
+                self._check_prompt(len(live.request.prompt_token_ids), work)
         return lives
+
+    def _check_prompt(self, num_tokens: int, work: Work) -> None:
+        if num_tokens > self.max_prompt_tokens + work.is_score:
+            raise RequestError(
+                f"the prompt has {num_tokens} tokens, the longest has {self.max_prompt_tokens} (max_model_len)",
+                "prompt",
+            )
 
     def _source(self, prompt: Prompt, work: Work) -> Prompt:
         if isinstance(prompt, str) and not work.add_special:
             return self.engine.tokenizer.encode(prompt, add_special=False)
         return prompt
 
-    def _is_full_for(self, client: str) -> bool:
-        """Whether the queue has no place for `client`: it is full, and the client has its share of it already.
-
-        A client that has less than its share may go over the limit, up to twice of it, so that nobody's flood can keep
-        others out.
-        """
-        waiting = self.num_waiting
-        if waiting < self.max_waiting:
-            return False
-        share = self.max_waiting // max(1, len(self._num_by_client))
-        return waiting >= 2 * self.max_waiting or self._num_by_client[client] >= max(1, share)
-
-    def _patience(self) -> int:
-        """Seconds after which a refused request may be welcome: what waits, at the rate of late."""
-        now = monotonic()
-        num_recent = sum(now - time < _RATE_SECONDS for time in self._finish_times)
-        since = now - self._finish_times[-num_recent] if num_recent else 1.0
-        rate = num_recent / max(since, 0.1)
-        return int(min(60, max(1, self.num_waiting / rate if rate else 5)))
+    def _num_running(self) -> int:
+        return 0 if self._driver is None else int(self._driver.stats["running"])
 
     def _deliver(self, items: Sequence[Delivery]) -> None:
         """What a step changed, to the calls that it belongs to."""
@@ -342,9 +334,9 @@ class Service:
             if isinstance(item, RequestOutput):
                 self.metrics.observe_output(call, index, item)
                 if item.finished:
-                    self._finish_times.append(monotonic())
+                    self.admission.note_finish()
                     del self._calls[request_id]
-                    self._leave(call, 1)
+                    self.admission.leave(call.client, 1)
                 call.put(index, item)
             else:
                 call.fail(item)
@@ -358,19 +350,13 @@ class Service:
         for request_id in call.ids:
             if self._calls.pop(request_id, None) is not None:
                 self.metrics.finished.labels("abort").inc()
-                self._leave(call, 1)
+                self.admission.leave(call.client, 1)
                 self.driver.abort(request_id)
 
     def _hold(self, call: Call, is_held: bool) -> None:
         for request_id in call.ids:
             if request_id in self._calls:
                 self.driver.hold(request_id, is_held=is_held)
-
-    def _leave(self, call: Call, num_sequences: int) -> None:
-        self._num_sequences -= num_sequences
-        self._num_by_client[call.client] -= num_sequences
-        if self._num_by_client[call.client] <= 0:
-            del self._num_by_client[call.client]
 
 
 def _wrapped(seed: int) -> int:

@@ -22,15 +22,14 @@ def chat_wish(body: ChatBody, ignored: Sequence[str], settings: ServeSettings) -
     if body.max_completion_tokens is not None and body.max_tokens not in (None, body.max_completion_tokens):
         raise bad_request("max_tokens: says something else than max_completion_tokens", "max_tokens")
     most = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+    if (body.top_logprobs or 0) > settings.max_logprobs:
+        raise bad_request(f"top_logprobs: must be at most {settings.max_logprobs}", "top_logprobs")
     if body.top_logprobs and not body.logprobs:
         raise bad_request("top_logprobs: needs logprobs=true", "top_logprobs")
-    if body.add_generation_prompt and body.continue_final_message:
-        raise bad_request(
-            "continue_final_message: does not go with add_generation_prompt=true", "continue_final_message"
-        )
     num_logprobs = (body.top_logprobs or 0) if body.logprobs else None
     if most == 0:
-        raise bad_request("max_tokens: must be at least 1", "max_tokens")
+        name = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
+        raise bad_request(f"{name}: must be at least 1", name)
     params = body.sampling(most, num_logprobs)  # None: up to the model's length
     return _checked(params, settings), _wish(body, ignored, settings, num_logprobs)
 
@@ -47,8 +46,6 @@ def completion_wish(
     if body.echo and body.logprobs is not None and body.prompt_logprobs is None:
         body.prompt_logprobs = body.logprobs
     params = body.sampling(UNSET if body.max_tokens is None else max(1, body.max_tokens), body.logprobs)
-    if wish.num_best > wish.num_choices and wish.is_stream:
-        raise bad_request("best_of: more than n does not go with stream=true", "best_of")
     return _checked(params, settings), wish
 
 
@@ -80,7 +77,7 @@ def work_of(
     salt = body.cache_salt
     if is_tenant:
         salt = f"{name}:{salt or ''}"
-    if wish.num_best > 1 and params.seed is UNSET:
+    if wish.num_best * len(prompts) > 1 and params.seed is UNSET:
         params = _with_seed(params)
     return Work(
         prompts=prompts,
@@ -112,19 +109,23 @@ def _wish(body: GenerationBody, ignored: Sequence[str], settings: ServeSettings,
         raise bad_request(f"n: must be at most {settings.max_n}", "n")
     if num_best > settings.max_best_of or num_best < num_choices:
         raise bad_request(f"best_of: must be at least n and at most {settings.max_best_of}", "best_of")
+    if num_best > num_choices and body.stream:
+        raise bad_request("best_of: more than n does not go with stream=true", "best_of")
     options = body.stream_options
     has_echo = isinstance(body, CompletionBody) and bool(body.echo)
     return Wish(
         num_choices=num_choices,
         num_best=num_best,
         is_stream=bool(body.stream),
-        has_usage=body.has_usage,
+        has_usage=bool(options and (options.include_usage or options.continuous_usage_stats)),
         has_running_usage=bool(options and options.continuous_usage_stats),
         has_token_ids=bool(body.return_token_ids),
         num_logprobs=num_logprobs,
         has_echo=has_echo,
         has_prompt_logprobs=body.prompt_logprobs is not None,
         is_score=has_echo and body.max_tokens == 0,
+        is_truncated=body.truncate_prompt_tokens is not None,
+        skips_special=body.skip_special_tokens is not False,
         ignored=tuple(ignored),
     )
 
@@ -137,6 +138,6 @@ def _checked(params: SamplingParams, settings: ServeSettings) -> SamplingParams:
 
 
 def _with_seed(params: SamplingParams) -> SamplingParams:
-    """One seed for all candidates to count on from."""
+    """One seed for all prompts, and for all candidates to count on from: the answer says which."""
     given = {name: value for name, value in vars(params).items() if value is not UNSET}
     return SamplingParams(**given | {"seed": int.from_bytes(os.urandom(6), "little")})
