@@ -212,6 +212,7 @@ class AsyncLLM:
         self._config = config or EngineConfig()
         self._driver: EngineDriver | None = None
         self._streams: dict[str, asyncio.Queue[RequestOutput | Exception]] = {}
+        self._request_ids: set[str] = set()
         self._num_requests = 0
 
     async def __aenter__(self) -> "AsyncLLM":
@@ -244,12 +245,15 @@ class AsyncLLM:
         driver = self._running_driver()
         self._num_requests += 1
         request_id = f"async-{self._num_requests}" if request_id is None else request_id
-        if request_id in self._streams:
+        if request_id in self._request_ids:
             raise RequestError(f"request id {request_id!r} is in use", "request_id")
-        stream = self._streams[request_id] = asyncio.Queue()
+        # The engine has a name of its own for it: an id may be used again while outputs of the old one are on the way.
+        own_id = f"{self._num_requests}:{request_id}"
+        stream = self._streams[own_id] = asyncio.Queue()
+        self._request_ids.add(request_id)
         is_finished = False
         try:
-            live = await asyncio.to_thread(driver.engine.prepare, request_id, prompt, params)
+            live = await asyncio.to_thread(driver.engine.prepare, own_id, prompt, params)
             live.request.priority, live.request.cache_salt = priority, cache_salt
             driver.submit(live)
             while not is_finished:
@@ -258,11 +262,13 @@ class AsyncLLM:
                     is_finished = True
                     raise output
                 is_finished = output.finished
+                output.request_id = request_id
                 yield output
         finally:
-            del self._streams[request_id]
+            del self._streams[own_id]
+            self._request_ids.discard(request_id)
             if not is_finished:
-                driver.abort(request_id)
+                driver.abort(own_id)
 
     async def get_stats(self) -> dict[str, Any]:
         """Counters and gauges, read on the engine's thread between two steps."""

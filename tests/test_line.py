@@ -84,25 +84,46 @@ def test_a_held_sequence_can_be_aborted():
 
 @given(st.lists(st.sampled_from(["serve", "a", "b", "c", "d"]), max_size=200))
 def test_nobody_waits_for_more_than_one_request_of_each_other(actions):
-    """Between two turns of a client that always has a request waiting, every other client is served at most once."""
-    turns, waiting, last = Turns(), [], {}
-    for number, action in enumerate(actions):
+    """No client has two requests in one turn, and nobody's turns go back: so others are served at most once between."""
+    turns, waiting, last, num_taken = Turns(), [], {}, 0
+    for action in actions:
         if action != "serve":
-            waiting.append((turns.take(action), number, action))
-            continue
-        if not waiting:
-            continue
-        turn, number, client = min(waiting)
-        waiting.remove((turn, number, client))
-        turns.serve(turn)
-        assert turn >= last.get(client, -1)
-        last[client] = turn
-        ahead = [other for t, n, other in waiting if t == turn and other == client]
-        assert not ahead, "two requests of one client in one turn"
+            rank = (0, turns.take(0, action), 0.0, num_taken)
+            assert all(other != (rank[1], action) for other in ((r[1], c) for r, c in waiting))
+            waiting.append((rank, action))
+            num_taken += 1
+        elif waiting:
+            rank, client = min(waiting)
+            waiting.remove((rank, client))
+            turns.serve(rank)
+            assert rank[1] > last.get(client, -1)
+            last[client] = rank[1]
+
+
+def test_turns_that_were_given_up_are_free_again():
+    turns = Turns()
+    ranks = [(0, turns.take(0, "a"), 0.0, number) for number in range(100)]
+    assert ranks[-1][1] == 99
+    for rank in reversed(ranks[1:]):
+        turns.leave(rank, "a", has_begun=False)
+    assert turns.take(0, "a") == 1
+
+
+def test_priorities_have_turns_of_their_own():
+    turns = Turns()
+    for _ in range(50):
+        turns.take(10, "a")
+    assert turns.take(0, "a") == 0
+    turns.serve((0, 40, 0.0, 1))
+    assert turns.take(10, "late") == 0
 
 
 def test_clients_that_are_gone_are_forgotten():
     turns = Turns()
     for index in range(5000):
-        turns.serve(turns.take(f"client {index}") + 1)
-    assert len(turns._last) <= 1026
+        turn = turns.take(0, f"client {index}")
+        turns.serve((0, turn + 1, 0.0, index))
+    assert len(turns._lanes[0].last) <= 1026
+    for index in range(5000):
+        turns.leave((0, 0, 0.0, index), f"client {index}", has_begun=True)
+    assert not turns._lanes

@@ -1,6 +1,7 @@
 """The routes, end to end on a tiny model: shapes, refusals, keys, and that the wire changes no bit of an answer."""
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -125,6 +126,46 @@ def test_text_offsets_are_places_in_the_text(server):
     assert any(token.startswith("bytes:") for token in table["tokens"])
 
 
+def test_the_seed_of_an_answer_gives_it_again(server):
+    body = {"prompt": [PROMPT, "Once upon"], "max_tokens": 8, "temperature": 1.0}
+    first = server.post("/v1/completions", body).json()
+    again = server.post("/v1/completions", body | {"seed": first["seed"]}).json()
+    assert [c["text"] for c in again["choices"]] == [c["text"] for c in first["choices"]]
+    body |= {"prompt": PROMPT, "stream": True, "stream_options": {"include_usage": True}}
+    chunks = events(server.post("/v1/completions", body))
+    text = "".join(chunk["choices"][0]["text"] for chunk in chunks if chunk["choices"])
+    again = server.post("/v1/completions", body | {"seed": chunks[-1]["seed"], "stream": False, "stream_options": None})
+    assert again.json()["choices"][0]["text"] == text
+
+
+def test_running_usage_counts_up(server):
+    body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 200, "stream": True, "ignore_eos": True}
+    chunks = events(server.post("/v1/chat/completions", body | {"stream_options": {"continuous_usage_stats": True}}))
+    assert chunks[-1]["choices"] == []
+    assert {chunk["usage"]["prompt_tokens"] for chunk in chunks} == {chunks[-1]["usage"]["prompt_tokens"]}
+    counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
+    assert counts == sorted(counts)
+    assert 1 <= counts[0] < counts[-1] == 200  # the first may be late: a step takes less than an answer's head
+
+
+def test_every_choice_echoes_the_same(server):
+    body = {"prompt": PROMPT, "echo": True, "n": 2, "max_tokens": 1, "truncate_prompt_tokens": 2, "logprobs": 0}
+    texts = [c["text"] for c in server.post("/v1/completions", body).json()["choices"]]
+    kept = server.post("/tokenize", {"prompt": PROMPT}).json()["tokens"][-2:]
+    end = server.post("/detokenize", {"tokens": kept}).json()["prompt"]
+    assert all(text.startswith(end) and not text.startswith(PROMPT) for text in texts)
+    whole = server.post("/v1/completions", body | {"truncate_prompt_tokens": None}).json()["choices"]
+    assert all(choice["text"].startswith(PROMPT) for choice in whole)
+
+
+def test_what_asks_for_what_is_done_anyway_is_taken(server):
+    body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1, "modalities": ["text"], "tools": []}
+    assert (
+        server.post("/v1/chat/completions", body | {"function_call": "none", "tool_choice": "auto"}).status_code == 200
+    )
+    assert server.post("/v1/completions", {"prompt": "a", "max_tokens": 1, "suffix": ""}).status_code == 200
+
+
 def test_ignored_fields_are_named(server):
     response = server.post(
         "/v1/completions", {"prompt": "a", "max_tokens": 1, "user": "me", "store": True, "metadata": None}
@@ -175,6 +216,9 @@ def test_ignored_fields_are_named(server):
         ({"tool_choice": "required"}, "tool_choice"),
         ({"prompt_embeds": "x"}, "prompt_embeds"),
         ({"priority": 1}, "priority"),
+        ({"request_id": ""}, "request_id"),
+        ({"request_id": "é"}, "request_id"),
+        ({"prompt": [[3] * 900] * 40, "prompt_logprobs": 20}, "logprobs"),
         ({"max_token": 1}, "max_token"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"max_tokens": 3, "max_new_tokens": 4}, "max_new_tokens"),
@@ -199,6 +243,9 @@ def test_what_is_wrong_is_refused_by_name(server, fields, param):
             "messages",
         ),
         ({"top_logprobs": 2}, "top_logprobs"),
+        ({"top_logprobs": 21, "logprobs": True}, "top_logprobs"),
+        ({"best_of": 2, "stream": True}, "best_of"),
+        ({"max_tokens": None, "max_completion_tokens": 0}, "max_completion_tokens"),
         ({"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens"),
         ({"chat_template": "x"}, "chat_template"),
         ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
@@ -237,6 +284,12 @@ def test_tokenize_and_back(server):
     ids = server.post("/tokenize", begun).json()["tokens"]
     assert server.post("/detokenize", {"tokens": ids}).json()["prompt"] == "<|im_start|>assistant\nOnce upon"
     assert server.post("/tokenize", {}).status_code == 400
+    for name in ("add_generation_prompt", "chat_template_kwargs"):
+        wrong = {"prompt": "a", name: True if name.startswith("add") else {}}
+        assert server.post("/tokenize", wrong).json()["error"]["param"] == name
+    wrong = begun | {"add_special_tokens": False}
+    assert server.post("/tokenize", wrong).json()["error"]["param"] == "add_special_tokens"
+    assert server.post("/tokenize", {"prompt": "a", "stop": "x"}).status_code == 400
     assert server.post("/detokenize", {"tokens": [10**6]}).status_code == 400
 
 
@@ -375,3 +428,36 @@ def test_the_openapi_file_says_what_the_routes_are(server):
     assert server.get("/openapi.json").json() == json.loads(json.dumps(spec))
     written = json.loads((ROOT / "docs" / "openapi.json").read_text(encoding="utf-8"))
     assert written == json.loads(json.dumps(spec)), "docs/openapi.json: write it anew from octavo.serve.openapi"
+
+
+def test_looking_on_has_a_limit_and_head_has_an_end(tiny_model):
+    from octavo.serve.informing import MAX_VIEWERS
+
+    request = b"GET /events HTTP/1.1\r\nhost: localhost\r\n\r\n"
+    with served(tiny_model, num_blocks=64) as made, ExitStack() as stack:
+        viewers = [stack.enter_context(made.socket()) for _ in range(MAX_VIEWERS)]
+        for viewer in viewers:
+            viewer.sendall(request)
+            assert b"200 OK" in viewer.recv(4096)
+        refused = made.get("/events")
+        assert (refused.status_code, refused.headers["retry-after"]) == (429, "5")
+        assert made.request("HEAD", "/events").status_code == 200
+
+
+def test_an_engine_that_dies_leaves_nobody_waiting(tiny_model, caplog):
+    """Not a step that fails (that costs its requests only) but the thread itself: everybody is told, probes too."""
+    with served(tiny_model, num_blocks=64) as made:
+
+        def die():
+            raise AssertionError("a bug of ours")
+
+        made.engine.step = die
+        assert made.post("/v1/completions", {"prompt": "a", "max_tokens": 5}).status_code == 503
+        later = made.post("/v1/completions", {"prompt": "a", "max_tokens": 5})
+        assert (later.status_code, later.json()["error"]["code"]) == (503, "engine_stopped")
+        assert "a bug of ours" not in later.text
+        for path in ("/health/live", "/health/ready"):
+            probe = made.get(path)
+            assert probe.status_code == 503
+            assert "retry-after" in probe.headers
+        assert made.service.num_active == made.service.admission.num_sequences == 0

@@ -14,24 +14,51 @@ _FORGET_ABOVE: Final = 1024  # clients remembered; those whose turn has passed a
 
 
 class Turns:
-    """Whose turn it is. Requests without a client take no turns: they are served by arrival alone."""
+    """Whose turn it is, in each priority by itself. Requests without a client take no turns: arrival alone decides."""
 
     def __init__(self) -> None:
-        self._now = 0
-        self._last: dict[str, int] = {}
+        self._lanes: dict[int, _Lane] = {}
 
-    def take(self, client: str | None) -> int:
+    def take(self, priority: int, client: str | None) -> int:
         """The turn of the client's next request."""
         if client is None:
             return 0
-        if len(self._last) > _FORGET_ABOVE:
-            self._last = {name: turn for name, turn in self._last.items() if turn >= self._now}
-        turn = self._last[client] = max(self._now, self._last.get(client, -1) + 1)
-        return turn
+        return self._lanes.setdefault(priority, _Lane()).take(client)
 
-    def serve(self, turn: int) -> None:
-        """A request of this turn begins."""
-        self._now = max(self._now, turn)
+    def serve(self, rank: Rank) -> None:
+        """The request of this rank begins."""
+        lane = self._lanes.get(rank[0])
+        if lane is not None:
+            lane.now = max(lane.now, rank[1])
+
+    def leave(self, rank: Rank, client: str | None, *, has_begun: bool) -> None:
+        """The request of this rank has ended. One that never began gives its turn back where it was the newest."""
+        lane = self._lanes.get(rank[0])
+        if client is None or lane is None:
+            return
+        lane.num_requests -= 1
+        if not has_begun and lane.last.get(client) == rank[1]:
+            lane.last[client] -= 1
+        if not lane.num_requests:
+            del self._lanes[rank[0]]
+
+
+class _Lane:
+    """The turns of one priority, for as long as it has requests."""
+
+    def __init__(self) -> None:
+        self.now = 0
+        self.last: dict[str, int] = {}
+        self.num_requests = 0
+        self._most = _FORGET_ABOVE
+
+    def take(self, client: str) -> int:
+        if len(self.last) > self._most:
+            self.last = {name: turn for name, turn in self.last.items() if turn >= self.now}
+            self._most = max(_FORGET_ABOVE, 2 * len(self.last))
+        self.num_requests += 1
+        turn = self.last[client] = max(self.now, self.last.get(client, -1) + 1)
+        return turn
 
 
 class WaitingLine:

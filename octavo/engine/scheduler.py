@@ -75,7 +75,7 @@ class Scheduler:
             raise QueueFullError(f"{self.num_waiting} requests are waiting already (max_queued_requests={queued})")
         self._num_added += 1
         priority = request.priority if self.limits.policy == "priority" else 0
-        request.rank = (priority, self._turns.take(request.client), request.arrival_time, self._num_added)
+        request.rank = (priority, self._turns.take(priority, request.client), request.arrival_time, self._num_added)
         sequence = Sequence(
             id=f"{request.request_id}-0",
             request=request,
@@ -102,6 +102,8 @@ class Scheduler:
         self.num_held -= sequence.is_held
         del self.sequences[sequence.id]
         self._line.forget(sequence)
+        has_begun = sequence.times.first_scheduled is not None
+        self._turns.leave(sequence.rank, sequence.request.client, has_begun=has_begun)
 
     def hold(self, sequence: Sequence) -> None:
         """Run the sequence no further until `resume`: it gives its blocks back (cached, they are likely found again).
@@ -256,7 +258,7 @@ class Scheduler:
         self.tables.adopt(sequence, match)
         offered += self.tables.extend(sequence, share)
         sequence.status = SequenceStatus.RUNNING
-        self._turns.serve(sequence.rank[1])
+        self._turns.serve(sequence.rank)
         insort(self.running, sequence, key=lambda s: s.rank)
         if sequence.times.first_scheduled is None:
             sequence.times.first_scheduled = monotonic()

@@ -58,6 +58,7 @@ class Answer(ABC):
             "system_fingerprint": FINGERPRINT,
         }
         self._sent: dict[int, tuple[int, int]] = {}  # by sequence: characters and tokens that are out
+        self._bytes: dict[int, bytes] = {}  # of tokens that were met: the same ones come again and again
 
     def pieces(self, index: int, output: RequestOutput) -> list[dict[str, Any]]:
         """The chunks for what is new in `output`; the last one of a sequence says why it ended."""
@@ -81,6 +82,15 @@ class Answer(ABC):
             end = {"finish_reason": completion.finish_reason, "stop_reason": completion.stop_reason}
             chunks.append(self._chunk([self._ending(index) | end]))
         return chunks
+
+    def weight(self, index: int, output: RequestOutput) -> int:
+        """About how many log-probabilities, times ten, the pieces for `output` will hold: what they cost."""
+        completion, has_begun = output.outputs[0], index in self._sent
+        first = self._sent[index][1] if has_begun else 0
+        weight = max(0, len(completion.logprobs or ()) - first) * (self.wish.num_logprobs or 1)
+        if not has_begun and output.prompt_logprobs is not None:
+            weight += 20 * len(output.prompt_logprobs)
+        return 10 * weight
 
     def usage_chunk(self) -> dict[str, Any]:
         """The last chunk of a stream that was asked for `usage`."""
@@ -127,6 +137,13 @@ class Answer(ABC):
             "decode_ms": _milliseconds(max(decode, default=None)),
             "tokens_per_second": round(num_gaps / longest, 3) if longest > 0 else None,
         }
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The token's bytes."""
+        found = self._bytes.get(token_id)
+        if found is None:
+            found = self._bytes[token_id] = self.tokenizer.token_bytes(token_id)
+        return found
 
     def prompt_logprobs(self, output: RequestOutput) -> list[dict[str, Any] | None]:
         """`prompt_logprobs` of the extension of that name: an object by token id for each position."""
@@ -216,7 +233,7 @@ class ChatAnswer(Answer):
         return {
             "token": logprob.decoded_token,
             "logprob": finite(logprob.logprob),
-            "bytes": list(self.tokenizer.token_bytes(token_id)),
+            "bytes": list(self.token_bytes(token_id)),
         }
 
 
@@ -291,7 +308,7 @@ class CompletionAnswer(Answer):
 
     def _label(self, token_id: int) -> str:
         """A token's text; where it is a part of a character, its bytes as OpenAI spelled them, so that two differ."""
-        raw = self.tokenizer.token_bytes(token_id)
+        raw = self.token_bytes(token_id)
         try:
             return raw.decode("utf-8")
         except UnicodeDecodeError:

@@ -4,8 +4,11 @@ Knows the order of things: is there a place, is the body sound, what is its prom
 """
 
 import logging
+from functools import partial
 from typing import Any, Final
 from uuid import uuid4
+
+import orjson
 
 from octavo.errors import RequestError
 from octavo.outputs import NOTHING_ALLOWED, RequestOutput
@@ -139,7 +142,8 @@ class Generating:
                     for index, output in await call.changes(_FOREVER):
                         _check_output(output)
                         answer.outputs[index] = output
-                await exchange.answer(answer.whole())
+                weight = sum(answer.weight(index, output) for index, output in answer.outputs.items())
+                await exchange.raw(await self._service.on_thread(weight, lambda: orjson.dumps(answer.whole())))
         finally:
             call.close()
             if self._settings.log_requests:
@@ -153,7 +157,8 @@ class Generating:
             data = b"" if changes else COMMENT
             for index, output in changes:
                 _check_output(output)
-                data += b"".join(map(event, answer.pieces(index, output)))
+                weight, work = answer.weight(index, output), partial(_events, answer, index, output)
+                data += await self._service.on_thread(weight, work)
             if call.has_more and data:
                 await exchange.write_patiently(data, lambda is_held: call.hold(is_held=is_held))
         if answer.wish.has_usage:
@@ -189,6 +194,10 @@ class Generating:
             answer.metrics(),
             prompts,
         )
+
+
+def _events(answer: Answer, index: int, output: RequestOutput) -> bytes:
+    return b"".join(map(event, answer.pieces(index, output)))
 
 
 def _check_output(output: RequestOutput) -> None:

@@ -34,6 +34,8 @@ Answer = TypeVar("Answer")
 
 DEFAULT_QUEUE: Final = 256  # waiting sequences, where the configuration says nothing
 INLINE_WEIGHT: Final = 4096  # heavier work is done on a thread, so that no other request waits for it
+MAX_ENTRIES: Final = 500_000  # log-probabilities in one answer: some 25 MB of JSON
+_COUNTED_TOKENS: Final = 1024  # of an answer: it may be allowed more and seldom comes to it, and they come one by one
 _CHARS_PER_TOKEN: Final = 32  # a text longer than this times the longest prompt is refused before it is tokenized
 
 
@@ -307,7 +309,24 @@ class Service:
                 live.request.cache_salt, live.request.score_only = work.cache_salt, work.is_score
                 lives.append(live)
                 self._check_prompt(len(live.request.prompt_token_ids), work)
+        self._check_entries(lives)
         return lives
+
+    def _check_entries(self, lives: Sequence[LiveRequest]) -> None:
+        """Refuse an answer of millions of log-probabilities, which could neither be built nor sent in time."""
+        num_entries = 0
+        for live in lives:
+            request, params = live.request, live.request.params
+            if params.logprobs is not None:
+                num_entries += min(request.max_tokens, _COUNTED_TOKENS) * (1 + params.logprobs)
+            if params.prompt_logprobs is not None:
+                num_entries += len(request.prompt_token_ids) * (1 + params.prompt_logprobs)
+        if num_entries > MAX_ENTRIES:
+            raise RequestError(
+                f"logprobs: the answer may hold {num_entries} log-probabilities; at most {MAX_ENTRIES} are given at a "
+                "time: fewer prompts, choices or tokens (max_tokens), or fewer logprobs",
+                "logprobs",
+            )
 
     def _check_prompt(self, num_tokens: int, work: Work) -> None:
         if num_tokens > self.max_prompt_tokens + work.is_score:
