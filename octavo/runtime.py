@@ -6,6 +6,7 @@ Knows the tokenizer, the engine's `add`, `finish` and `step`, and nothing of how
 
 import os
 import time
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 from octavo import hub
 from octavo.config import EngineConfig
 from octavo.engine.build import build_engine, read_model
+from octavo.engine.metrics import request_metrics
 from octavo.engine.sequence import Event, Request, SequenceStatus, TokenLogprobs
 from octavo.errors import RequestError
-from octavo.outputs import CompletionOutput, FinishReason, Logprob, LogprobsAt, RequestMetrics, RequestOutput
+from octavo.outputs import CompletionOutput, FinishReason, Logprob, LogprobsAt, RequestOutput
 from octavo.params import UNSET, SamplingParams
 from octavo.text.load import load_text
 from octavo.text.stream import StreamOptions, TextStream
@@ -56,6 +58,7 @@ class CheckedParams:
     resolved: SamplingParams
     bad_words_ids: tuple[tuple[int, ...], ...]
     stop_ids: frozenset[int]
+    allowed_ids: "array[int] | None"
 
 
 class LLMEngine:
@@ -129,7 +132,14 @@ class LLMEngine:
         given = params or SamplingParams()
         resolved = given.resolved(self.resolved.sampling_defaults)
         self._check_ids(resolved)
-        return CheckedParams(given, resolved, self._bad_words(resolved), frozenset(resolved.stop_token_ids or ()))
+        allowed = resolved.allowed_token_ids
+        return CheckedParams(
+            given=given,
+            resolved=resolved,
+            bad_words_ids=self._bad_words(resolved),
+            stop_ids=frozenset(resolved.stop_token_ids or ()),
+            allowed_ids=None if allowed is None else array("q", sorted(set(allowed))),
+        )
 
     def prepare(
         self,
@@ -164,6 +174,7 @@ class LLMEngine:
             eos_ids=self._eos_ids,
             bad_words_ids=checked.bad_words_ids,
             stop_ids=checked.stop_ids,
+            allowed_ids=checked.allowed_ids,
         )
         options = StreamOptions(
             stop=resolved.stop_strings,
@@ -365,7 +376,7 @@ class LLMEngine:
             prompt_logprobs=None if live.prompt_logprobs is None else list(live.prompt_logprobs),
             outputs=[completion],
             finished=is_finished,
-            metrics=_metrics(live),
+            metrics=request_metrics(request, live.added),
             num_cached_tokens=sequence.num_cached_tokens,
             seed=request.seed,
         )
@@ -375,24 +386,3 @@ def _checked_list(ids: Any) -> list[int]:
     if not isinstance(ids, (list, tuple)) or not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
         raise RequestError("prompt: token ids must be a list of whole numbers", "prompt")
     return list(ids)
-
-
-def _metrics(live: LiveRequest) -> RequestMetrics:
-    sequence = live.request.sequences[0]
-    times, num_tokens = sequence.times, len(sequence.data.output_token_ids)
-    decode = _since(times.first_token, times.last_token)
-    return RequestMetrics(
-        arrival=live.request.arrival_time,
-        queue_time=_since(live.added, times.first_scheduled),
-        time_to_first_token=_since(live.added, times.first_token),
-        time_per_output_token=None if decode is None or num_tokens < 2 else decode / (num_tokens - 1),
-        e2e=_since(live.added, times.finished),
-        prefill_time=_since(times.first_scheduled, times.first_token),
-        decode_time=decode,
-        cached_tokens=sequence.num_cached_tokens,
-        preemptions=sequence.num_preemptions,
-    )
-
-
-def _since(begin: float | None, end: float | None) -> float | None:
-    return None if begin is None or end is None else end - begin

@@ -95,7 +95,7 @@ def test_nobody_waits_for_more_than_one_request_of_each_other(actions):
         elif waiting:
             rank, client = min(waiting)
             waiting.remove((rank, client))
-            turns.serve(rank)
+            turns.serve(rank, client)
             assert rank[1] > last.get(client, -1)
             last[client] = rank[1]
 
@@ -104,9 +104,10 @@ def test_turns_that_were_given_up_are_free_again():
     turns = Turns()
     ranks = [(0, turns.take(0, "a"), 0.0, number) for number in range(100)]
     assert ranks[-1][1] == 99
-    for rank in reversed(ranks[1:]):
+    turns.serve(ranks[0], "a")
+    for rank in ranks[1:]:
         turns.leave(rank, "a", has_begun=False)
-    assert turns.take(0, "a") == 1
+    assert turns.take(0, "a") == 0
 
 
 def test_priorities_have_turns_of_their_own():
@@ -114,7 +115,7 @@ def test_priorities_have_turns_of_their_own():
     for _ in range(50):
         turns.take(10, "a")
     assert turns.take(0, "a") == 0
-    turns.serve((0, 40, 0.0, 1))
+    turns.serve((0, 40, 0.0, 1), "a")
     assert turns.take(10, "late") == 0
 
 
@@ -122,7 +123,7 @@ def test_clients_that_are_gone_are_forgotten():
     turns = Turns()
     for index in range(5000):
         turn = turns.take(0, f"client {index}")
-        turns.serve((0, turn + 1, 0.0, index))
+        turns.serve((0, turn + 1, 0.0, index), f"client {index}")
     assert len(turns._lanes[0].last) <= 1026
     for index in range(5000):
         turns.leave((0, 0, 0.0, index), f"client {index}", has_begun=True)

@@ -6,6 +6,7 @@ itself, and whoever comes next to it is served after at most one request of each
 """
 
 import heapq
+from collections import Counter
 from typing import Final
 
 from octavo.engine.sequence import Rank, Sequence, SequenceStatus
@@ -25,20 +26,24 @@ class Turns:
             return 0
         return self._lanes.setdefault(priority, _Lane()).take(client)
 
-    def serve(self, rank: Rank) -> None:
+    def serve(self, rank: Rank, client: str | None) -> None:
         """The request of this rank begins."""
         lane = self._lanes.get(rank[0])
-        if lane is not None:
+        if client is not None and lane is not None:
             lane.now = max(lane.now, rank[1])
+            lane.waiting[client] -= 1
 
     def leave(self, rank: Rank, client: str | None, *, has_begun: bool) -> None:
-        """The request of this rank has ended. One that never began gives its turn back where it was the newest."""
+        """The request of this rank has ended. A client whose last waiting one never began gets its turns back."""
         lane = self._lanes.get(rank[0])
         if client is None or lane is None:
             return
         lane.num_requests -= 1
-        if not has_begun and lane.last.get(client) == rank[1]:
-            lane.last[client] -= 1
+        lane.waiting[client] -= not has_begun
+        if not has_begun and lane.waiting[client] <= 0:
+            lane.last.pop(client, None)
+        if lane.waiting[client] <= 0:
+            del lane.waiting[client]
         if not lane.num_requests:
             del self._lanes[rank[0]]
 
@@ -50,6 +55,7 @@ class _Lane:
         self.now = 0
         self.last: dict[str, int] = {}
         self.num_requests = 0
+        self.waiting: Counter[str] = Counter()
         self._most = _FORGET_ABOVE
 
     def take(self, client: str) -> int:
@@ -57,6 +63,7 @@ class _Lane:
             self.last = {name: turn for name, turn in self.last.items() if turn >= self.now}
             self._most = max(_FORGET_ABOVE, 2 * len(self.last))
         self.num_requests += 1
+        self.waiting[client] += 1
         turn = self.last[client] = max(self.now, self.last.get(client, -1) + 1)
         return turn
 

@@ -28,6 +28,7 @@ def _draw(sequence: Sequence) -> Draw:
         prompt_ids=data.prompt_token_ids if is_repetition_penalised else (),
         output_ids=tuple(data.output_token_ids) if is_penalised else (),
         banned=_banned(sequence),
+        allowed=sequence.request.allowed_ids or (),
     )
 
 

@@ -3,6 +3,7 @@
 Knows which rules a row brings; what they mean is in `ops`. Logits exist only in tiles of rows, never for a whole batch.
 """
 
+from array import array
 from collections.abc import Collection, Iterable, Sequence
 from operator import attrgetter
 from typing import Any
@@ -57,7 +58,7 @@ def rules_of(draws: Sequence[Draw]) -> SampleRules:
         bias_at=_pairs(bias),
         bias=np.array([value for b in bias for value in b.values()], np.float32) if any(bias) else _NO_FLOATS,
         banned_at=_pairs([draw.banned for draw in draws]),
-        allowed_at=_pairs([p.allowed_token_ids or () for p in params]),
+        allowed_at=_pairs([draw.allowed or draw.params.allowed_token_ids or () for draw in draws]),
     )
 
 
@@ -89,8 +90,8 @@ def _seen(draws: Sequence[Draw]) -> tuple[tuple[Ints, Ints], NDArray[np.float32]
 def _pairs(ids_of_rows: Sequence[Collection[int]]) -> tuple[Ints, Ints]:
     if not any(ids_of_rows):
         return _NO_PAIRS
-    rows = [row for row, ids in enumerate(ids_of_rows) for _ in ids]
-    return np.array(rows, np.int64), np.array([token for ids in ids_of_rows for token in ids], np.int64)
+    rows = np.repeat(np.arange(len(ids_of_rows)), [len(ids) for ids in ids_of_rows])
+    return rows, np.concatenate([np.array(ids if isinstance(ids, array) else [*ids], np.int64) for ids in ids_of_rows])
 
 
 _NO_PAIRS = (np.zeros(0, np.int64), np.zeros(0, np.int64))

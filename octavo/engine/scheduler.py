@@ -258,9 +258,9 @@ class Scheduler:
         self.tables.adopt(sequence, match)
         offered += self.tables.extend(sequence, share)
         sequence.status = SequenceStatus.RUNNING
-        self._turns.serve(sequence.rank)
         insort(self.running, sequence, key=lambda s: s.rank)
         if sequence.times.first_scheduled is None:
+            self._turns.serve(sequence.rank, sequence.request.client)
             sequence.times.first_scheduled = monotonic()
             sequence.num_cached_tokens = match.num_tokens
             self.counters.prefix_query_tokens += sequence.data.get_len()

@@ -5,6 +5,7 @@ Knows no text, no tensors and no scheduling. Plan, Row and what hangs on them ar
 What is made anew for every row of every step is a named tuple: a frozen dataclass takes some five times as long.
 """
 
+from array import array
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from enum import Enum
@@ -158,7 +159,9 @@ class Request:
     max_tokens: int
     eos_ids: frozenset[int] = frozenset()
     bad_words_ids: tuple[tuple[int, ...], ...] = ()
-    stop_ids: frozenset[int] | None = None  # of the parameters, for a quick look; None: as they stand there
+    # The same ids as in the parameters, each once and in a form that is quick to use; None: as they stand there.
+    stop_ids: frozenset[int] | None = None
+    allowed_ids: "array[int] | None" = None
     priority: int = 0
     cache_salt: str | None = None
     score_only: bool = False
@@ -182,7 +185,8 @@ class Draw(NamedTuple):
     """How the token after a row is drawn: everything the sampler needs, nothing it must look up.
 
     `position` is the new token's place in the sequence; with `seed` it names the random number. `prompt_ids` and
-    `output_ids` are filled only where a penalty needs them. `banned` ids get no probability at this position.
+    `output_ids` are filled only where a penalty needs them. `banned` ids get no probability at this position,
+    nor do those outside of `allowed`, where that is not empty (then it stands for the parameters' own list).
     """
 
     params: SamplingParams
@@ -191,6 +195,7 @@ class Draw(NamedTuple):
     prompt_ids: Seq[int] = ()
     output_ids: Seq[int] = ()
     banned: Seq[int] = ()
+    allowed: Seq[int] = ()
 
 
 class Score(NamedTuple):

@@ -18,8 +18,9 @@ from octavo.serve.calls import Call
 from octavo.serve.errors import ApiError, bad_request, from_engine, internal
 from octavo.serve.exchange import COMMENT, DONE, Exchange, event
 from octavo.serve.fields import Body, ChatBody, CompletionBody, DetokenizeBody, GenerationBody, TokenizeBody, parse
-from octavo.serve.service import Service, Work
+from octavo.serve.service import Service
 from octavo.serve.wishes import chat_wish, check_sequences, completion_wish, prompts_of, work_of
+from octavo.serve.work import Work
 
 logger = logging.getLogger(__name__)
 _FOREVER: Final = 3600.0
@@ -55,11 +56,12 @@ class Generating:
         body.check_together()
         tokenizer = self._service.engine.tokenizer
         if body.messages is not None:
-            ids = await self._rendered(body.messages, body)
+            ids = await self._rendered(exchange.client, body.messages, body)
         else:
             text, special = body.prompt or "", body.add_special_tokens is not False
             self._service.check_length(text)
-            ids = await self._service.on_thread(len(text), lambda: tokenizer.encode(text, add_special=special))
+            encode = partial(tokenizer.encode, text, add_special=special)
+            ids = await self._service.on_thread(exchange.client, len(text), encode)
         found: dict[str, Any] = {
             "tokens": ids,
             "count": len(ids),
@@ -82,14 +84,15 @@ class Generating:
                 raise bad_request(f"tokens: ids must be from 0 to {vocab_size - 1}", "tokens")
             return engine.tokenizer.decode(body.tokens, skip_special=is_bare)
 
-        await exchange.answer({"prompt": await self._service.on_thread(len(body.tokens), decoded)})
+        await exchange.answer({"prompt": await self._service.on_thread(exchange.client, len(body.tokens), decoded)})
 
     async def _admitted(self, exchange: Exchange, handle: Any, prompt_param: str) -> None:
         """Handle a request that there is a place for; it counts as active until it is answered."""
         self._service.begin(exchange.client)
         try:
             self._service.check_admission(exchange.client)
-            body = await exchange.json()
+            async with self._service.early():
+                body = await exchange.json()
             async with exchange.until_gone():
                 await handle(exchange, body)
         except RequestError as error:
@@ -102,7 +105,8 @@ class Generating:
         self._check_body(body, exchange, ignored)
         params, wish = chat_wish(body, ignored, self._settings)
         check_sequences(1, wish, self._settings)
-        ids = await self._rendered(body.messages, body)
+        async with self._service.early():
+            ids = await self._rendered(exchange.client, body.messages, body)
         work = work_of([ids], params, wish, body, (exchange.client, self._service.has_tenants))
         service = self._service
         await self._run(exchange, work, ChatAnswer(service.model_name, wish, service.engine.tokenizer, service.new_ids))
@@ -118,13 +122,14 @@ class Generating:
         answer = CompletionAnswer(service.model_name, wish, service.engine.tokenizer, service.new_ids)
         await self._run(exchange, work, answer)
 
-    async def _rendered(self, messages: list[dict[str, Any]], body: ChatBody | TokenizeBody) -> list[int]:
+    async def _rendered(self, client: str, messages: list[dict[str, Any]], body: ChatBody | TokenizeBody) -> list[int]:
         is_continued = bool(body.continue_final_message)
         if is_continued and body.add_generation_prompt:
             name = "continue_final_message"
             raise bad_request(f"{name}: does not go with add_generation_prompt=true", name)
         is_prompted = not is_continued if body.add_generation_prompt is None else body.add_generation_prompt
         return await self._service.render(
+            client,
             messages,
             add_generation_prompt=is_prompted,
             continue_final_message=is_continued,
@@ -133,7 +138,8 @@ class Generating:
 
     async def _run(self, exchange: Exchange, work: Work, answer: Answer) -> None:
         """The engine's part, and the answer in the shape that was asked for."""
-        call = await self._service.submit(work, is_stream=answer.wish.is_stream)
+        async with self._service.early():
+            call = await self._service.submit(work, is_stream=answer.wish.is_stream)
         try:
             if answer.wish.is_stream:
                 await self._stream(exchange, call, answer)
@@ -143,7 +149,8 @@ class Generating:
                         _check_output(output)
                         answer.outputs[index] = output
                 weight = sum(answer.weight(index, output) for index, output in answer.outputs.items())
-                await exchange.raw(await self._service.on_thread(weight, lambda: orjson.dumps(answer.whole())))
+                body = await self._service.on_thread(work.client, weight, lambda: orjson.dumps(answer.whole()))
+                await exchange.raw(body)
         finally:
             call.close()
             if self._settings.log_requests:
@@ -158,7 +165,7 @@ class Generating:
             for index, output in changes:
                 _check_output(output)
                 weight, work = answer.weight(index, output), partial(_events, answer, index, output)
-                data += await self._service.on_thread(weight, work)
+                data += await self._service.on_thread(exchange.client, weight, work)
             if call.has_more and data:
                 await exchange.write_patiently(data, lambda is_held: call.hold(is_held=is_held))
         if answer.wish.has_usage:

@@ -235,7 +235,9 @@ class _Lifetime:
             await asyncio.wait({serving})
             if is_loading and self._signals.count:
                 leave()
-            await asyncio.wait({asyncio.create_task(self._service.stop())}, timeout=STOP_SECONDS)
+            _, unfinished = await asyncio.wait({asyncio.create_task(self._service.stop())}, timeout=STOP_SECONDS)
+            if unfinished:  # an engine that is stuck in a step; to leave in good order would mean to wait for it
+                leave()
 
     async def _first(self, work: asyncio.Task[None] | None, serving: asyncio.Task[None], num_signals: int) -> bool:
         """Wait for `work` or so many signals. Whether the work is done; what it or the server raised is raised here."""

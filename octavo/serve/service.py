@@ -7,9 +7,10 @@ request of the wire: one sequence for each of its prompts and choices.
 import asyncio
 import gc
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 from typing import Any, Final, TypeVar
@@ -23,52 +24,21 @@ from octavo.runtime import LiveRequest, LLMEngine, Prompt
 from octavo.serve.admission import Admission
 from octavo.serve.calls import Call, CallFailed
 from octavo.serve.errors import unavailable
+from octavo.serve.fair import Turnstile
 from octavo.serve.ids import Ids
 from octavo.serve.metrics import Metrics
 from octavo.serve.settings import ServeSettings
 from octavo.serve.templates import TemplateRenderer
 from octavo.serve.watch import Watch
+from octavo.serve.work import Work, check_entries
 
 logger = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
 
+NUM_HELPERS: Final = 2  # threads that tokenize, processes that render
 DEFAULT_QUEUE: Final = 256  # waiting sequences, where the configuration says nothing
 INLINE_WEIGHT: Final = 4096  # heavier work is done on a thread, so that no other request waits for it
-MAX_ENTRIES: Final = 500_000  # log-probabilities in one answer: some 25 MB of JSON
-_COUNTED_TOKENS: Final = 1024  # of an answer: it may be allowed more and seldom comes to it, and they come one by one
 _CHARS_PER_TOKEN: Final = 32  # a text longer than this times the longest prompt is refused before it is tokenized
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """What one request of the wire asks of the engine: `num_choices` sequences for each prompt.
-
-    Sequence i of a prompt has the seed of the request plus i. `client` takes turns with others; requests with different
-    `cache_salt` share no prefixes. `is_score` computes the prompts and generates nothing. `add_special`: put the
-    model's own BOS before a text.
-    """
-
-    prompts: Sequence[Prompt]
-    params: SamplingParams
-    num_choices: int
-    client: str
-    priority: int = 0
-    cache_salt: str | None = None
-    is_score: bool = False
-    add_special: bool = True
-
-    @property
-    def weight(self) -> int:
-        """About how much there is to go through: characters, ids, and something for each sequence."""
-        params = self.params
-        lists = (params.stop_token_ids, params.allowed_token_ids, params.logit_bias)
-        words = sum(len(word) for word in params.bad_words or ())
-        return (
-            sum(map(len, self.prompts))
-            + 32 * len(self.prompts) * self.num_choices
-            + sum(len(each) for each in lists if each)
-            + 16 * words
-        )
 
 
 class Service:
@@ -92,7 +62,9 @@ class Service:
         self._watch: Watch | None = None
         self._renderer: TemplateRenderer | None = None
         self._template_fault: str | None = None
-        self._threads = ThreadPoolExecutor(2, thread_name_prefix="octavo-text")
+        self._threads = ThreadPoolExecutor(NUM_HELPERS, thread_name_prefix="octavo-text")
+        self._text_places, self._render_places = Turnstile(NUM_HELPERS), Turnstile(NUM_HELPERS)
+        self._early: set[asyncio.Task[Any]] = set()  # requests that are no call yet: they read, render, tokenize
         self._calls: dict[str, tuple[Call, int]] = {}
         self._num_calls = 0
         self._all_answered = asyncio.Event()
@@ -103,7 +75,7 @@ class Service:
         engine = await asyncio.to_thread(self._load)
         template = engine.template_text
         if template is not None:
-            self._renderer = TemplateRenderer(template.sources, template.special_tokens)
+            self._renderer = TemplateRenderer(template.sources, template.special_tokens, num_workers=NUM_HELPERS)
             try:
                 await self._renderer.start()
             except ModelFormatError as error:
@@ -141,6 +113,9 @@ class Service:
         """End every request now: streams with a terminal error event, the others with a 503."""
         for call in {call for call, _ in self._calls.values()}:
             call.fail(CallFailed(unavailable(reason, "shutting_down")))
+        for task in self._early:
+            task.cancel()
+        self._early.clear()
 
     @property
     def driver(self) -> EngineDriver:
@@ -205,6 +180,22 @@ class Service:
         self.admission.end(client)
         self._check_drained()
 
+    @asynccontextmanager
+    async def early(self) -> AsyncIterator[None]:
+        """For what comes before the engine's part: `fail_all` ends it with a 503 too."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._early.add(task)
+        try:
+            yield
+        except asyncio.CancelledError:
+            if task in self._early:  # somebody else's doing
+                raise
+            task.uncancel()
+            raise unavailable("the server is ending", "shutting_down", 5) from None
+        finally:
+            self._early.discard(task)
+
     def _check_drained(self) -> None:
         if self.state == "draining" and not self.num_active:
             self._all_answered.set()
@@ -239,7 +230,7 @@ class Service:
         call = Call(ids, work.client, self._close, self._hold, is_stream=is_stream)
         self.admission.enter(work.client, num_sequences)
         try:
-            lives = await self.on_thread(work.weight, lambda: self._prepare(ids, work))
+            lives = await self.on_thread(work.client, work.weight, lambda: self._prepare(ids, work))
             self.check_engine()  # it may have failed meanwhile, and then nobody would ever answer
         except BaseException:
             self.admission.leave(work.client, num_sequences)
@@ -249,17 +240,18 @@ class Service:
             self.driver.submit(live)
         return call
 
-    async def render(self, messages: Sequence[Any], **options: Any) -> list[int]:
+    async def render(self, client: str, messages: Sequence[Any], **options: Any) -> list[int]:
         """Messages to prompt ids by the model's own template. Raises RequestError."""
         if self._renderer is None:
             self.check_admission("")
             raise RequestError(
                 self._template_fault or "the model has no chat template: use /v1/completions", "messages"
             )
-        text = await self._renderer.render(messages, **options)
+        async with self._render_places.place(client):
+            text = await self._renderer.render(messages, **options)
         self.check_length(text)
         tokenizer = self.engine.tokenizer
-        return await self.on_thread(len(text), lambda: tokenizer.encode(text, add_special=False))
+        return await self.on_thread(client, len(text), lambda: tokenizer.encode(text, add_special=False))
 
     def check_length(self, text: str) -> None:
         """Refuse a text that cannot be short enough in tokens, before the work of finding out."""
@@ -269,11 +261,12 @@ class Service:
                 f"the prompt has {len(text)} characters, the longest has {most} tokens (max_model_len)", "prompt"
             )
 
-    async def on_thread(self, weight: int, work: Callable[[], Answer]) -> Answer:
+    async def on_thread(self, client: str, weight: int, work: Callable[[], Answer]) -> Answer:
         """`work()`, on a thread where it is heavy. `weight` is about the number of characters that it goes through."""
         if weight <= INLINE_WEIGHT:
             return work()
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        async with self._text_places.place(client):
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     def _load(self) -> LLMEngine:
         """The engine, warmed up: ready means that a step has run."""
@@ -309,27 +302,12 @@ class Service:
                 live.request.cache_salt, live.request.score_only = work.cache_salt, work.is_score
                 lives.append(live)
                 self._check_prompt(len(live.request.prompt_token_ids), work)
-        self._check_entries(lives)
+        check_entries(lives)
         return lives
 
-    def _check_entries(self, lives: Sequence[LiveRequest]) -> None:
-        """Refuse an answer of millions of log-probabilities, which could neither be built nor sent in time."""
-        num_entries = 0
-        for live in lives:
-            request, params = live.request, live.request.params
-            if params.logprobs is not None:
-                num_entries += min(request.max_tokens, _COUNTED_TOKENS) * (1 + params.logprobs)
-            if params.prompt_logprobs is not None:
-                num_entries += len(request.prompt_token_ids) * (1 + params.prompt_logprobs)
-        if num_entries > MAX_ENTRIES:
-            raise RequestError(
-                f"logprobs: the answer may hold {num_entries} log-probabilities; at most {MAX_ENTRIES} are given at a "
-                "time: fewer prompts, choices or tokens (max_tokens), or fewer logprobs",
-                "logprobs",
-            )
-
     def _check_prompt(self, num_tokens: int, work: Work) -> None:
-        if num_tokens > self.max_prompt_tokens + work.is_score:
+        is_room_needed = not (work.is_score and self.settings.max_prompt_tokens is None)
+        if num_tokens > self.max_prompt_tokens + (not is_room_needed):
             raise RequestError(
                 f"the prompt has {num_tokens} tokens, the longest has {self.max_prompt_tokens} (max_model_len)",
                 "prompt",

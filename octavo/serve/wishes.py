@@ -12,8 +12,8 @@ from octavo.runtime import Prompt
 from octavo.serve.answers import Wish
 from octavo.serve.errors import bad_request
 from octavo.serve.fields import ChatBody, CompletionBody, GenerationBody
-from octavo.serve.service import Work
 from octavo.serve.settings import ServeSettings
+from octavo.serve.work import Work
 
 
 def chat_wish(body: ChatBody, ignored: Sequence[str], settings: ServeSettings) -> tuple[SamplingParams, Wish]:
@@ -107,7 +107,7 @@ def _wish(body: GenerationBody, ignored: Sequence[str], settings: ServeSettings,
     num_best = body.best_of or num_choices
     if num_choices > settings.max_n:
         raise bad_request(f"n: must be at most {settings.max_n}", "n")
-    if num_best > settings.max_best_of or num_best < num_choices:
+    if body.best_of is not None and not num_choices <= num_best <= settings.max_best_of:
         raise bad_request(f"best_of: must be at least n and at most {settings.max_best_of}", "best_of")
     if num_best > num_choices and body.stream:
         raise bad_request("best_of: more than n does not go with stream=true", "best_of")

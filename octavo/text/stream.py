@@ -10,6 +10,7 @@ end. How the ids are split over pushes makes no difference.
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, NamedTuple, Protocol
 
 _REPLACEMENT: Final = "\ufffd"
@@ -204,24 +205,27 @@ class _Detokenizer:
         return ([], "") if base.endswith(_REPLACEMENT) else (context, base)
 
 
-class _StopFinder:
-    """Several strings looked for in one pass over the text (Aho and Corasick, CACM 18(6), 1975).
+class _StopTable:
+    """Several strings to be looked for in one pass over a text (Aho and Corasick, CACM 18(6), 1975).
 
     A state is the longest end of the text that opens some stop string: what has to be held back, with one exception:
     a whole stop string that matched too early to count and that opens no longer one.
     """
 
-    def __init__(self, stops: Sequence[str], include_stop: bool) -> None:
-        self._include_stop = include_stop
+    def __init__(self, stops: Sequence[str]) -> None:
         self._next: list[dict[str, int]] = [{}]
         self._fail = [0]
-        self._num_held = [0]
-        self._match: list[str | None] = [None]
-        self._state = 0
-        self.held = ""
+        self.num_held = [0]
+        self.match: list[str | None] = [None]
         for stop in stops:
             self._add(stop)
         self._link()
+
+    def step(self, state: int, char: str) -> int:
+        """The state after one more character."""
+        while state and char not in self._next[state]:
+            state = self._fail[state]
+        return self._next[state].get(char, 0)
 
     def _add(self, stop: str) -> None:
         state = 0
@@ -230,38 +234,49 @@ class _StopFinder:
                 self._next[state][char] = len(self._next)
                 self._next.append({})
                 self._fail.append(0)
-                self._num_held.append(depth)
-                self._match.append(None)
+                self.num_held.append(depth)
+                self.match.append(None)
             state = self._next[state][char]
-        self._match[state] = stop
+        self.match[state] = stop
 
     def _link(self) -> None:
         queue = deque(self._next[0].values())
         while queue:  # shorter strings first, so that what a state falls back to is complete
             state = queue.popleft()
             fail = self._fail[state]
-            if self._match[state] is None:
-                self._match[state] = self._match[fail]
+            if self.match[state] is None:
+                self.match[state] = self.match[fail]
             if not self._next[state]:
-                self._num_held[state] = self._num_held[fail]
+                self.num_held[state] = self.num_held[fail]
             for char, child in self._next[state].items():
-                self._fail[child] = self._step(fail, char)
+                self._fail[child] = self.step(fail, char)
                 queue.append(child)
 
-    def _step(self, state: int, char: str) -> int:
-        while state and char not in self._next[state]:
-            state = self._fail[state]
-        return self._next[state].get(char, 0)
+
+@lru_cache(maxsize=8)
+def _stop_table(stops: tuple[str, ...]) -> _StopTable:
+    """The table of these strings: one for all sequences of a request. It may have 4,096 states."""
+    return _StopTable(stops)
+
+
+class _StopFinder:
+    """Where a growing text stands in a table of stop strings, and what of it is held back."""
+
+    def __init__(self, stops: tuple[str, ...], include_stop: bool) -> None:
+        self._table = _stop_table(stops)
+        self._include_stop = include_stop
+        self._state = 0
+        self.held = ""
 
     def push(self, piece: str, *, armed: bool) -> tuple[str, str | None]:
         """What can be given out now that `piece` follows, and the stop string it completes (if `armed`)."""
         text = self.held + piece
         for end, char in enumerate(piece, len(self.held) + 1):
-            self._state = self._step(self._state, char)
-            stop = self._match[self._state]
+            self._state = self._table.step(self._state, char)
+            stop = self._table.match[self._state]
             if stop is not None and armed:
                 self.held = ""
                 return text[: end if self._include_stop else end - len(stop)], stop
-        cut = len(text) - self._num_held[self._state]
+        cut = len(text) - self._table.num_held[self._state]
         self.held = text[cut:]
         return text[:cut], None
