@@ -4,6 +4,7 @@ Knows the order of things: is there a place, is the body sound, what is its prom
 """
 
 import logging
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Final
 from uuid import uuid4
@@ -23,6 +24,7 @@ from octavo.serve.wishes import chat_wish, check_sequences, completion_wish, pro
 from octavo.serve.work import Work
 
 logger = logging.getLogger(__name__)
+Handle = Callable[[Exchange, dict[str, Any]], Awaitable[None]]
 _FOREVER: Final = 3600.0
 
 
@@ -43,11 +45,11 @@ class Generating:
 
     async def tokenize(self, exchange: Exchange) -> None:
         """POST /tokenize: the ids of a prompt or of messages."""
-        await self._admitted(exchange, self._tokenize, "prompt")
+        await self._admitted(exchange, self._early(self._tokenize), "prompt")
 
     async def detokenize(self, exchange: Exchange) -> None:
         """POST /detokenize: the text of ids."""
-        await self._admitted(exchange, self._detokenize, "tokens")
+        await self._admitted(exchange, self._early(self._detokenize), "tokens")
 
     async def _tokenize(self, exchange: Exchange, value: dict[str, Any]) -> None:
         body, ignored = parse(TokenizeBody, value)
@@ -86,7 +88,16 @@ class Generating:
 
         await exchange.answer({"prompt": await self._service.on_thread(exchange.client, len(body.tokens), decoded)})
 
-    async def _admitted(self, exchange: Exchange, handle: Any, prompt_param: str) -> None:
+    def _early(self, handle: Handle) -> Handle:
+        """A handler without an engine's part: the server's end ends it."""
+
+        async def handle_early(exchange: Exchange, value: dict[str, Any]) -> None:
+            async with self._service.early():
+                await handle(exchange, value)
+
+        return handle_early
+
+    async def _admitted(self, exchange: Exchange, handle: Handle, prompt_param: str) -> None:
         """Handle a request that there is a place for; it counts as active until it is answered."""
         self._service.begin(exchange.client)
         try:
@@ -174,11 +185,11 @@ class Generating:
 
     def _check_body(self, body: GenerationBody, exchange: Exchange, ignored: list[str]) -> None:
         """What every generating request is checked for, before anything is done for it."""
+        if body.request_id is not None:
+            exchange.request_id = body.request_id
         self._check_model(body)
         if body.priority and not self._service.has_priorities:
             raise bad_request("priority: needs a server with --policy priority", "priority")
-        if body.request_id is not None:
-            exchange.request_id = body.request_id
         exchange.name_ignored(ignored)
 
     def _check_model(self, body: Body) -> None:
