@@ -134,11 +134,10 @@ class Service:
     @property
     def stats(self) -> dict[str, Any] | None:
         """The engine's numbers after its newest step; None while there is no engine."""
-        return (
-            None
-            if self._driver is None
-            else self._driver.stats | {"waiting": self.admission.num_waiting, "refused": self.admission.num_refused}
-        )
+        if self._driver is None:
+            return None
+        own = {"waiting": self.admission.num_waiting, "refused": self.admission.num_refused}
+        return self._driver.stats | own
 
     @property
     def engine(self) -> LLMEngine:
@@ -243,7 +242,6 @@ class Service:
     async def render(self, client: str, messages: Sequence[Any], **options: Any) -> list[int]:
         """Messages to prompt ids by the model's own template. Raises RequestError."""
         if self._renderer is None:
-            self.check_admission("")
             raise RequestError(
                 self._template_fault or "the model has no chat template: use /v1/completions", "messages"
             )
