@@ -293,11 +293,14 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Close the listeners, answer who came before that, close everything. Bounded in time."""
-        await asyncio.sleep(0.01)  # a turn of the loop: who waits in the backlog is accepted, not reset
+        backlog = [peer for listener in sockets or [] for peer in _accept_all(listener)]
         for server in self.servers:
             server.close()
         for listener in sockets or []:
             listener.close()
+        loop = asyncio.get_running_loop()
+        for peer in backlog:
+            await loop.connect_accepted_socket(self._protocol, peer)
         await asyncio.sleep(LAST_REQUESTS)
         for connection in list(self.server_state.connections):
             connection.shutdown()
@@ -310,6 +313,24 @@ class _Server(uvicorn.Server):
             task.cancel()
         if self.server_state.tasks:
             await asyncio.wait(list(self.server_state.tasks), timeout=1.0)
+
+    def _protocol(self) -> asyncio.Protocol:
+        kind: Any = self.config.http_protocol_class
+        protocol: asyncio.Protocol = kind(
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        return protocol
+
+
+def _accept_all(listener: socket.socket) -> list[socket.socket]:
+    """Who waits in the backlog: closing the listener would reset them, and they would get no answer."""
+    peers = []
+    with suppress(OSError):
+        while True:
+            peers.append(listener.accept()[0])
+    for peer in peers:
+        peer.setblocking(False)
+    return peers
 
 
 def _shown(host: str) -> str:
