@@ -177,7 +177,7 @@ def test_what_is_ignored_or_refused_by_name(server):
                 assert answer.status == 200, (name, value, answer.body)
                 assert answer.headers.get("x-octavo-ignored") == (None if value == "null" else name)
         for name in REFUSED:
-            for value in (*SCALARS[1:8], *SCALARS[17:20], '{"a":1}', "[[]]"):
+            for value in ("true", "1", "-1", "1.5", '"x"', '"\\u0000"', '{"a":1}', "[[]]"):
                 answer = post(server, path, with_field(path, name, value))
                 assert (answer.status, answer.error()["param"]) == (400, name), (name, value, answer.body)
 

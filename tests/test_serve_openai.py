@@ -409,7 +409,7 @@ class TestRefusals:
             ({"stop": ["x"] * 1000}, "stop", None),
             ({"seed": "x"}, "seed", None),
             ({"top_logprobs": 3}, "top_logprobs", None),
-            ({"logprobs": True, "top_logprobs": 50}, "logprobs", None),
+            ({"logprobs": True, "top_logprobs": 50}, "top_logprobs", None),
             ({"extra_body": {"colour": "red"}}, "colour", "unknown_parameter"),
             ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}},
              "response_format", "unsupported"),

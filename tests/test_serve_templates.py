@@ -35,7 +35,7 @@ FORKED = "{% if messages[0].content == 'slow' %}" + loops("") + "{% endif %}{{ m
 Run = Callable[[Coroutine[Any, Any, None]], None]
 
 
-@pytest.fixture(params=["asyncio", "uvloop"])
+@pytest.fixture(params=[pytest.param("asyncio", marks=pytest.mark.slow), "uvloop"])  # uvloop is what serves
 def run(request: pytest.FixtureRequest) -> Run:
     """A loop's runner that has run a process before: uvloop keeps two file descriptors for ever."""
 
@@ -91,7 +91,9 @@ def in_process(template: ChatTemplate, messages: Any, tools: Any) -> str:
 
 
 @pytest.mark.parametrize(
-    ("run", "name"), [("asyncio", "qwen"), *(("uvloop", name) for name in TEMPLATES)], indirect=["run"]
+    ("run", "name"),
+    [pytest.param("asyncio", "qwen", marks=pytest.mark.slow), *(("uvloop", name) for name in TEMPLATES)],
+    indirect=["run"],
 )
 def test_the_same_prompts_as_in_process(run: Run, name: str) -> None:
     async def check(renderer: TemplateRenderer) -> None:
