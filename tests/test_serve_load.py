@@ -247,7 +247,7 @@ def soak_some(made, rng: random.Random, num: int) -> None:
 def test_overload_is_refused_at_once_and_leaves_no_mark(tiny_model):
     """Ten times what it can do: refusals come at once, good answers go on, and it is over when it is over.
 
-    `benchmarks.serving` measures the rate: of two runs of seconds, on a shared machine, only a collapse can be told here.
+    `benchmarks.serving` measures the rate: two runs of seconds on a shared machine can tell a collapse and no more.
     """
     flags = ("--num-blocks", "512", "--max-num-seqs", "16", "--max-queued-requests", "16", "--threads", "1")
     with spawned(tiny_model, *flags) as made:
