@@ -293,11 +293,13 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Close the listeners, answer who came before that, close everything. Bounded in time."""
-        backlog = [peer for listener in sockets or [] for peer in _accept_all(listener)]
+        twins = [listener.dup() for listener in sockets or []]  # the loop closes its own some turns after it is told to
         for server in self.servers:
             server.close()
         for listener in sockets or []:
             listener.close()
+        await asyncio.sleep(0.01)
+        backlog = [peer for twin in twins for peer in _accept_all(twin)]
         loop = asyncio.get_running_loop()
         for peer in backlog:
             await loop.connect_accepted_socket(self._protocol, peer)
@@ -323,9 +325,9 @@ class _Server(uvicorn.Server):
 
 
 def _accept_all(listener: socket.socket) -> list[socket.socket]:
-    """Who waits in the backlog: closing the listener would reset them, and they would get no answer."""
+    """Close the listener; before that, accept who waits in the backlog: else they would be reset, without an answer."""
     peers = []
-    with suppress(OSError):
+    with listener, suppress(OSError):
         while True:
             peers.append(listener.accept()[0])
     for peer in peers:
