@@ -68,7 +68,8 @@ class Answer(ABC):
             return []  # a prompt computed in chunks: its log-probabilities are not all there yet
         self.outputs[index] = output
         if index not in self._sent:
-            chunks += [self._chunk([self._opening(index, output)])]
+            opening = self._opening(index, output) | self._of_prompt(output)
+            chunks += [self._chunk([opening | {"finish_reason": None}])]
         sent_chars, sent_tokens = self._sent.get(index, (0, 0))
         completion = output.outputs[0]
         text, token_ids = completion.text[sent_chars:], completion.token_ids[sent_tokens:]
@@ -100,11 +101,7 @@ class Answer(ABC):
         """The answer as one object, once every sequence has ended."""
         per_prompt = len(self.outputs) // self.wish.num_best
         chosen = [sequence for prompt in range(per_prompt) for sequence in self._best(prompt)]
-        choices = [self._choice(place, self.outputs[sequence]) for place, sequence in enumerate(chosen)]
-        if self.wish.has_token_ids:
-            for choice, sequence in zip(choices, chosen, strict=True):
-                choice["token_ids"] = self.outputs[sequence].outputs[0].token_ids
-                choice["prompt_token_ids"] = self.outputs[sequence].prompt_token_ids
+        choices = [self._whole_choice(place, self.outputs[sequence]) for place, sequence in enumerate(chosen)]
         body = self._shared | {"object": self.whole_name, "choices": choices, "usage": self.usage()}
         body |= {"metrics": self.metrics(), "seed": self.outputs[0].seed}
         if self.wish.ignored:
@@ -154,7 +151,7 @@ class Answer(ABC):
 
     @abstractmethod
     def _opening(self, index: int, output: RequestOutput) -> dict[str, Any]:
-        """The choice of a sequence's first chunk."""
+        """The choice of a sequence's first chunk, without its reason."""
 
     @abstractmethod
     def _piece(self, index: int, text: str, output: RequestOutput, first_token: int) -> dict[str, Any]:
@@ -166,7 +163,23 @@ class Answer(ABC):
 
     @abstractmethod
     def _choice(self, place: int, output: RequestOutput) -> dict[str, Any]:
-        """A choice of the whole answer."""
+        """A choice of the whole answer, without its reason."""
+
+    def _whole_choice(self, place: int, output: RequestOutput) -> dict[str, Any]:
+        completion = output.outputs[0]
+        choice = self._choice(place, output) | self._of_prompt(output)
+        if self.wish.has_token_ids:
+            choice["token_ids"] = completion.token_ids
+        return choice | {"finish_reason": completion.finish_reason, "stop_reason": completion.stop_reason}
+
+    def _of_prompt(self, output: RequestOutput) -> dict[str, Any]:
+        """What a choice says of its prompt, where that was asked for."""
+        said: dict[str, Any] = {}
+        if self.wish.has_token_ids:
+            said["prompt_token_ids"] = output.prompt_token_ids
+        if self.wish.has_prompt_logprobs:
+            said["prompt_logprobs"] = self.prompt_logprobs(output)
+        return said
 
     def _best(self, prompt: int) -> list[int]:
         """The sequences of a prompt that are kept, the likeliest first where there are more than were asked for."""
@@ -190,13 +203,8 @@ class ChatAnswer(Answer):
 
     id_prefix, whole_name, chunk_name = "chatcmpl", "chat.completion", "chat.completion.chunk"
 
-    def _opening(self, index: int, output: RequestOutput) -> dict[str, Any]:
-        opening: dict[str, Any] = {"index": index, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
-        if self.wish.has_token_ids:
-            opening["prompt_token_ids"] = output.prompt_token_ids
-        if self.wish.has_prompt_logprobs:
-            opening["prompt_logprobs"] = self.prompt_logprobs(output)
-        return opening
+    def _opening(self, index: int, output: RequestOutput) -> dict[str, Any]:  # noqa: ARG002  (an echo needs it)
+        return {"index": index, "delta": {"role": "assistant", "content": ""}}
 
     def _piece(self, index: int, text: str, output: RequestOutput, first_token: int) -> dict[str, Any]:
         choice: dict[str, Any] = {"index": index, "delta": {"content": text}}
@@ -209,16 +217,11 @@ class ChatAnswer(Answer):
 
     def _choice(self, place: int, output: RequestOutput) -> dict[str, Any]:
         completion = output.outputs[0]
-        choice: dict[str, Any] = {
+        return {
             "index": place,
             "message": {"role": "assistant", "content": completion.text, "refusal": None},
             "logprobs": None if self.wish.num_logprobs is None else self._logprobs(output, 0),
-            "finish_reason": completion.finish_reason,
-            "stop_reason": completion.stop_reason,
         }
-        if self.wish.has_prompt_logprobs:
-            choice["prompt_logprobs"] = self.prompt_logprobs(output)
-        return choice
 
     def _logprobs(self, output: RequestOutput, first_token: int) -> dict[str, Any]:
         completion = output.outputs[0]
@@ -247,15 +250,11 @@ class CompletionAnswer(Answer):
         self._offsets: dict[int, _Offsets] = {}  # by sequence
 
     def _opening(self, index: int, output: RequestOutput) -> dict[str, Any]:
-        opening: dict[str, Any] = {"index": index, "text": "", "logprobs": None, "finish_reason": None}
+        opening: dict[str, Any] = {"index": index, "text": "", "logprobs": None}
         if self.wish.has_echo:
             opening["text"] = self._prompt_text(output)
             if self.wish.num_logprobs is not None:
                 opening["logprobs"] = self._table(index, *_prompt_places(output))
-        if self.wish.has_token_ids:
-            opening["prompt_token_ids"] = output.prompt_token_ids
-        if self.wish.has_prompt_logprobs:
-            opening["prompt_logprobs"] = self.prompt_logprobs(output)
         return opening
 
     def _piece(self, index: int, text: str, output: RequestOutput, first_token: int) -> dict[str, Any]:
@@ -274,16 +273,11 @@ class CompletionAnswer(Answer):
             prompt_ids, prompt_ats = _prompt_places(output)
             ids, ats = [*prompt_ids, *ids], [*prompt_ats, *ats]
         table = None if self.wish.num_logprobs is None else self._table(place, ids, ats)
-        choice: dict[str, Any] = {
+        return {
             "index": place,
             "text": (self._prompt_text(output) if self.wish.has_echo else "") + completion.text,
             "logprobs": table,
-            "finish_reason": completion.finish_reason,
-            "stop_reason": completion.stop_reason,
         }
-        if self.wish.has_prompt_logprobs:
-            choice["prompt_logprobs"] = self.prompt_logprobs(output)
-        return choice
 
     def _prompt_text(self, output: RequestOutput) -> str:
         if output.prompt is not None and not self.wish.is_truncated:

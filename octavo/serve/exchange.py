@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import orjson
 
-from octavo.serve.body import ClientGone, read_body, read_json
+from octavo.serve.body import ClientGone, read_json
 from octavo.serve.errors import ApiError
 from octavo.serve.ids import Ids
 from octavo.serve.settings import ServeSettings
@@ -52,11 +52,6 @@ class Exchange:
         """The body as an object. Raises ApiError, ClientGone."""
         limit = int(self._settings.max_body_bytes)
         return await read_json(self._receive, max_bytes=limit, seconds=self._settings.body_timeout)
-
-    async def discard_body(self) -> None:
-        """Read what nobody wants: an answer that comes before its request has ended is lost to some clients."""
-        limit = int(self._settings.max_body_bytes)
-        await read_body(self._receive, max_bytes=limit, seconds=self._settings.body_timeout)
 
     async def answer(self, value: Any, status: int = 200) -> None:
         """JSON, whole."""

@@ -91,7 +91,7 @@ class StreamOptions(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
     include_usage: bool | None = Field(None, description="end the stream with a chunk that has `usage`")
-    include_obfuscation: bool | None = Field(None, description="accepted; nothing is padded here")
+    include_obfuscation: bool | None = Field(None, description="ignored: nothing is padded here")
     continuous_usage_stats: bool | None = Field(None, description="`usage` in every chunk, and in one at the end")
 
 

@@ -188,6 +188,8 @@ class Generating:
         if body.request_id is not None:
             exchange.request_id = body.request_id
         self._check_model(body)
+        if body.stream_options is not None and body.stream_options.include_obfuscation:
+            ignored.append("stream_options.include_obfuscation")
         if body.priority and not self._service.has_priorities:
             raise bad_request("priority: needs a server with --policy priority", "priority")
         exchange.name_ignored(ignored)
