@@ -1,4 +1,4 @@
-"""Whole models against Hugging Face transformers in float32, teacher-forced, through the paged cache."""
+"""Whole models against Hugging Face transformers in float64, teacher-forced, through the paged cache."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,7 +93,8 @@ def test_agrees_with_transformers(case, tmp_path, backend):
     family, overrides = CASES[case]
     ours = tiny_model_dir(tmp_path / "ours", family, **overrides)
     model = transformers_model(ours)
-    model.save_pretrained(tmp_path / "saved")
+    model.float().save_pretrained(tmp_path / "saved")
+    model.double()
     arch = read_arch(tmp_path / "saved")
     assert arch == read_arch(ours)
     ids = sequences(arch.vocab_size)

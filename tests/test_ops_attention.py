@@ -38,7 +38,8 @@ def make_rows(rng, spans, block_size, window=None):
 
 
 def naive(q, keys, values, rows, shape, block_size):
-    """One query, one head, one key at a time."""
+    """One query, one head, one key at a time, in float64."""
+    q, keys, values = (array.astype(np.float64) for array in (q, keys, values))
     out = np.zeros((len(q), shape.num_heads, shape.head_dim))
     group = shape.num_heads // shape.num_kv_heads
     for row, context in enumerate(rows.context_lens):

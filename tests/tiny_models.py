@@ -126,16 +126,18 @@ def write_tokenizer(path: Path) -> None:
 
 
 def transformers_model(path: Path) -> Any:
-    """The model in a directory as transformers runs it, in float32, with its plain attention."""
+    """The model in a directory as transformers runs it, in float64 (norms, softmax and angles are float32 there too),
+    with its plain attention.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
-    return model.eval()
+    return model.double().eval()
 
 
 def transformers_model_from_gguf(path: Path) -> Any:
-    """A Llama GGUF file as a transformers model in float32, from the weights as our reader dequantises them."""
+    """A Llama GGUF file as a transformers model in float64, from the weights as our reader dequantises them."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -177,7 +179,7 @@ def transformers_model_from_gguf(path: Path) -> Any:
     model.load_state_dict(state, assign=True)
     model.model.rotary_emb = type(model.model.rotary_emb)(config)  # its buffers are not in the state
     model.tie_weights()
-    return model.eval()
+    return model.double().eval()
 
 
 def write_gguf(model_dir: Path, path: Path) -> Path:

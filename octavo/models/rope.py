@@ -35,10 +35,13 @@ def inverse_frequencies(config: RopeConfig, head_dim: int, factors: Float32s | N
 
     `factors` [head_dim / 2] are divisors that the checkpoint gives (GGUF's `rope_freqs.weight`).
     """
-    # In float32 throughout, rounded where transformers rounds (models were trained with these very numbers): the last
-    # bits matter, for an angle is a frequency times thousands of positions.
+    # In float32, rounded where transformers rounds (models were trained with these very numbers): the last bits matter,
+    # for an angle is a frequency times thousands of positions. The power alone is taken in float64 by the C library,
+    # one at a time, and rounded once: NumPy's float32 power depends on the processor's vector instructions.
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-    frequencies: Float32s = np.float32(1.0) / np.float32(config.theta) ** exponents
+    theta = float(np.float32(config.theta))
+    powers = np.array([theta**exponent for exponent in exponents.tolist()], np.float32)
+    frequencies: Float32s = np.float32(1.0) / powers
     match config.kind:
         case "linear":
             frequencies = frequencies / config.factor
