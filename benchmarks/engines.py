@@ -13,10 +13,10 @@ from types import SimpleNamespace
 
 from octavo import SamplingParams
 from octavo.config import EngineConfig
+from octavo.llm_engine import LLMEngine
 from octavo.ops import _cpu
-from octavo.ops.cpu import graph, layers, sampling
-from octavo.runtime import LLMEngine
-from tests.tiny_models import write_tokenizer
+from octavo.ops.cpu import graph, operations, sampling
+from tests.support.tiny_models import write_tokenizer
 
 MODELS = ("smollm2-135m", "qwen2-0.5b")
 
@@ -86,12 +86,12 @@ def native_clock() -> Iterator[NativeClock]:
     timed = {name: clock.timed(vars(_cpu)[name]) for name in ("logits", "sample", "score")}
     before = graph.Program.run
     graph.Program.run = clock.timed(before)
-    layers._cpu = sampling._cpu = SimpleNamespace(**vars(_cpu) | timed)
+    operations._cpu = sampling._cpu = SimpleNamespace(**vars(_cpu) | timed)
     try:
         yield clock
     finally:
         graph.Program.run = before
-        layers._cpu = sampling._cpu = _cpu
+        operations._cpu = sampling._cpu = _cpu
 
 
 def decode_steps(engine: LLMEngine, prompts: Sequence[Sequence[int]], num_tokens: int) -> Steps:

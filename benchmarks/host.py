@@ -9,7 +9,7 @@ import argparse
 
 from benchmarks.engines import decode_steps, open_engine
 from benchmarks.machine import add_common_flags, describe, exclusive, print_circumstances, say, spread, write_json
-from octavo.cli.workload import Shape, Span, generate
+from octavo.tools.bench.workload import Shape, Span, generate
 
 
 def main() -> None:

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
-from octavo.ops.cpu.place import PATH_VARIABLE, paths
-from octavo.ops.machine import memory, processor
+from octavo.ops.cpu.device import PATH_VARIABLE, paths
+from octavo.ops.hardware import memory, processor
 
 
 def describe(*distributions: str) -> dict[str, object]:

@@ -1,5 +1,5 @@
 """What the server adds to the engine, and what floods and idle readers do to it. Server, client and the engine without
-a server each have a process of their own; the server's clients are `tests/load.py`.
+a server each have a process of their own; the server's clients are `tests/support/load.py`.
 
 - streams: 64 streams on SmolLM2 beside `LLM.generate` with the same prompts, in turns. Prompts are new each round.
 - many: 256 streams of 64 tokens on a tiny random model: slowest over fastest.
@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import add_run_flags, describe, exclusive, print_circumstances, say, spread, write_json
-from tests.load import Connections, Outcome, ask, connect, request_bytes
-from tests.serving import Spawned, spawned
-from tests.tiny_models import tiny_model_dir
+from tests.support.load import Connections, Outcome, ask, connect, request_bytes
+from tests.support.serving import Spawned, spawned
+from tests.support.tiny_models import tiny_model_dir
 
 PATH = "/v1/completions"
 NUM_STREAMS, STREAM_TOKENS = 64, 64

@@ -6,7 +6,7 @@ tokens, 32-128 generated. W4: 32 requests at once, 512 common and 32 own tokens 
 
 from collections.abc import Sequence
 
-from octavo.cli.workload import Shape, Span, generate
+from octavo.tools.bench.workload import Shape, Span, generate
 
 WORKLOADS = {
     "W1": Shape(1, Span(32, 32), Span(128, 128)),

@@ -23,6 +23,6 @@ def smollm2_path() -> Path:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with a tiny random Llama (331 tokens, 3 layers) and all its files."""
-    from tests.tiny_models import tiny_model_dir
+    from tests.support.tiny_models import tiny_model_dir
 
     return tiny_model_dir(tmp_path_factory.mktemp("tiny") / "llama")

@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.machine import say
 from octavo import hub
-from tests.tiny_models import transformers_model_from_gguf
+from tests.support.tiny_models import transformers_model_from_gguf
 
 TYPES = ("BF16", "F16", "Q8_0", "Q4_1", "Q4_0")
 QWEN2 = Path(__file__).parents[1] / "qwen2-0.5b" / "config.json"

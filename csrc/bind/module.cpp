@@ -1,0 +1,309 @@
+// What Python sees: the machine, packed weights, the cache, plans and programs. Checks what crosses, does no work.
+
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <chrono>
+#include <optional>
+#include <stdexcept>
+#include <tuple>
+
+#include "graph/program.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+using namespace octavo;
+
+void bind_sample(nb::module_& m);
+
+namespace {
+
+template <class T, int Dims>
+using Array = nb::ndarray<const T, nb::ndim<Dims>, nb::c_contig, nb::device::cpu>;
+using AnyMatrix = nb::ndarray<nb::ndim<2>, nb::ro, nb::c_contig, nb::device::cpu>;
+using FloatView = nb::ndarray<nb::numpy, float>;
+using Unlocked = nb::gil_scoped_release;
+
+struct Vector {
+    std::vector<float> values;
+};
+
+Norm norm_of(const Vector* vector, float eps) { return {vector == nullptr ? nullptr : vector->values.data(), eps}; }
+
+void check(bool holds, const char* what) {
+    if (!holds) throw std::invalid_argument(what);
+}
+
+Dtype kv_dtype_of(const std::string& name) {
+    if (name == "bfloat16") return Dtype::bfloat16;
+    if (name == "int8") return Dtype::int8;
+    check(name == "float32", "keys and values are float32, bfloat16 or int8");
+    return Dtype::float32;
+}
+
+void check_rows(const Matrix& matrix, int first_row, std::size_t rows, std::size_t row_len) {
+    check(static_cast<int>(row_len) == matrix.num_in, "the rows are not as long as the matrix's");
+    const int count = static_cast<int>(rows);
+    check(first_row >= 0 && count > 0 && first_row + count <= matrix.num_out, "the matrix has no such rows");
+}
+
+void fill(Matrix& matrix, Machine& machine, int first_row, const AnyMatrix& values) {
+    check_rows(matrix, first_row, values.shape(0), values.shape(1));
+    const Format format = matrix.format_of(first_row);
+    check(values.itemsize() == (format == Format::bfloat16 ? 2 : 4) && matrix.input == static_cast<Input>(format),
+          "the values are not of the matrix's dtype");
+    const int rows = static_cast<int>(values.shape(0));
+    const void* data = values.data();
+    const Unlocked unlocked;
+    matrix.fill(machine.pool, first_row, rows, data);
+}
+
+using Bytes = std::optional<Array<std::int8_t, 2>>;
+using Halves = std::optional<Array<std::uint16_t, 2>>;
+
+// Whole numbers [rows, num_in] with their scales; the rows must be of one part.
+void fill_codes(Matrix& matrix, Machine& machine, int first_row, const Array<std::int8_t, 2>& codes,
+                const Array<std::uint16_t, 2>& scales, const Halves& mins, const Bytes& steps, const Bytes& min_steps) {
+    check_rows(matrix, first_row, codes.shape(0), codes.shape(1));
+    const Format format = matrix.format_of(first_row);
+    const Codes kind = matrix.codes_of(first_row);
+    check(format != Format::float32 && format != Format::bfloat16, "the matrix is not one of whole numbers");
+    check(kind.has_mins == mins.has_value() && kind.has_steps == steps.has_value() &&
+          (kind.has_mins && kind.has_steps) == min_steps.has_value(), "the scales are not of the matrix's kind");
+    const int group = format == Format::int8_16 ? 16 : format == Format::int8_64 ? 64 : 32;
+    const std::size_t rows = codes.shape(0), groups = static_cast<std::size_t>(matrix.padded_in / group);
+    const std::size_t stretches = kind.has_steps ? static_cast<std::size_t>(matrix.padded_in / kSteppedInputs) : groups;
+    const auto fits = [rows](const auto& array, std::size_t width) {
+        return array.shape(0) == rows && array.shape(1) == width;
+    };
+    check(fits(scales, stretches) && (!mins || fits(*mins, stretches)) && (!steps || fits(*steps, groups)) &&
+          (!min_steps || fits(*min_steps, groups)), "the scales do not fit the codes");
+    const CodeRows given{codes.data(), scales.data(), mins ? mins->data() : nullptr, steps ? steps->data() : nullptr,
+                         min_steps ? min_steps->data() : nullptr};
+    const Unlocked unlocked;
+    matrix.fill(machine.pool, first_row, static_cast<int>(rows), given);
+}
+
+Format format_of(const std::string& name) {
+    constexpr const char* kNames[kNumFormats] = {"float32", "bfloat16", "int4_32", "int8_16", "int8_32", "int8_64"};
+    for (int i = 0; i < kNumFormats; ++i)
+        if (name == kNames[i]) return static_cast<Format>(i);
+    throw std::invalid_argument("there is no format " + name);
+}
+
+using PartRow = std::tuple<int, std::string, bool, bool>;  // rows, format, has minimums, has steps
+
+void make_matrix(Matrix* self, Machine& machine, int num_in, const std::vector<PartRow>& rows, bool halves) {
+    std::vector<Part> parts;
+    int num_out = 0;
+    for (const auto& [num_rows, name, has_mins, has_steps] : rows) {
+        parts.push_back({num_rows, format_of(name), {has_mins, has_steps}});
+        check(num_rows > 0, "an empty part");
+        check(!has_mins || parts.back().format == Format::int4_32 || parts.back().format == Format::int8_32,
+              "minimums are for groups of 32");
+        check(!has_steps || num_in % kSteppedInputs == 0, "steps need whole stretches of inputs");
+        num_out += num_rows;
+    }
+    check(num_in > 0 && num_out > 0, "an empty matrix");
+    check(!halves || num_out % (2 * kPanel) == 0, "halves must be whole panels");
+    check(!halves || parts.size() == 1 || (parts.size() == 2 && parts[0].num_rows == parts[1].num_rows),
+          "halves must be of one part, or one each");
+    const auto reads_floats = [](const Part& part) {
+        return part.format == Format::float32 || part.format == Format::bfloat16 || part.format == Format::int8_64;
+    };
+    for (const Part& part : parts)
+        check(part.format == parts[0].format || !(reads_floats(part) || reads_floats(parts[0])),
+              "the parts do not read their input alike");
+    new (self) Matrix(machine.weights, num_in, parts, halves);
+}
+
+void set_attention(AttentionPlan& plan, const Machine& machine, const AttentionShape& shape,
+                   const Array<std::int64_t, 1>& slots, const Array<std::int32_t, 1>& row_starts,
+                   const Array<std::int32_t, 1>& context_lens, const Array<std::int32_t, 2>& block_table) {
+    const std::size_t num_rows = context_lens.shape(0);
+    check(row_starts.shape(0) == num_rows + 1 && block_table.shape(0) == num_rows, "rows differ in number");
+    plan.slots.assign(slots.data(), slots.data() + slots.size());
+    plan.block_table.assign(block_table.data(), block_table.data() + block_table.size());
+    plan.table_width = static_cast<int>(block_table.shape(1));
+    plan.set(*machine.kernels, shape, static_cast<int>(num_rows), row_starts.data(), context_lens.data());
+}
+
+// Logits of some rows of a program's buffer, into `out` [rows, vocab].
+void read_out(Machine& machine, const Program& program, int buffer, const Array<std::int32_t, 1>& rows,
+              const Vector* norm, float eps, const Matrix& head, nb::ndarray<float, nb::ndim<2>, nb::c_contig> out) {
+    check(static_cast<int>(out.shape(1)) == head.num_out && out.shape(0) == rows.shape(0), "logits: shape");
+    const LinearInput input{program.buffer(buffer), rows.data(), program.width(buffer),
+                            static_cast<int>(rows.shape(0)), norm_of(norm, eps)};
+    float* to = out.data();
+    const Unlocked unlocked;
+    run_linear(machine, head, input, {to, head.num_out, false, false});
+}
+
+void bind_values(nb::module_& m) {
+    nb::class_<Machine>(m, "Machine", "Threads and the chosen path.")
+        .def(nb::init<const std::string&, int>(), "path"_a, "num_threads"_a)
+        .def_prop_ro("path", [](const Machine& self) { return self.kernels->name; })
+        .def_prop_ro("num_threads", [](const Machine& self) { return self.pool.num_threads(); });
+    nb::class_<Vector>(m, "Vector", "Floats that kernels read.")
+        .def("__init__", [](Vector* self, Array<float, 1> values) {
+            new (self) Vector{{values.data(), values.data() + values.size()}};
+        });
+    nb::class_<Matrix>(m, "Matrix", "A packed matrix [num_out, num_in].")
+        .def("__init__", &make_matrix, "machine"_a, "num_in"_a, "parts"_a, "halves"_a)
+        .def("fill", &fill, "machine"_a, "first_row"_a, "values"_a)
+        .def("fill_codes", &fill_codes, "machine"_a, "first_row"_a, "codes"_a, "scales"_a, "mins"_a.none(),
+             "steps"_a.none(), "min_steps"_a.none())
+        .def("read_row",
+             [](const Matrix& self, int row, nb::ndarray<float, nb::ndim<1>, nb::c_contig> out) {
+                 check(row >= 0 && row < self.num_out && static_cast<int>(out.size()) == self.num_in, "no such row");
+                 self.copy_row(row, out.data());
+             })
+        .def("set_bias",
+             [](Matrix& self, Array<float, 1> bias) {
+                 check(static_cast<int>(bias.size()) == self.num_out, "the bias is not as long as the matrix");
+                 self.bias.assign(bias.data(), bias.data() + bias.size());
+             })
+        .def_ro("num_out", &Matrix::num_out)
+        .def_ro("num_in", &Matrix::num_in)
+        .def_prop_ro("num_bytes", &Matrix::num_bytes)
+        .def_ro("halves", &Matrix::halves);
+    nb::class_<Cache>(m, "Cache", "Keys and values of one layer.")
+        .def_static(
+            "layers",
+            [](int num_layers, int num_blocks, int block_size, int num_kv_heads, int head_dim,
+               const std::string& dtype) {
+                check(head_dim % 2 == 0, "head_dim must be even");
+                return Cache::layers(
+                    num_layers, {nullptr, 0, num_blocks, block_size, num_kv_heads, head_dim, kv_dtype_of(dtype)});
+            },
+            "The caches of a model's layers, in one memory.")
+        .def("copy_block", &Cache::copy_block)
+        .def(
+            "memory",
+            [](Cache& self) {
+                const std::size_t size = static_cast<std::size_t>(self.memory->size());
+                return nb::ndarray<nb::numpy, std::uint8_t>(self.memory->as<void>(), {size}, nb::find(&self));
+            },
+            "All bytes of all layers, as they lie: see KVView in kernels.h.");
+}
+
+void bind_plans(nb::module_& m) {
+    nb::class_<TokensPlan>(m, "TokensPlan")
+        .def(nb::init<>())
+        .def("set", [](TokensPlan& self, Array<std::int32_t, 1> ids) {
+            self.ids.assign(ids.data(), ids.data() + ids.size());
+        });
+    nb::class_<RopePlan>(m, "RopePlan")
+        .def("__init__",
+             [](RopePlan* self, Array<float, 1> frequencies, float scale) {
+                 new (self) RopePlan;
+                 self->frequencies.assign(frequencies.data(), frequencies.data() + frequencies.size());
+                 self->scale = scale;
+             })
+        .def("set", [](RopePlan& self, Array<std::int32_t, 1> positions) {
+            self.set(positions.data(), static_cast<int>(positions.size()));
+        });
+    nb::class_<AttentionShape>(m, "AttentionShape").def(nb::init<int, int, int, float, int, float>());
+    nb::class_<AttentionPlan>(m, "AttentionPlan")
+        .def(nb::init<>())
+        .def("set", &set_attention)
+        .def_prop_ro("num_units", [](const AttentionPlan& self) { return self.units.size(); });
+}
+
+void bind_program(nb::module_& m) {
+    nb::class_<Program>(m, "Program", "A recorded straight line. What it refers to must outlive it.")
+        .def(nb::init<Machine&>())
+        .def("add_buffer", &Program::add_buffer)
+        .def("embed", &Program::embed)
+        .def("rms_norm", [](Program& self, const Vector& norm, float eps, int in,
+                            int out) { self.rms_norm(norm_of(&norm, eps), self.width(in), in, out); })
+        .def("linear",
+             [](Program& self, const Matrix& matrix, const Vector* norm, float eps, int in, int out, bool adds,
+                bool silu) { self.linear(matrix, norm_of(norm, eps), in, out, adds, silu); },
+             "matrix"_a, "norm"_a.none(), "eps"_a, "in"_a, "out"_a, "adds"_a, "silu"_a)
+        .def("rope",
+             [](Program& self, Cache& cache, const AttentionPlan& plan, const RopePlan& rope, const Vector* query,
+                const Vector* key, float eps, int qkv) {
+                 self.rope(cache, plan, rope, norm_of(query, eps), norm_of(key, eps), qkv);
+             },
+             "cache"_a, "plan"_a, "rope"_a, "query"_a.none(), "key"_a.none(), "eps"_a, "qkv"_a)
+        .def("attention", [](Program& self, const Cache& cache, const AttentionPlan& plan, int q,
+                             int out) { self.attention(cache, plan, q, self.width(q), out); })
+        .def("silu_mul", [](Program& self, int in, int out) { self.silu_mul(self.width(out), in, out); })
+        .def("add", [](Program& self, int in, int out) { self.add(self.width(out), in, out); })
+        .def("run", &Program::run, nb::call_guard<Unlocked>())
+        .def(
+            "view",
+            [](Program& self, int buffer, int num_tokens) {
+                self.reserve(num_tokens);
+                const std::size_t rows = static_cast<std::size_t>(num_tokens);
+                return FloatView(self.buffer(buffer), {rows, static_cast<std::size_t>(self.width(buffer))},
+                                 nb::find(&self));
+            },
+            "The first rows of a buffer, in place: valid until there is need for more rows.");
+    m.def("logits", &read_out, "machine"_a, "program"_a, "buffer"_a, "rows"_a, "norm"_a.none(), "eps"_a, "head"_a,
+          "out"_a);
+}
+
+double seconds_since(std::chrono::steady_clock::time_point begin) {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
+
+// Bytes a second of a bare read of `num_bytes`, by all threads, each from pieces of its own.
+double read_bandwidth(Machine& machine, std::int64_t num_bytes, int rounds) {
+    constexpr std::int64_t kPiece = std::int64_t{1} << 18;
+    Memory memory(num_bytes);
+    const int pieces = static_cast<int>(num_bytes / kPiece);
+    machine.pool.each(pieces, [&](int unit, int) {
+        std::memset(memory.as<char>() + unit * kPiece, unit, static_cast<std::size_t>(kPiece));
+    });
+    double best = 0.0;
+    for (int round = 0; round < rounds; ++round) {
+        const auto begin = std::chrono::steady_clock::now();
+        machine.pool.each(pieces, [&](int unit, int) {
+            volatile std::uint32_t kept = machine.kernels->read(memory.as<char>() + unit * kPiece, kPiece);
+            (void)kept;
+        });
+        const double rate = static_cast<double>(pieces * kPiece) / seconds_since(begin);
+        best = rate > best ? rate : best;
+    }
+    return best;
+}
+
+// Floating-point operations a second of products that never leave the registers, by all threads.
+double product_peak(Machine& machine, int rounds) {
+    constexpr int kUnits = 64;
+    constexpr std::int64_t kLoops = 20000;
+    double best = 0.0;
+    for (int round = 0; round < rounds; ++round) {
+        std::vector<double> done(kUnits);
+        const auto begin = std::chrono::steady_clock::now();
+        machine.pool.each(kUnits, [&](int unit, int) {
+            done[static_cast<std::size_t>(unit)] = machine.kernels->spin_products(kLoops);
+        });
+        double total = 0.0;
+        for (const double one : done) total += one;
+        const double rate = total / seconds_since(begin);
+        best = rate > best ? rate : best;
+    }
+    return best;
+}
+
+}  // namespace
+
+NB_MODULE(_cpu, m) {
+    m.doc() = "The CPU kernels; see octavo.ops.cpu.";
+    m.def("path_names", &path_names, "Paths that this processor can take, best first.");
+    bind_values(m);
+    bind_plans(m);
+    bind_program(m);
+    m.def("read_bandwidth", &read_bandwidth, nb::call_guard<Unlocked>(), "machine"_a, "num_bytes"_a, "rounds"_a,
+          "Bytes a second of a bare read, the best of some rounds.");
+    m.def("product_peak", &product_peak, nb::call_guard<Unlocked>(), "machine"_a, "rounds"_a,
+          "Floating-point operations a second from registers alone, the best of some rounds.");
+    bind_sample(m);
+}

@@ -1,0 +1,30 @@
+// What all operations of one place share: the threads, the chosen path, and each thread's scratch.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "kernels/kernels.h"
+#include "core/memory.h"
+#include "core/pool.h"
+
+namespace octavo {
+
+struct Machine {
+    // `path`: one of path_names(), or empty for the best. Throws std::invalid_argument.
+    Machine(const std::string& path, int num_threads);
+
+    Pool pool;
+    const Kernels* kernels;
+    Arena weights;
+    Memory packed;  // the input of a product
+    std::vector<Memory> scratch;  // one a thread
+
+    float* scratch_of(int thread) const { return scratch[static_cast<std::size_t>(thread)].as<float>(); }
+    void reserve_scratch(std::int64_t num_floats);
+};
+
+// The paths that this processor can take, best first.
+std::vector<std::string> path_names();
+
+}  // namespace octavo

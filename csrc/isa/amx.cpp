@@ -1,0 +1,273 @@
+// The AVX-512 kernels, with products by AMX: tiles of 16 rows, 16 columns, and 64 bytes of inputs at a time.
+//
+// A tile's product of bfloat16 adds its inputs in an order of its own, the same for every row, however many rows there
+// are. Those of bytes are exact, so where there are few rows VNNI gives the same.
+#define OCTAVO_VNNI 1
+#include "isa/kernel_table.h"
+
+namespace {
+
+constexpr int kTileRows = 16, kTileInputs = 32;
+
+#if defined(__AMX_BF16__)
+
+// Tile registers 0..3: sums (two tiles of rows by two of columns); 4, 5: inputs; 6, 7: weights.
+struct alignas(64) TileConfig {
+    std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    std::uint16_t bytes_per_row[16] = {};
+    std::uint8_t rows[16] = {};
+};
+
+// `rows` of the first, `more` of the second tile of rows (0: there is none), `depth` bytes of inputs.
+OCTAVO_INLINE void configure(int rows, int more, int depth) {
+    TileConfig config;
+    const int counts[8] = {rows, rows, more, more, rows, more, depth / 4, depth / 4};
+    for (int i = 0; i < 8; ++i) {
+        config.rows[i] = static_cast<std::uint8_t>(counts[i] > 0 ? counts[i] : 1);
+        config.bytes_per_row[i] = static_cast<std::uint16_t>(i == 4 || i == 5 ? depth : 64);
+    }
+    // An "m" operand: gcc 12 drops the stores that fill the configuration in front of its own intrinsic.
+    __asm__ volatile("ldtilecfg %0" : : "m"(config));
+}
+
+template <bool kTwo>
+OCTAVO_INLINE void multiply(const std::uint16_t* a, std::int64_t a_stride, const std::uint32_t* b, int steps,
+                            float* c) {
+    _tile_zero(0);
+    _tile_zero(1);
+    if (kTwo) {
+        _tile_zero(2);
+        _tile_zero(3);
+    }
+    const std::uint16_t* below = a + kTileRows * a_stride;
+    for (int step = 0; step < steps; ++step) {
+        _tile_loadd(6, b, kPanel * 4);
+        _tile_loadd(7, b + 16, kPanel * 4);
+        _tile_loadd(4, a, a_stride * 2);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        if (kTwo) {
+            _tile_loadd(5, below, a_stride * 2);
+            _tile_dpbf16ps(2, 5, 6);
+            _tile_dpbf16ps(3, 5, 7);
+        }
+        a += kTileInputs, below += kTileInputs, b += kTileInputs / 2 * kPanel;
+    }
+    _tile_stored(0, c, kPanel * 4);
+    _tile_stored(1, c + 16, kPanel * 4);
+    if (kTwo) {
+        _tile_stored(2, c + kTileRows * kPanel, kPanel * 4);
+        _tile_stored(3, c + kTileRows * kPanel + 16, kPanel * 4);
+    }
+}
+
+// Integer sums [rows, kPanel] of one group, of signed bytes.
+template <bool kTwo>
+OCTAVO_INLINE void multiply_bytes(const std::int8_t* a, std::int64_t a_stride, const std::int8_t* b, std::int32_t* c) {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_loadd(6, b, kPanel * 4);
+    _tile_loadd(7, b + 64, kPanel * 4);
+    _tile_loadd(4, a, a_stride);
+    _tile_dpbssd(0, 4, 6);
+    _tile_dpbssd(1, 4, 7);
+    _tile_stored(0, c, kPanel * 4);
+    _tile_stored(1, c + 16, kPanel * 4);
+    if (kTwo) {
+        _tile_zero(2);
+        _tile_zero(3);
+        _tile_loadd(5, a + kTileRows * a_stride, a_stride);
+        _tile_dpbssd(2, 5, 6);
+        _tile_dpbssd(3, 5, 7);
+        _tile_stored(2, c + kTileRows * kPanel, kPanel * 4);
+        _tile_stored(3, c + kTileRows * kPanel + 16, kPanel * 4);
+    }
+}
+
+OCTAVO_INLINE void release() { _tile_release(); }
+
+double spin_tiles(std::int64_t rounds) {
+    configure(kTileRows, kTileRows, 64);
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    _tile_zero(4);
+    _tile_zero(5);
+    _tile_zero(6);
+    _tile_zero(7);
+    for (std::int64_t round = 0; round < rounds; ++round) {
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+    }
+    release();
+    return 4.0 * 2 * kTileRows * 16 * kTileInputs * static_cast<double>(rounds);
+}
+
+#else  // a stand-in without the tile unit, so that the code around it can be tested anywhere
+
+struct TileRows { int first, second, depth; };
+
+OCTAVO_INLINE TileRows& configured() {
+    static thread_local TileRows rows;
+    return rows;
+}
+
+OCTAVO_INLINE void configure(int rows, int more, int depth) { configured() = {rows, more, depth}; }
+
+template <bool kTwo>
+OCTAVO_INLINE void multiply(const std::uint16_t* a, std::int64_t a_stride, const std::uint32_t* b, int steps,
+                            float* c) {
+    const int rows = kTwo ? kTileRows + configured().second : configured().first;
+    for (int row = 0; row < rows; ++row)
+        for (int column = 0; column < kPanel; ++column) {
+            float total = 0.0f;
+            for (int i = 0; i < steps * kTileInputs; ++i) {
+                const std::uint32_t pair = b[i / 2 * kPanel + column];
+                const auto weight = static_cast<std::uint16_t>(pair >> (16 * (i % 2)));
+                total = fma1(widen(a[row * a_stride + i]), widen(weight), total);
+            }
+            c[row * kPanel + column] = total;
+        }
+}
+
+template <bool kTwo>
+OCTAVO_INLINE void multiply_bytes(const std::int8_t* a, std::int64_t a_stride, const std::int8_t* b, std::int32_t* c) {
+    const int rows = kTwo ? kTileRows + configured().second : configured().first;
+    for (int row = 0; row < rows; ++row)
+        for (int column = 0; column < kPanel; ++column) {
+            std::int32_t total = 0;
+            for (int i = 0; i < configured().depth; ++i)
+                total += a[row * a_stride + i] * b[i / 4 * kPanel * 4 + column * 4 + i % 4];
+            c[row * kPanel + column] = total;
+        }
+}
+
+OCTAVO_INLINE void release() {}
+
+double spin_tiles(std::int64_t rounds) { return spin_fma(rounds); }
+
+#endif
+
+// Rows of bfloat16, each padded to whole tiles of inputs.
+void pack_rows_tiles(const PackArgs& args, int first_row, int num_rows) {
+    auto* packed = static_cast<std::uint16_t*>(args.packed);
+    for (int row = first_row; row < first_row + num_rows; ++row) {
+        const float* x = args.x + (args.rows != nullptr ? args.rows[row] : row) * args.stride;
+        const float scale = args.norm != nullptr ? inverse_rms(x, args.num_in, args.eps) : 1.0f;
+        std::uint16_t* to = packed + std::int64_t{row} * args.padded_in;
+        for (int i = 0; i < args.num_in; ++i)
+            to[i] = round_to_bf16(args.norm != nullptr ? x[i] * scale * args.norm[i] : x[i]);
+        for (int i = args.num_in; i < args.padded_in; ++i) to[i] = 0;
+    }
+}
+
+void product_tiles(const ProductArgs& args) {
+    const auto* panel = static_cast<const std::uint32_t*>(args.panel.data);
+    const auto* packed = static_cast<const std::uint16_t*>(args.packed);
+    const int steps = args.padded_in / kTileInputs;
+    int rows_before = -1, more_before = -1;
+    for (int row = 0; row < args.num_rows; row += 2 * kTileRows) {
+        const int left = args.num_rows - row, rows = left < kTileRows ? left : kTileRows;
+        const int more = left - rows < kTileRows ? left - rows : kTileRows;
+        if (rows != rows_before || more != more_before) configure(rows, more, 64);
+        rows_before = rows, more_before = more;
+        const std::uint16_t* a = packed + std::int64_t{args.first_row + row} * args.padded_in;
+        float* c = args.scratch + std::int64_t{row} * kPanel;
+        if (more > 0)
+            multiply<true>(a, args.padded_in, panel, steps, c);
+        else
+            multiply<false>(a, args.padded_in, panel, steps, c);
+    }
+    release();
+}
+
+constexpr int kFewRows = 8;  // less than so many fill too little of a tile
+
+// A group's codes as signed bytes: themselves, or both halves of each byte.
+template <int kBits, int kGroup>
+OCTAVO_INLINE const std::int8_t* bytes_of(const char* codes, std::int8_t* room) {
+    if constexpr (kBits == 8) return reinterpret_cast<const std::int8_t*>(codes);
+    constexpr int kHalf = kGroup / 2 * kPanel;
+    for (int i = 0; i < kHalf; i += W * 4) {
+        const vi words = load_as<vi>(codes + i), low_half = (vi)splat_word(0x0f0f0f0fu);
+        const vi low = words & low_half, high = (vi)((vu)words >> 4) & low_half;
+        std::memcpy(room + i, &low, sizeof low);
+        std::memcpy(room + kHalf + i, &high, sizeof high);
+    }
+    return room;
+}
+
+template <bool kMins, int kBits, int kGroup>
+void add_tiles(const ProductArgs& args, const Stretch<kBits, kGroup>& stretch, int first_group,
+               const Widened<kBits, kGroup>& scales, const Widened<kBits, kGroup>& mins) {
+    using S = Stretch<kBits, kGroup>;
+    alignas(64) std::int8_t room[kGroup * kPanel];
+    alignas(64) std::int32_t sums[2 * kTileRows * kPanel];
+    int rows_before = -1, more_before = -1;
+    for (int index = 0; index < stretch.num_groups * S::kParts; ++index) {
+        const int group = first_group + index / S::kParts, part = index % S::kParts;
+        const auto* b = bytes_of<kBits, kGroup>(stretch.codes + index * (S::kCodeBytes / S::kParts), room);
+        for (int row = 0; row < args.num_rows; row += 2 * kTileRows) {
+            const int left = args.num_rows - row, rows = left < kTileRows ? left : kTileRows;
+            const int more = left - rows < kTileRows ? left - rows : kTileRows;
+            if (rows != rows_before || more != more_before) configure(rows, more, kGroup);
+            rows_before = rows, more_before = more;
+            const auto* x = static_cast<const std::int8_t*>(args.packed) + (args.first_row + row) * args.row_bytes;
+            const std::int8_t* a = x + group * S::kInputs + part * kGroup;
+            if (more > 0)
+                multiply_bytes<true>(a, args.row_bytes, b, sums);
+            else
+                multiply_bytes<false>(a, args.row_bytes, b, sums);
+            for (int m = 0; m < rows + more; ++m) {
+                const auto& head = reinterpret_cast<const GroupHead*>(x + m * args.row_bytes + args.padded_in)[group];
+                for (int v = 0; v < kPanel; v += W) {
+                    vi exact = load_as<vi>(sums + m * kPanel + v);
+                    if constexpr (kBits == 4 && !kMins) exact -= splat_int(head.sum) * 8;
+                    float* out = args.scratch + (row + m) * kPanel + v;
+                    const vf min = kMins ? mins.at(index, v) : vf{};
+                    store(out, plus_scaled<kMins>(load(out), exact, scales.at(index, v), min, head));
+                }
+            }
+        }
+    }
+}
+
+template <int kBits, int kGroup>
+void product_codes_tiles(const ProductArgs& args) {
+    if (args.num_rows < kFewRows) return product_codes<kBits, kGroup>(args);
+    std::memset(args.scratch, 0, sizeof(float) * static_cast<std::size_t>(args.num_rows) * kPanel);
+    with_flags<kGroup>(args.panel.codes, [&](auto has_mins, auto has_steps) {
+        constexpr bool kMins = decltype(has_mins)::value, kSteps = decltype(has_steps)::value;
+        Widened<kBits, kGroup> scales, mins;
+        each_stretch<kBits, kGroup, kSteps>(args, [&](auto& stretch, int group, auto stored, auto stored_mins) {
+            scales.fill(stored, stretch.num_groups);
+            if constexpr (kMins) mins.fill(stored_mins, stretch.num_groups);
+            add_tiles<kMins>(args, stretch, group, scales, mins);
+        });
+    });
+    release();
+}
+
+constexpr Kernels make_amx_kernels() {
+    Kernels kernels = make_kernels("amx");
+    kernels.block_rows[static_cast<int>(Input::bfloat16)] = 2 * kTileRows;
+    kernels.bf16_bytes = 2;
+    kernels.pack_rows[static_cast<int>(Input::bfloat16)] = pack_rows_tiles;
+    kernels.product[static_cast<int>(Format::bfloat16)] = product_tiles;
+    kernels.product[static_cast<int>(Format::int4_32)] = product_codes_tiles<4, 32>;
+    kernels.product[static_cast<int>(Format::int8_16)] = product_codes_tiles<8, 16>;
+    kernels.product[static_cast<int>(Format::int8_32)] = product_codes_tiles<8, 32>;
+    kernels.product[static_cast<int>(Format::int8_64)] = product_codes_tiles<8, 64>;
+    kernels.spin_products = spin_tiles;
+    return kernels;
+}
+
+}  // namespace
+
+const octavo::Kernels* octavo::amx_kernels() {
+    static constexpr Kernels kernels = make_amx_kernels();
+    return &kernels;
+}

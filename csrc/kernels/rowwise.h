@@ -1,0 +1,210 @@
+// Kernels that go along a row: norms, activations, RoPE with the cache write, packing a product's input, and storing
+// its sums.
+#pragma once
+
+#include "kernels/kernels.h"
+#include "simd/vec.h"
+
+namespace {
+
+using namespace octavo;
+
+// 1 / sqrt(mean(x^2) + eps). One order: W running sums, their tree, then what is left of the row.
+OCTAVO_INLINE float inverse_rms(const float* x, int n, float eps) {
+    vf squares = splat(0.0f);
+    int i = 0;
+    for (; i + W <= n; i += W) squares = fma(load(x + i), load(x + i), squares);
+    float total = sum(squares);
+    for (; i < n; ++i) total = fma1(x[i], x[i], total);
+    return 1.0f / __builtin_sqrtf(total / static_cast<float>(n) + eps);
+}
+
+void rms_norm(const float* x, const float* norm, float eps, int n, float* out) {
+    const float scale = inverse_rms(x, n, eps);
+    int i = 0;
+    for (; i + W <= n; i += W) store(out + i, load(x + i) * scale * load(norm + i));
+    for (; i < n; ++i) out[i] = x[i] * scale * norm[i];
+}
+
+OCTAVO_INLINE vf silu(vf x) { return x / (exp(-x) + 1.0f); }
+
+// The last, incomplete vector of a row goes through a buffer, so that all of a row has the same arithmetic.
+template <class F>
+OCTAVO_INLINE void map_tail(const float* x, const float* y, int n, float* out, F f) {
+    float left[W] = {}, right[W] = {};
+    for (int i = 0; i < n; ++i) left[i] = x[i], right[i] = y[i];
+    store(left, f(load(left), load(right)));
+    for (int i = 0; i < n; ++i) out[i] = left[i];
+}
+
+void silu_mul(const float* gate, const float* up, int n, float* out) {
+    int i = 0;
+    const auto f = [](vf g, vf u) { return silu(g) * u; };
+    for (; i + W <= n; i += W) store(out + i, f(load(gate + i), load(up + i)));
+    if (i < n) map_tail(gate + i, up + i, n - i, out + i, f);
+}
+
+void add(float* x, const float* y, std::int64_t n) {
+    std::int64_t i = 0;
+    for (; i + W <= n; i += W) store(x + i, load(x + i) + load(y + i));
+    for (; i < n; ++i) x[i] += y[i];
+}
+
+// sums + bias, over the valid columns of a scratch row that has kPanel of them.
+OCTAVO_INLINE void add_bias(const float* sums, const float* bias, int n, float* out) {
+    for (int v = 0; v < kPanel; v += W) store(out + v, load(sums + v));
+    if (bias != nullptr)
+        for (int i = 0; i < n; ++i) out[i] += bias[i];
+}
+
+void store_sums(const StoreArgs& args) {
+    alignas(64) float values[kPanel], ups[kPanel];
+    for (int row = 0; row < args.num_rows; ++row) {
+        float* out = args.out + row * args.stride;
+        add_bias(args.sums + row * kPanel, args.bias, args.num_columns, values);
+        if (args.up != nullptr) {
+            add_bias(args.up + row * kPanel, args.up_bias, args.num_columns, ups);
+            silu_mul(values, ups, kPanel, values);
+        }
+        if (args.num_columns == kPanel) {
+            for (int v = 0; v < kPanel; v += W)
+                store(out + v, args.adds ? load(out + v) + load(values + v) : load(values + v));
+        } else {
+            for (int i = 0; i < args.num_columns; ++i) out[i] = args.adds ? out[i] + values[i] : values[i];
+        }
+    }
+}
+
+// What a product's input values become: themselves, or bfloat16 in pairs.
+OCTAVO_INLINE void normed_row(const PackArgs& args, int row, float* out) {
+    const float* x = args.x + (args.rows != nullptr ? args.rows[row] : row) * args.stride;
+    if (args.norm != nullptr)
+        rms_norm(x, args.norm, args.eps, args.num_in, out);
+    else
+        std::memcpy(out, x, sizeof(float) * static_cast<std::size_t>(args.num_in));
+    for (int i = args.num_in; i < args.padded_in; ++i) out[i] = 0.0f;
+}
+
+// --- the cache --------------------------------------------------------------------------------------------------
+
+// Whether numbers are codes, which mean nothing without their token's scale.
+template <class T>
+constexpr bool kScaled = sizeof(T) == 1;
+
+// Where a KV head's keys of one block begin; its values; the scales of both.
+template <class T>
+OCTAVO_INLINE T* keys_at(const KVView& kv, std::int64_t block, int head) {
+    const std::int64_t a_slot = 2 * (kv.head_dim * sizeof(T) + (kScaled<T> ? sizeof(float) : 0));
+    return reinterpret_cast<T*>(static_cast<char*>(kv.blocks) + block * kv.block_stride + head * kv.block_size * a_slot);
+}
+
+template <class T>
+OCTAVO_INLINE T* values_at(const KVView& kv, T* keys) {
+    return keys + std::int64_t{kv.block_size} * kv.head_dim;
+}
+
+template <class T>
+OCTAVO_INLINE float* scales_at(const KVView& kv, T* keys) {
+    return reinterpret_cast<float*>(keys + std::int64_t{2} * kv.block_size * kv.head_dim);
+}
+
+OCTAVO_INLINE void put(std::uint16_t& to, float x) { to = round_to_bf16(x); }
+OCTAVO_INLINE void put(float& to, float x) { to = x; }
+
+// Turns dimension i with i + head_dim / 2, in place, after the norm.
+OCTAVO_INLINE void norm_and_rotate(float* x, const float* norm, const RopeArgs& args, int head_dim) {
+    if (norm != nullptr) rms_norm(x, norm, args.eps, head_dim, x);
+    const int half = head_dim / 2;
+    int i = 0;
+    for (; i + W <= half; i += W) {
+        const vf low = load(x + i), high = load(x + half + i), cos = load(args.cos + i), sin = load(args.sin + i);
+        store(x + i, low * cos - high * sin);
+        store(x + half + i, high * cos + low * sin);
+    }
+    for (; i < half; ++i) {
+        const float low = x[i], high = x[half + i];
+        x[i] = low * args.cos[i] - high * args.sin[i];
+        x[half + i] = high * args.cos[i] + low * args.sin[i];
+    }
+}
+
+// The scale of a row's codes, from -127 to 127: its largest magnitude over 127. NaN where a number is not finite, so
+// that what is made of the row is NaN as well.
+OCTAVO_INLINE float scale_of(const float* x, int n) {
+    constexpr std::int32_t kMagnitude = 0x7fffffff, kInfinity = 0x7f800000;
+    vi largest = {};  // magnitudes compare as their bits do, and NaN is above infinity
+    int i = 0;
+    for (; i + W <= n; i += W) {
+        const vi bits = (vi)load(x + i) & kMagnitude;
+        largest = bits > largest ? bits : largest;
+    }
+    std::int32_t most = 0, bits;
+    for (int lane = 0; lane < W; ++lane) most = largest[lane] > most ? largest[lane] : most;
+    for (; i < n; ++i) {
+        std::memcpy(&bits, x + i, sizeof bits);
+        most = (bits & kMagnitude) > most ? bits & kMagnitude : most;
+    }
+    if (most >= kInfinity) return __builtin_nanf("");
+    float magnitude;
+    std::memcpy(&magnitude, &most, sizeof most);
+    return magnitude / 127.0f;
+}
+
+// put(i, code) for each number of a row: x[i] / scale to the nearest whole number, ties to even. All zero where the
+// scale is 0 or NaN.
+template <class F>
+OCTAVO_INLINE void quantise(const float* x, int n, float scale, F&& put) {
+    if (!(scale > 0.0f)) {
+        for (int i = 0; i < n; ++i) put(i, std::int8_t{0});
+        return;
+    }
+    // Adding 1.5 * 2^23 rounds, and leaves the whole number in the low bits.
+    const vf magic = splat(12582912.0f), most = splat(127.0f);
+    for (int i = 0; i < n; i += W) {
+        float part[W] = {};
+        const int count = n - i < W ? n - i : W;
+        for (int lane = 0; lane < count; ++lane) part[lane] = x[i + lane];
+        // A scale that lost its digits below the smallest normal number can make a quotient larger than 127.
+        vf quotient = load(part) / splat(scale);
+        quotient = select(quotient > most, most, max(-most, quotient));
+        const vi codes = (vi)(quotient + magic) - (vi)magic;
+        for (int lane = 0; lane < count; ++lane) put(i + lane, static_cast<std::int8_t>(codes[lane]));
+    }
+}
+
+template <class T>
+OCTAVO_INLINE void write_kv(const KVView& kv, const RopeArgs& args, const float* k, const float* v, int head) {
+    constexpr int kPair = sizeof(T) == 2 ? 2 : 1;
+    const std::int64_t block = args.slot / kv.block_size, place = args.slot % kv.block_size;
+    T* keys = keys_at<T>(kv, block, head);
+    T* values = values_at(kv, keys) + place * kv.head_dim;
+    if constexpr (kScaled<T>) {
+        float* scales = scales_at(kv, keys);
+        float &key_scale = scales[place], &value_scale = scales[kv.block_size + place];
+        key_scale = scale_of(k, kv.head_dim);
+        value_scale = scale_of(v, kv.head_dim);
+        quantise(k, kv.head_dim, key_scale, [&](int d, T code) { keys[d * kv.block_size + place] = code; });
+        quantise(v, kv.head_dim, value_scale, [&](int d, T code) { values[d] = code; });
+    } else {
+        for (int d = 0; d < kv.head_dim; ++d) put(keys[(d / kPair * kv.block_size + place) * kPair + d % kPair], k[d]);
+        for (int d = 0; d < kv.head_dim; ++d) put(values[d], v[d]);
+    }
+}
+
+void rope(const KVView& kv, const RopeArgs& args) {
+    float* x = args.qkv;
+    for (int head = 0; head < args.num_heads; ++head, x += kv.head_dim)
+        norm_and_rotate(x, args.query_norm, args, kv.head_dim);
+    for (int head = 0; head < kv.num_kv_heads; ++head, x += kv.head_dim) {
+        norm_and_rotate(x, args.key_norm, args, kv.head_dim);
+        const float* v = x + std::int64_t{kv.num_kv_heads} * kv.head_dim;
+        if (kv.dtype == Dtype::bfloat16)
+            write_kv<std::uint16_t>(kv, args, x, v, head);
+        else if (kv.dtype == Dtype::int8)
+            write_kv<std::int8_t>(kv, args, x, v, head);
+        else
+            write_kv<float>(kv, args, x, v, head);
+    }
+}
+
+}  // namespace

@@ -1,0 +1,347 @@
+// Stored weights to numbers, and the strings of a header to Python: the loops of `weights` that are too long for Python.
+//
+// Knows one contiguous piece of blocks at a time; files, shapes and what may be read at all are decided in Python. Still
+// nothing given here is believed: a number of bytes that does not fit is a ValueError, never a write past the end.
+
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <optional>
+#include <stdexcept>
+#include <string>
+
+#include "weights/formats.h"
+#include "weights/quantize.h"
+
+namespace nb = nanobind;
+using namespace nanobind::literals;
+
+namespace octavo {
+namespace {
+
+constexpr int piece_len = 1024;  // values in between, as float32: they stay in the first cache
+
+using Unpack = void (*)(const Byte* blocks, float* values, std::size_t num_blocks);
+using Round = bool (*)(const float* values, Byte* words, std::size_t num_values);
+using Check = bool (*)(const Byte* words, std::size_t num_words);
+
+template <typename Format>
+OCTAVO_INLINE void unpack_blocks(const Byte* __restrict blocks, float* __restrict values, std::size_t num_blocks) {
+    for (std::size_t i = 0; i < num_blocks; ++i)
+        Format::unpack(blocks + i * Format::num_bytes, values + i * Format::num_values);
+}
+
+// True if all words are finite.
+template <typename Target>
+OCTAVO_INLINE bool round_values(const float* __restrict values, Byte* __restrict words, std::size_t num_values) {
+    std::uint32_t bad = 0;
+    for (std::size_t i = 0; i < num_values; ++i) {
+        const typename Target::Word word = Target::of(values[i]);
+        bad |= Target::bad(word);
+        std::memcpy(words + i * sizeof word, &word, sizeof word);
+    }
+    return bad == 0;
+}
+
+template <typename Target>
+OCTAVO_INLINE bool check_words(const Byte* words, std::size_t num_words) {
+    std::uint32_t bad = 0;
+    for (std::size_t i = 0; i < num_words; ++i)
+        bad |= Target::bad(load<typename Target::Word>(words + i * sizeof(typename Target::Word)));
+    return bad == 0;
+}
+
+template <typename Format>
+void unpack_plain(const Byte* blocks, float* values, std::size_t num_blocks) {
+    unpack_blocks<Format>(blocks, values, num_blocks);
+}
+
+template <typename Target>
+bool round_plain(const float* values, Byte* words, std::size_t num_values) {
+    return round_values<Target>(values, words, num_values);
+}
+
+template <typename Target>
+bool check_plain(const Byte* words, std::size_t num_words) {
+    return check_words<Target>(words, num_words);
+}
+
+#ifdef OCTAVO_AVX2
+
+template <typename Format>
+OCTAVO_AVX2 void unpack_avx2(const Byte* blocks, float* values, std::size_t num_blocks) {
+    unpack_blocks<Format>(blocks, values, num_blocks);
+}
+
+template <typename Target>
+OCTAVO_AVX2 bool round_avx2(const float* values, Byte* words, std::size_t num_values) {
+    return round_values<Target>(values, words, num_values);
+}
+
+template <typename Target>
+OCTAVO_AVX2 bool check_avx2(const Byte* words, std::size_t num_words) {
+    return check_words<Target>(words, num_words);
+}
+
+// Whether both the processor and the operating system have it.
+bool has_avx2() { return __builtin_cpu_supports("avx2") != 0; }
+
+#else
+
+template <typename Format>
+constexpr Unpack unpack_avx2 = unpack_plain<Format>;
+template <typename Target>
+constexpr Round round_avx2 = round_plain<Target>;
+template <typename Target>
+constexpr Check check_avx2 = check_plain<Target>;
+bool has_avx2() { return false; }
+
+#endif
+
+struct StoredFormat {
+    const char* name;
+    std::size_t num_values, num_bytes;  // of a block
+    Unpack plain, avx2;
+};
+
+template <typename F>
+constexpr StoredFormat stored_format() {
+    return {F::name, F::num_values, F::num_bytes, unpack_plain<F>, unpack_avx2<F>};
+}
+
+constexpr StoredFormat formats[] = {
+    stored_format<F32>(),  stored_format<F16>(),  stored_format<BF16>(), stored_format<Q4_0>(),
+    stored_format<Q4_1>(), stored_format<Q5_0>(), stored_format<Q5_1>(), stored_format<Q8_0>(),
+    stored_format<Q4_K>(), stored_format<Q5_K>(), stored_format<Q6_K>(),
+};
+
+struct TargetFormat {
+    const char* name;
+    std::size_t num_bytes;  // of a word
+    Round plain, avx2;
+    Check check_plain, check_avx2;
+};
+
+template <typename T>
+constexpr TargetFormat target_format() {
+    return {T::name, sizeof(typename T::Word), round_plain<T>, round_avx2<T>, check_plain<T>, check_avx2<T>};
+}
+
+constexpr TargetFormat targets[] = {target_format<Float32>(), target_format<Bfloat16>(), target_format<Float16>()};
+
+template <typename Table>
+const auto& find(const Table& table, const std::string& name, const char* what) {
+    const auto found =
+        std::find_if(std::begin(table), std::end(table), [&](const auto& row) { return name == row.name; });
+    if (found == std::end(table)) throw std::invalid_argument("convert: " + name + " is no " + what);
+    return *found;
+}
+
+using Input = nb::ndarray<const Byte, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Output = nb::ndarray<Byte, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+bool convert(const Input& data, const std::string& stored, const Output& words, const std::string& dtype) {
+    const StoredFormat& from = find(formats, stored, "stored format");
+    const TargetFormat& to = find(targets, dtype, "dtype");
+    const std::size_t num_blocks = data.size() / from.num_bytes;
+    if (num_blocks * from.num_bytes != data.size() || words.size() / to.num_bytes != num_blocks * from.num_values ||
+        words.size() % to.num_bytes != 0)
+        throw std::invalid_argument("convert: " + std::to_string(data.size()) + " bytes of " + stored + " do not make " +
+                                    std::to_string(words.size()) + " bytes of " + dtype);
+    const nb::gil_scoped_release unlocked;
+    const bool fast = has_avx2();
+    const Unpack unpack = fast ? from.avx2 : from.plain;
+    const Round round = fast ? to.avx2 : to.plain;
+    const std::size_t piece_blocks = piece_len / from.num_values;
+    const Byte* in = data.data();
+    Byte* out = words.data();
+    bool is_finite = true;
+    alignas(64) float values[piece_len];
+    for (std::size_t done = 0; done < num_blocks; done += piece_blocks) {
+        const std::size_t num = std::min(piece_blocks, num_blocks - done);
+        unpack(in, values, num);
+        is_finite &= round(values, out, num * from.num_values);
+        in += num * from.num_bytes;
+        out += num * from.num_values * to.num_bytes;
+    }
+    return is_finite;
+}
+
+// --- whole numbers ----------------------------------------------------------------------------------------------
+
+template <typename T>
+using Out = nb::ndarray<T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+// Where whole numbers go; see weights.quant.CodeArrays. Flat.
+struct CodeArrays {
+    std::int8_t* codes;
+    std::uint16_t* scales;
+    std::uint16_t* mins;
+    std::int8_t* steps;
+    std::int8_t* min_steps;
+};
+
+// True if all scales are finite.
+template <typename Format>
+bool split_blocks(const Byte* blocks, std::size_t num_blocks, const CodeArrays& out) {
+    constexpr std::size_t groups = Format::num_values / Format::group_len;
+    bool is_finite = true;
+    for (std::size_t i = 0; i < num_blocks; ++i) {
+        typename Format::Split parts;
+        Format::split(blocks + i * Format::num_bytes, parts);
+        std::memcpy(out.codes + i * Format::num_values, parts.codes, Format::num_values);
+        out.scales[i] = parts.d;
+        is_finite &= Float16::bad(parts.d) == 0 && Float16::bad(parts.m) == 0;
+        // What is taken away with steps is a minimum of the other sign.
+        if constexpr (Format::has_mins) out.mins[i] = parts.m ^ (Format::has_steps ? 0x8000u : 0u);
+        if constexpr (Format::has_steps) std::memcpy(out.steps + i * groups, parts.steps, groups);
+        if constexpr (Format::has_steps && Format::has_mins)
+            std::memcpy(out.min_steps + i * groups, parts.min_steps, groups);
+    }
+    return is_finite;
+}
+
+struct CodeFormat {
+    const char* name;
+    std::size_t num_values, num_bytes, group_len;
+    int bits;
+    bool has_mins, has_steps;
+    bool (*split)(const Byte*, std::size_t, const CodeArrays&);
+};
+
+template <typename F>
+constexpr CodeFormat code_format() {
+    return {F::name, F::num_values, F::num_bytes, F::group_len, F::code_bits, F::has_mins, F::has_steps,
+            split_blocks<F>};
+}
+
+constexpr CodeFormat code_formats[] = {
+    code_format<Q4_0>(), code_format<Q4_1>(), code_format<Q5_0>(), code_format<Q5_1>(), code_format<Q8_0>(),
+    code_format<Q4_K>(), code_format<Q5_K>(), code_format<Q6_K>(),
+};
+
+using Codes = Out<std::int8_t>;
+using Halves = Out<std::uint16_t>;
+
+template <typename T>
+T* checked(const std::optional<Out<T>>& array, bool wanted, std::size_t size) {
+    if (array.has_value() != wanted || (wanted && array->size() != size))
+        throw std::invalid_argument("the arrays do not fit what is written to them");
+    return wanted ? array->data() : nullptr;
+}
+
+bool split(const Input& data, const std::string& stored, const Codes& codes, const Halves& scales,
+           const std::optional<Halves>& mins, const std::optional<Codes>& steps, const std::optional<Codes>& min_steps) {
+    const CodeFormat& format = find(code_formats, stored, "format of whole numbers");
+    const std::size_t num_blocks = data.size() / format.num_bytes, num_values = num_blocks * format.num_values;
+    if (num_blocks * format.num_bytes != data.size() || codes.size() != num_values || scales.size() != num_blocks)
+        throw std::invalid_argument("split: the arrays do not fit the blocks");
+    const std::size_t groups = num_values / format.group_len;
+    const CodeArrays out{codes.data(), scales.data(), checked(mins, format.has_mins, num_blocks),
+                         checked(steps, format.has_steps, groups),
+                         checked(min_steps, format.has_steps && format.has_mins, groups)};
+    const nb::gil_scoped_release unlocked;
+    return format.split(data.data(), num_blocks, out);
+}
+
+using Values = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+// True if float16 can hold all scales. `mins` null: 8 bits.
+OCTAVO_INLINE bool quantise_rows(const float* x, std::size_t rows, std::size_t width, std::size_t len,
+                                 const CodeArrays& out) {
+    bool is_finite = true;
+    std::size_t group = 0;
+    for (std::size_t row = 0; row < rows; ++row)
+        for (std::size_t first = 0; first < width; first += len, ++group) {
+            const std::size_t at = row * width + first;
+            const int n = static_cast<int>(std::min(len, width - first));
+            is_finite &= out.mins == nullptr
+                             ? quantise_int8(x + at, n, out.codes + at, out.scales[group])
+                             : quantise_int4(x + at, n, out.codes + at, out.scales[group], out.mins[group]);
+        }
+    return is_finite;
+}
+
+#ifdef OCTAVO_AVX2
+OCTAVO_AVX2 bool quantise_avx2(const float* x, std::size_t rows, std::size_t width, std::size_t len,
+                               const CodeArrays& out) {
+    return quantise_rows(x, rows, width, len, out);
+}
+#else
+constexpr auto quantise_avx2 = quantise_rows;
+#endif
+
+bool quantise(const Values& values, int group_len, const Codes& codes, const Halves& scales,
+              const std::optional<Halves>& mins) {
+    const std::size_t rows = values.shape(0), width = values.shape(1), len = static_cast<std::size_t>(group_len);
+    if (group_len < 1 || (mins.has_value() && group_len > group32) || codes.size() != rows * width ||
+        scales.size() != rows * ((width + len - 1) / len))
+        throw std::invalid_argument("quantise: the arrays do not fit the values");
+    const CodeArrays out{codes.data(), scales.data(), checked(mins, mins.has_value(), scales.size()), nullptr, nullptr};
+    const nb::gil_scoped_release unlocked;
+    return (has_avx2() ? quantise_avx2 : quantise_rows)(values.data(), rows, width, len, out);
+}
+
+nb::dict code_layouts() {
+    nb::dict layouts;
+    for (const auto& row : code_formats)
+        layouts[row.name] = nb::make_tuple(row.bits, row.group_len, row.has_mins, row.has_steps);
+    return layouts;
+}
+
+bool all_finite(const Input& words, const std::string& dtype) {
+    const TargetFormat& target = find(targets, dtype, "dtype");
+    if (words.size() % target.num_bytes != 0)
+        throw std::invalid_argument("all_finite: " + std::to_string(words.size()) + " bytes are no array of " + dtype);
+    const nb::gil_scoped_release unlocked;
+    return (has_avx2() ? target.check_avx2 : target.check_plain)(words.data(), words.size() / target.num_bytes);
+}
+
+// Strings as GGUF has them, length (u64) and bytes, from `start` on: those that lie whole in `window`, `count` at most,
+// none longer than `max_bytes`. The list, and where the next one begins.
+nb::tuple split_strings(const nb::bytes& window, std::size_t start, std::size_t count, std::size_t max_bytes) {
+    const auto* bytes = static_cast<const Byte*>(window.data());
+    const std::size_t size = window.size();
+    nb::list texts;
+    while (texts.size() < count && start <= size && size - start >= 8) {
+        const auto length = load<std::uint64_t>(bytes + start);
+        if (length > max_bytes || length > size - start - 8) break;
+        const auto* text = reinterpret_cast<const char*>(bytes + start + 8);
+        PyObject* decoded = PyUnicode_DecodeUTF8(text, static_cast<Py_ssize_t>(length), "surrogateescape");
+        if (decoded == nullptr) throw nb::python_error();
+        texts.append(nb::steal(decoded));
+        start += 8 + length;
+    }
+    return nb::make_tuple(texts, start);
+}
+
+nb::dict block_sizes() {
+    nb::dict sizes;
+    for (const auto& row : formats) sizes[row.name] = nb::make_tuple(row.num_values, row.num_bytes);
+    return sizes;
+}
+
+}  // namespace
+}  // namespace octavo
+
+NB_MODULE(_convert, m) {
+    m.doc() = "Loops over a weight file's bytes; see octavo.weights.formats and octavo.weights.gguf_values.";
+    m.def("block_sizes", &octavo::block_sizes, "Stored format -> (values, bytes) of one block.");
+    m.def("convert", &octavo::convert, "data"_a.noconvert(), "stored"_a, "words"_a.noconvert(), "dtype"_a,
+          "Writes whole blocks of `data` as `dtype` to `words`, both bytes; whether every value is finite in it.");
+    m.def("code_layouts", &octavo::code_layouts, "Stored format of whole numbers -> (bits, group, minimums, steps).");
+    m.def("split", &octavo::split, "data"_a.noconvert(), "stored"_a, "codes"_a.noconvert(), "scales"_a.noconvert(),
+          "mins"_a.none(), "steps"_a.none(), "min_steps"_a.none(),
+          "Takes whole blocks of `data` apart into flat arrays; whether every scale is finite.");
+    m.def("quantise", &octavo::quantise, "values"_a.noconvert(), "group_len"_a, "codes"_a.noconvert(),
+          "scales"_a.noconvert(), "mins"_a.none(),
+          "Whole numbers for float32 [rows, width]: 8 bits, or with `mins` 4; whether float16 can hold every scale.");
+    m.def("all_finite", &octavo::all_finite, "words"_a.noconvert(), "dtype"_a,
+          "Whether none of the words, given as bytes, is infinite or NaN.");
+    m.def("split_strings", &octavo::split_strings, "window"_a, "start"_a, "count"_a, "max_bytes"_a,
+          "The strings that lie whole in `window` from `start` on, `count` at most, and where the next one begins.");
+}

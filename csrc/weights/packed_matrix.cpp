@@ -1,0 +1,290 @@
+// Packing weights, and the blocks of keys and values.
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "graph/program.h"
+
+namespace octavo {
+
+namespace {
+
+constexpr int kInputsPadded = 32;  // bfloat16: whole tiles of the matrix unit
+
+int item_bytes(Dtype dtype) { return dtype == Dtype::bfloat16 ? 2 : 4; }
+
+int ceil_div(int a, int b) { return (a + b - 1) / b; }
+
+bool is_quantised(Format format) { return format != Format::float32 && format != Format::bfloat16; }
+
+int group_len(Format format) { return format == Format::int8_16 ? 16 : format == Format::int8_64 ? 64 : 32; }
+
+Input input_of(Format format) {
+    switch (format) {
+        case Format::float32: return Input::float32;
+        case Format::bfloat16: return Input::bfloat16;
+        case Format::int8_64: return Input::groups_of_64;
+        default: return Input::groups_of_32;
+    }
+}
+
+int padded_inputs(Format format, int num_in) {
+    switch (format) {
+        case Format::float32: return num_in;
+        case Format::bfloat16: return ceil_div(num_in, kInputsPadded) * kInputsPadded;
+        case Format::int8_64: return ceil_div(num_in, 64) * 64;
+        default: return ceil_div(num_in, 32) * 32;
+    }
+}
+
+// How one stretch of a panel of whole numbers lies, in bytes; see PanelView. `groups` share a scale or step each.
+struct Stretch {
+    Stretch(Format format, Codes kind, int inputs)
+        : group(group_len(format)),
+          inputs(inputs),
+          groups(inputs / group),
+          scales(kind.has_steps ? 1 : groups),
+          mins_at(scales * kPanel * 2),
+          steps_at(mins_at * (kind.has_mins ? 2 : 1)),
+          min_steps_at(steps_at + (kind.has_steps ? groups * kPanel : 0)),
+          codes_at(min_steps_at + (kind.has_steps && kind.has_mins ? groups * kPanel : 0)),
+          code_bits(format == Format::int4_32 ? 4 : 8),
+          bytes(codes_at + inputs * kPanel * code_bits / 8) {}
+
+    int group, inputs, groups, scales, mins_at, steps_at, min_steps_at, codes_at, code_bits, bytes;
+};
+
+int stretch_inputs(Format format) { return kStretchGroups * std::max(group_len(format), 32); }
+
+// f(stretch, its first input, its place) for all stretches of a panel; their bytes in all.
+template <class F>
+std::int64_t each_stretch(Format format, Codes kind, int padded_in, F&& f) {
+    std::int64_t at = 0;
+    for (int first = 0; first < padded_in; first += stretch_inputs(format)) {
+        const Stretch stretch(format, kind, std::min(stretch_inputs(format), padded_in - first));
+        f(stretch, first, at);
+        at += stretch.bytes;
+    }
+    return at;
+}
+
+std::int64_t panel_bytes(const Part& part, int padded_in) {
+    if (part.format == Format::float32) return std::int64_t{padded_in} * kPanel * 4;
+    if (part.format == Format::bfloat16) return std::int64_t{padded_in} * kPanel * 2;
+    return each_stretch(part.format, part.codes, padded_in, [](const Stretch&, int, std::int64_t) {});
+}
+
+// `num_rows` rows into neighbouring columns of a panel, in words: a float32, or two bfloat16 of neighbouring inputs. A
+// stretch of inputs at a time, so that the part of the panel that all rows write to stays in the cache.
+void pack_words(const char* values, int num_rows, std::int64_t row_bytes, int first_column, std::uint32_t* panel) {
+    constexpr std::int64_t kStretch = 32;
+    const std::int64_t num_words = row_bytes / 4;
+    for (std::int64_t first = 0; first < num_words; first += kStretch) {
+        const std::int64_t end = first + kStretch < num_words ? first + kStretch : num_words;
+        for (int row = 0; row < num_rows; ++row) {
+            const char* from = values + row * row_bytes;
+            std::uint32_t* to = panel + first_column + row;
+            for (std::int64_t word = first; word < end; ++word) std::memcpy(to + word * kPanel, from + word * 4, 4);
+        }
+    }
+    if (row_bytes % 4 == 0) return;
+    for (int row = 0; row < num_rows; ++row)  // an odd number of bfloat16: the last has no partner
+        std::memcpy(panel + num_words * kPanel + first_column + row, values + row * row_bytes + num_words * 4, 2);
+}
+
+// Codes of one group of one column, `count` of them, to where they lie; those of int4 with `offset` added.
+void pack_group(const std::int8_t* codes, int count, const Stretch& layout, int offset, std::uint8_t* to) {
+    if (layout.code_bits == 8) {
+        for (int i = 0; i < count; ++i) to[i / 4 * kPanel * 4 + i % 4] = static_cast<std::uint8_t>(codes[i]);
+        return;
+    }
+    for (int i = 0; i < layout.group; ++i) {
+        const int code = (i < count ? codes[i] : 0) + offset, low = i % 16;
+        to[low / 4 * kPanel * 4 + low % 4] |= static_cast<std::uint8_t>(i < 16 ? code : code << 4);
+    }
+}
+
+// One row into column `column` of a panel.
+void pack_codes(const CodeRows& from, int num_in, int padded_in, const PanelView& view, int column) {
+    const int offset = view.codes.has_mins ? 0 : 8;
+    char* panel = static_cast<char*>(const_cast<void*>(view.data));
+    each_stretch(view.format, view.codes, padded_in, [&](const Stretch& stretch, int first, std::int64_t place) {
+        char* at = panel + place;
+        const auto put_half = [&](int offset, int index, std::uint16_t half) {
+            std::memcpy(at + offset + (index * kPanel + column) * 2, &half, 2);
+        };
+        const int first_scale = view.codes.has_steps ? first / kSteppedInputs : first / stretch.group;
+        for (int i = 0; i < stretch.scales; ++i) {
+            put_half(0, i, from.scales[first_scale + i]);
+            if (from.mins != nullptr) put_half(stretch.mins_at, i, from.mins[first_scale + i]);
+        }
+        for (int group = 0; group < stretch.groups; ++group) {
+            const int index = first / stretch.group + group, input = first + group * stretch.group;
+            if (from.steps != nullptr) at[stretch.steps_at + group * kPanel + column] = from.steps[index];
+            if (from.min_steps != nullptr) at[stretch.min_steps_at + group * kPanel + column] = from.min_steps[index];
+            auto* to = reinterpret_cast<std::uint8_t*>(at) + stretch.codes_at + column * 4 +
+                       group * stretch.group * kPanel * stretch.code_bits / 8;
+            pack_group(from.codes + input, std::max(0, std::min(stretch.group, num_in - input)), stretch, offset, to);
+        }
+    });
+}
+
+float half_at(const char* at) {
+    std::uint16_t half;
+    std::memcpy(&half, at, 2);
+    const std::uint32_t bits = std::uint32_t{half & 0x7fffu} << 13;
+    float magnitude;
+    std::memcpy(&magnitude, &bits, 4);
+    magnitude *= 0x1p112f;
+    return (half & 0x8000u) != 0 ? -magnitude : magnitude;
+}
+
+// One column of a stretch: its scales lie 2 bytes apart from the next column's, its steps 1, its codes 4.
+struct Column {
+    const char* at;
+    int number;
+    float half(int place) const { return half_at(at + place + number * 2); }
+    float step(int place) const { return static_cast<float>(byte(place + number)); }
+    int code(int place) const { return byte(place + number * 4); }
+    int byte(int place) const { return static_cast<signed char>(at[place]); }
+};
+
+// The values of one group of a column, in float32: each product and each sum rounded once.
+void unpack_group(const Stretch& stretch, Codes kind, Column column, int group, int count, float* out) {
+    const int scale_at = kind.has_steps ? 0 : group * kPanel * 2, step_at = group * kPanel;
+    const int codes_at = stretch.codes_at + group * stretch.group * kPanel * stretch.code_bits / 8;
+    float scale = column.half(scale_at), min = kind.has_mins ? column.half(stretch.mins_at + scale_at) : 0.0f;
+    if (kind.has_steps) scale *= column.step(stretch.steps_at + step_at);
+    if (kind.has_steps && kind.has_mins) min *= column.step(stretch.min_steps_at + step_at);
+    for (int i = 0; i < count; ++i) {
+        const int low = stretch.code_bits == 4 ? i % 16 : i;
+        int code = column.code(codes_at + low / 4 * kPanel * 4 + low % 4);
+        if (stretch.code_bits == 4) code = (i < 16 ? code & 15 : code >> 4 & 15) - (kind.has_mins ? 0 : 8);
+        const float product = static_cast<float>(code) * scale;
+        out[i] = kind.has_mins ? product + min : product;
+    }
+}
+
+void unpack_codes(const PanelView& view, int column, int num_in, int padded_in, float* out) {
+    each_stretch(view.format, view.codes, padded_in, [&](const Stretch& stretch, int first, std::int64_t place) {
+        const Column own{static_cast<const char*>(view.data) + place, column};
+        for (int group = 0; group < stretch.groups; ++group) {
+            const int input = first + group * stretch.group, count = std::min(stretch.group, num_in - input);
+            if (count > 0) unpack_group(stretch, view.codes, own, group, count, out + input);
+        }
+    });
+}
+
+}  // namespace
+
+Matrix::Matrix(Arena& arena, int num_in, const std::vector<Part>& parts, bool halves)
+    : num_in(num_in), input(input_of(parts.front().format)), halves(halves) {
+    padded_in = padded_inputs(parts.front().format, num_in);
+    std::vector<Panel> in_order;
+    for (const Part& part : parts) {
+        for (int row = 0; row < part.num_rows; row += kPanel) {
+            const PanelView view{nullptr, panel_bytes(part, padded_in), part.format, part.codes};
+            in_order.push_back({view, num_out + row, std::min(kPanel, part.num_rows - row)});
+            num_bytes_ += view.num_bytes;
+        }
+        num_out += part.num_rows;
+    }
+    void* memory = nullptr;
+    memory_ = arena.take(num_bytes_, &memory);
+    panel_of_row_.resize(static_cast<std::size_t>(num_out));
+    const int count = static_cast<int>(in_order.size());
+    for (int index = 0; index < count; ++index) {
+        const int from = !halves ? index : index % 2 == 0 ? index / 2 : count / 2 + index / 2;
+        Panel panel = in_order[static_cast<std::size_t>(from)];
+        panel.view.data = memory;
+        memory = static_cast<char*>(memory) + panel.view.num_bytes;
+        for (int i = 0; i < panel.num_columns; ++i) panel_of_row_[static_cast<std::size_t>(panel.first_out + i)] = index;
+        panels.push_back(panel);
+    }
+}
+
+// f(panel, first row, number of rows) for every panel that has some of the rows.
+template <class F>
+void Matrix::each_panel(Pool& pool, int first_row, int num_rows, F&& f) {
+    std::vector<const Panel*> touched;
+    for (int row = first_row; row < first_row + num_rows;) {
+        touched.push_back(&panel_of(row));
+        row = touched.back()->first_out + touched.back()->num_columns;
+    }
+    pool.each(static_cast<int>(touched.size()), [&](int unit, int) {
+        const Panel& panel = *touched[static_cast<std::size_t>(unit)];
+        const int begin = std::max(panel.first_out, first_row);
+        f(panel, begin, std::min(panel.first_out + panel.num_columns, first_row + num_rows) - begin);
+    });
+}
+
+void Matrix::fill(Pool& pool, int first_row, int num_rows, const void* values) {
+    each_panel(pool, first_row, num_rows, [&](const Panel& panel, int begin, int count) {
+        const std::int64_t row_bytes = std::int64_t{num_in} * (panel.view.format == Format::bfloat16 ? 2 : 4);
+        pack_words(static_cast<const char*>(values) + (begin - first_row) * row_bytes, count, row_bytes,
+                   begin - panel.first_out, static_cast<std::uint32_t*>(const_cast<void*>(panel.view.data)));
+    });
+}
+
+void Matrix::fill(Pool& pool, int first_row, int num_rows, const CodeRows& rows) {
+    each_panel(pool, first_row, num_rows, [&](const Panel& panel, int begin, int count) {
+        const std::int64_t groups = padded_in / group_len(panel.view.format);
+        const std::int64_t scales = panel.view.codes.has_steps ? padded_in / kSteppedInputs : groups;
+        for (std::int64_t row = begin - first_row; row < begin - first_row + count; ++row) {
+            const CodeRows one{rows.codes + row * num_in, rows.scales + row * scales,
+                               rows.mins == nullptr ? nullptr : rows.mins + row * scales,
+                               rows.steps == nullptr ? nullptr : rows.steps + row * groups,
+                               rows.min_steps == nullptr ? nullptr : rows.min_steps + row * groups};
+            pack_codes(one, num_in, padded_in, panel.view, static_cast<int>(row) + first_row - panel.first_out);
+        }
+    });
+}
+
+void Matrix::copy_row(int row, float* out) const {
+    const Panel& panel = panel_of(row);
+    const int column = row - panel.first_out;
+    if (is_quantised(panel.view.format)) return unpack_codes(panel.view, column, num_in, padded_in, out);
+    if (panel.view.format == Format::float32) {
+        const auto* values = static_cast<const float*>(panel.view.data);
+        for (int i = 0; i < num_in; ++i) out[i] = values[std::int64_t{i} * kPanel + column];
+        return;
+    }
+    const auto* words = static_cast<const std::uint16_t*>(panel.view.data);
+    for (int i = 0; i < num_in; ++i) {
+        const std::uint32_t bits = std::uint32_t{words[(std::int64_t{i} / 2 * kPanel + column) * 2 + i % 2]} << 16;
+        std::memcpy(out + i, &bits, 4);
+    }
+}
+
+namespace {
+
+std::int64_t bytes_of_block(const KVView& view) {
+    const bool is_scaled = view.dtype == Dtype::int8;
+    const std::int64_t item = is_scaled ? 1 : item_bytes(view.dtype);
+    const std::int64_t a_row = view.head_dim * item + (is_scaled ? sizeof(float) : 0);
+    return 2 * a_row * view.block_size * view.num_kv_heads;
+}
+
+}  // namespace
+
+Cache::Cache(const KVView& like, int layer, int num_layers, std::shared_ptr<Memory> memory)
+    : view(like), memory(std::move(memory)), block_bytes_(bytes_of_block(like)) {
+    view.block_stride = block_bytes_ * num_layers;
+    view.blocks = this->memory->as<char>() + block_bytes_ * layer;
+}
+
+std::vector<Cache> Cache::layers(int num_layers, const KVView& like) {
+    const auto memory = std::make_shared<Memory>(bytes_of_block(like) * like.num_blocks * num_layers);
+    std::vector<Cache> layers;
+    for (int layer = 0; layer < num_layers; ++layer) layers.push_back(Cache(like, layer, num_layers, memory));
+    return layers;
+}
+
+void Cache::copy_block(std::int64_t from, std::int64_t to) {
+    char* blocks = static_cast<char*>(view.blocks);
+    std::memcpy(blocks + to * view.block_stride, blocks + from * view.block_stride,
+                static_cast<std::size_t>(block_bytes_));
+}
+
+}  // namespace octavo

@@ -1,0 +1,176 @@
+"""`octavo generate`: prompts from the command line, from stdin or from a JSONL file; text or JSON on stdout.
+
+Knows flags, prompts and how results are shown; a JSONL file is `batch`'s affair.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from time import monotonic
+
+from octavo.cli.console import (
+    Interrupt,
+    add_session_flags,
+    check_session_flags,
+    json_line,
+    note,
+    opened,
+    stream,
+    summary,
+    wants_summary,
+    write,
+)
+from octavo.cli.flags import sampling_from
+from octavo.config import EngineConfig
+from octavo.errors import RequestError
+from octavo.outputs import RequestOutput
+from octavo.params import SamplingParams
+from octavo.tools.batch.requests import (
+    Entry,
+    Result,
+    as_chat,
+    complete,
+    failure,
+    rate_text,
+    record,
+    refuse_logprobs,
+    submit,
+)
+
+_HEADER_CHARS = 60  # of a prompt, in the header above its text
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "prompts",
+        nargs="*",
+        metavar="PROMPT",
+        help="text to continue; several run at once. Without any, standard input is the prompt, less its last line "
+        "break. Only the continuation is printed (see --echo)",
+    )
+    parser.add_argument("--echo", action="store_true", help="print the prompt before its continuation")
+    parser.add_argument("--chat", action="store_true", help="give each prompt as a user's message to a chat model")
+    parser.add_argument("--system", metavar="TEXT", help="the system message that goes before it, with --chat")
+    parser.add_argument("--json", action="store_true", help="print one JSON object a line, for each prompt")
+    parser.add_argument(
+        "--input",
+        metavar="FILE.jsonl",
+        help='a request a line: {"prompt": text or ids} or {"messages": [...]}, and "id" (or "custom_id"), any '
+        'sampling field, "tools", "chat_template_kwargs" where wanted; they win over the flags. "-" is standard input',
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE.jsonl",
+        help="where the results of --input go (default: stdout), a line each, in the order they finish. What is there "
+        "already is not generated again: after an interruption, run the same command once more",
+    )
+    add_session_flags(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    config, params = check_session_flags(args), sampling_from(args)
+    _check_combination(args, params)
+    if args.input is not None:
+        from octavo.tools.batch import runner
+
+        return runner.run(args, config, params)
+    texts = args.prompts or [_from_stdin()]
+    fields = [as_chat({"prompt": text}, args.system) if args.chat else {"prompt": text} for text in texts]
+    entries = [Entry(index, f"prompt-{index + 1}", fields[index], params) for index in range(len(texts))]
+    for entry in entries:
+        entry.check()
+    if args.json or len(entries) > 1:
+        return _run_many(args, config, entries, texts)
+    return _run_one(args, config, entries[0])
+
+
+def _check_combination(args: argparse.Namespace, params: SamplingParams) -> None:
+    """Refuse flags that would do nothing beside others."""
+    refused = [
+        (args.input is not None and bool(args.prompts), "--input: the prompts are in the file; give none beside it"),
+        (args.input is None and args.output is not None, "--output: goes with --input"),
+        (args.input is not None and args.echo, "--echo: does not go with --input"),
+        (args.json and args.echo, "--echo: does not go with --json, which has the prompt in its own field"),
+        (args.chat and args.echo, "--echo: does not go with --chat"),
+        (args.system is not None and not args.chat, "--system: goes with --chat"),
+    ]
+    for is_wrong, message in refused:
+        if is_wrong:
+            raise RequestError(message)
+    if not args.json and args.input is None:
+        refuse_logprobs(params, "goes with --json or --input: text has no place for them")
+
+
+def _from_stdin() -> str:
+    """The whole of stdin as one prompt, less one line break at its end."""
+    if sys.stdin is None or sys.stdin.isatty():
+        raise RequestError("give a prompt, on the command line or on standard input; see octavo generate --help")
+    try:
+        text = sys.stdin.buffer.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RequestError(f"standard input is not UTF-8 (byte {error.start})", "prompt") from None
+    text = text.removesuffix("\n").removesuffix("\r")
+    if not text:
+        raise RequestError("prompt: standard input is empty", "prompt")
+    return text
+
+
+def _run_one(args: argparse.Namespace, config: EngineConfig, entry: Entry) -> int:
+    """Stream one prompt's text."""
+    with opened(args, config) as engine, Interrupt() as interrupt:
+        request_id = submit(engine, entry)
+        if args.echo:
+            write(entry.fields["prompt"])
+        output = stream(engine, request_id, interrupt, write)
+        write("\n")
+        if wants_summary(args):
+            note(summary(output))
+    return _exit_code([output], interrupt)
+
+
+def _run_many(args: argparse.Namespace, config: EngineConfig, entries: Sequence[Entry], texts: Sequence[str]) -> int:
+    """All at once; results in the order of the prompts, each as soon as those before it are out."""
+    finished: dict[int, Result] = {}
+    num_shown = 0
+    with opened(args, config) as engine, Interrupt() as interrupt:
+        begin = monotonic()
+        for entry, result in complete(engine, entries, interrupt):
+            finished[entry.index] = result
+            while num_shown in finished:
+                _show(args, entries[num_shown], finished[num_shown], texts)
+                num_shown += 1
+        for index in sorted(index for index in finished if index > num_shown):  # after an interrupt
+            _show(args, entries[index], finished[index], texts)
+        if wants_summary(args):
+            outputs = [result for result in finished.values() if isinstance(result, RequestOutput)]
+            num_tokens = sum(len(output.outputs[0].token_ids) for output in outputs)
+            note(f"{len(finished)} of {len(entries)} prompts, {rate_text(num_tokens, monotonic() - begin)}")
+    return _exit_code(list(finished.values()), interrupt)
+
+
+def _show(args: argparse.Namespace, entry: Entry, result: Result, texts: Sequence[str]) -> None:
+    """One of several results: a JSON line, or its text under a header."""
+    text = texts[entry.index]
+    if args.json:
+        line = {"id": entry.id, "index": entry.index, "prompt": text} | record(entry, result)
+        sys.stdout.buffer.write(json_line(line))
+        sys.stdout.buffer.flush()
+        return
+    first_line = text.strip().partition("\n")[0]
+    title = first_line if len(first_line) <= _HEADER_CHARS else first_line[:_HEADER_CHARS] + "…"
+    write(f"==> {entry.index + 1}/{len(texts)}: {title} <==\n")
+    if isinstance(result, RequestOutput):
+        write((text if args.echo else "") + result.outputs[0].text + "\n")
+    write("\n" if entry.index + 1 < len(texts) else "")
+
+
+def _exit_code(results: Sequence[Result], interrupt: Interrupt) -> int:
+    """130 after an interrupt, 1 if any failed (each is said on stderr), else 0."""
+    failures = [reason for result in results if (reason := failure(result)) is not None]
+    for reason in failures:
+        note(f"octavo: {reason}")
+    if interrupt.is_set:
+        return 130
+    return 1 if failures else 0

@@ -1,0 +1,112 @@
+"""`octavo models`: the models on this machine: list, pull, show, remove.
+
+Knows how to print what `hub`, the readers of weights and the architecture tell; nothing is computed here.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+from collections import Counter
+from typing import Any
+
+from octavo import hub
+from octavo.cli.format import printable, size_text
+from octavo.config import DEFAULT_MODEL
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True, dest="action")
+    listing = actions.add_parser("list", help="models in the caches, and the built-in ones")
+    pull = actions.add_parser("pull", help="fetch a model into its cache")
+    remove = actions.add_parser("rm", help="delete a model from its cache")
+    show = actions.add_parser("show", help="a model's architecture and tensors (fetched first if it has to be)")
+    for action in (pull, show):
+        action.add_argument("name", nargs="?", default=DEFAULT_MODEL, help=f"default: {DEFAULT_MODEL}")
+        action.add_argument("--revision", help="branch, tag or commit of a Hugging Face model")
+    remove.add_argument("name", nargs="+")
+    show.add_argument("--tensors", action="store_true", help="list every tensor with its shape and type")
+    for action in (listing, pull, remove, show):
+        action.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    match args.action:
+        case "list":
+            _list(args.json)
+        case "pull":
+            path = str(hub.resolve(args.name, args.revision))
+            print(json.dumps({"name": args.name, "path": path}) if args.json else path)
+        case "rm":
+            _remove(args.name, args.json)
+        case "show":
+            report = describe(args.name, args.revision)
+            print(json.dumps(report, indent=2, default=str) if args.json else _report_text(report, args.tensors))
+    return 0
+
+
+def _list(as_json: bool) -> None:
+    models = hub.list_models()
+    if as_json:
+        rows = [dataclasses.asdict(model) | {"path": str(model.path) if model.path else None} for model in models]
+        print(json.dumps(rows, indent=2))
+        return
+    width = max((len(model.name) for model in models), default=0)
+    for model in models:
+        place = printable(str(model.path)) if model.path else "not here yet; fetched on first use"
+        print(f"{printable(model.name):<{width}}  {size_text(model.num_bytes):>10}  {model.source:<11}  {place}")
+
+
+def _remove(names: list[str], as_json: bool) -> None:
+    for name in names:
+        freed = hub.remove(name)
+        print(json.dumps({"name": name, "freed": freed}) if as_json else f"{name}: {size_text(freed)} freed")
+
+
+def describe(name: str, revision: str | None = None) -> dict[str, Any]:
+    """A model as plain data: its architecture, the number of its parameters, and every tensor.
+
+    Reads headers only. Raises ModelNotFoundError and ModelFormatError.
+    """
+    from octavo.models.load import read_arch
+    from octavo.weights.open import open_checkpoint
+
+    path = hub.resolve(name, revision)
+    checkpoint = open_checkpoint(path)
+    try:
+        tensors = list(checkpoint.tensors.values())
+    finally:
+        checkpoint.close()
+    return {
+        "name": name,
+        "path": str(path),
+        "architecture": dataclasses.asdict(read_arch(path)),
+        "num_parameters": sum(math.prod(tensor.shape) for tensor in tensors),
+        "dtypes": dict(Counter(tensor.dtype for tensor in tensors)),
+        "tensors": [{"name": tensor.name, "shape": list(tensor.shape), "dtype": tensor.dtype} for tensor in tensors],
+    }
+
+
+def _report_text(report: dict[str, Any], with_tensors: bool) -> str:
+    dtypes = ", ".join(f"{count} {dtype}" for dtype, count in sorted(report["dtypes"].items()))
+    rows = [
+        ("name", report["name"]),
+        ("path", report["path"]),
+        *report["architecture"].items(),
+        ("parameters", f"{report['num_parameters']:,}"),
+        ("tensors", f"{len(report['tensors'])} ({dtypes})"),
+    ]
+    width = max(len(name) for name, _ in rows)
+    lines = [f"{name:<{width}}  {printable(str(value))}" for name, value in rows]
+    if with_tensors:
+        lines += ["", *_tensor_lines(report["tensors"])]
+    return "\n".join(lines)
+
+
+def _tensor_lines(tensors: list[dict[str, Any]]) -> list[str]:
+    names = [printable(tensor["name"]) for tensor in tensors]
+    width = max(map(len, names), default=0)
+    return [
+        f"{name:<{width}}  {tensor['dtype']:<5}  {' x '.join(map(str, tensor['shape'])) or 'scalar'}"
+        for name, tensor in zip(names, tensors, strict=True)
+    ]

@@ -1,0 +1,98 @@
+"""The engine: the order of the four verbs, and nothing else."""
+
+from collections.abc import Callable
+from typing import Any
+
+from octavo.engine.batch_builder import pack
+from octavo.engine.phase_timer import Clock
+from octavo.engine.runner import Runner
+from octavo.engine.scheduler import Scheduler
+from octavo.engine.sequence import Event, Packed, Plan, Request, Sampled, Sequence, SequenceStatus
+
+
+class Engine:
+    """Plans, packs, runs and commits steps. One thread owns it."""
+
+    def __init__(self, scheduler: Scheduler, runner: Runner, clock: Clock) -> None:
+        block_size = scheduler.tables.block_size
+        self.scheduler = scheduler
+        self.runner = runner
+        self.clock = clock
+        self.num_steps = 0
+        self.last_plan: Plan | None = None  # of the newest step
+        self._plan: Callable[[], Plan] = clock.timed("plan", scheduler.plan)
+        self._pack: Callable[[Plan], Packed] = clock.timed("pack", lambda plan: pack(plan, block_size))
+        self._commit: Callable[[Plan, Sampled], list[Event]] = clock.timed("commit", scheduler.commit)
+
+    def step(self) -> list[Event]:
+        """One step over every sequence that can run; its events. A step that raises costs only the guilty request."""
+        plan = self._plan()
+        if not plan.rows:
+            return []
+        self.num_steps += 1
+        self.last_plan = plan
+        try:
+            sampled = self.runner.run(self._pack(plan))
+        except Exception as error:
+            return self.scheduler.fail(plan, error)
+        except BaseException:  # an interrupt: nobody's fault, everything can be computed again
+            self.scheduler.undo(plan)
+            raise
+        return self._commit(plan, sampled)
+
+    def add(self, request: Request) -> None:
+        """Queue a request. Raises RequestError or QueueFullError."""
+        self.scheduler.add(request)
+
+    def finish(self, sequence: Sequence, reason: SequenceStatus, keep: int | None = None) -> None:
+        """End a sequence from outside; `keep` drops all but its first output tokens (a stop string was found there)."""
+        self.scheduler.finish(sequence, reason)
+        if keep is not None:
+            sequence.data.truncate_output(keep)
+
+    def check(self, request: Request) -> None:
+        """Raise RequestError for a request that can never run. Changes nothing: any thread may ask."""
+        self.scheduler.check_fits(request)
+
+    def hold(self, sequence: Sequence, *, is_held: bool) -> None:
+        """Keep a sequence from running while nobody takes what it makes, or let it go on."""
+        (self.scheduler.hold if is_held else self.scheduler.resume)(sequence)
+
+    def has_work(self) -> bool:
+        """Whether a step would run anything (a sequence that is held does not)."""
+        return self.scheduler.has_work
+
+    def has_unfinished(self) -> bool:
+        """Whether any sequence still has something to do."""
+        return bool(self.scheduler.sequences)
+
+    def reset_prefix_cache(self) -> None:
+        """Forget every cached prefix."""
+        for pool in self.scheduler.tables.pools:
+            pool.reset()
+
+    def stats(self) -> dict[str, Any]:
+        """The numbers of `get_stats`: blocks (summed over KV groups), sequences, steps, tokens, seconds by phase."""
+        scheduler, pools = self.scheduler, self.scheduler.tables.pools
+        counters = scheduler.counters
+        queried = counters.prefix_query_tokens
+        return {
+            "blocks_total": sum(pool.num_blocks for pool in pools),
+            "blocks_free": sum(pool.num_free for pool in pools),
+            "blocks_cached": sum(pool.num_cached for pool in pools),
+            "blocks_used": sum(pool.num_used for pool in pools),
+            "running": len(scheduler.running),
+            "waiting": scheduler.num_waiting,
+            "steps": self.num_steps,
+            "forwards": self.runner.num_forwards,
+            "preemptions": counters.preemptions,
+            "prefix_query_tokens": queried,
+            "prefix_hit_tokens": counters.prefix_hit_tokens,
+            "hit_rate": counters.prefix_hit_tokens / queried if queried else 0.0,
+            "prompt_tokens": counters.prompt_tokens,
+            "generation_tokens": counters.generation_tokens,
+            "computed_tokens": counters.computed_tokens,
+            "draft_tokens": 0,
+            "accepted_tokens": 0,
+            "seconds": dict(self.clock.seconds),
+        }

@@ -1,0 +1,350 @@
+"""LLM and AsyncLLM: the Python faces of the engine, for scripts and for event loops.
+
+Know the runtime; know nothing of steps, blocks or tensors.
+"""
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from functools import partial
+from types import TracebackType
+from typing import Any
+
+from octavo.config import EngineConfig
+from octavo.engine_thread import Delivery, EngineDriver
+from octavo.errors import EngineError, RequestError
+from octavo.llm_engine import LLMEngine, Prompt
+from octavo.outputs import RequestOutput
+from octavo.params import UNSET, SamplingParams
+
+Message = Mapping[str, Any]
+
+
+class LLM:
+    """A model to call from a script.
+
+    `LLM("smollm2-135m", dtype="auto", max_num_seqs=64)`: any field of EngineConfig is a keyword, unknown ones raise
+    ConfigError. Also a context manager. Raises ModelNotFoundError, ModelFormatError, DoesNotFitError.
+    """
+
+    def __init__(self, model: str | None = None, *, config: EngineConfig | None = None, **fields: Any) -> None:
+        if config is not None and (fields or model is not None):
+            raise RequestError("give either a config or its fields, not both", "config")
+        named = fields if model is None else {"model": model, **fields}
+        self.engine = LLMEngine(config or EngineConfig.from_dict(named))
+        self._mail: dict[str, RequestOutput] = {}  # newest output by request, until its iterator fetches it
+
+    def __enter__(self) -> "LLM":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.shutdown()
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        progress: bool = True,
+    ) -> list[RequestOutput]:
+        """Complete one prompt or many, all at once, in the order given.
+
+        `prompts`: text, token ids, {"prompt_token_ids": ids}, or a list of these. `params`: one for all or one each.
+        A progress bar goes to stderr where that is a terminal. Raises RequestError before anything runs.
+        """
+        many = _as_prompts(prompts)
+        each = [params] * len(many) if params is None or isinstance(params, SamplingParams) else list(params)
+        if len(each) != len(many):
+            raise RequestError(f"params: {len(each)} for {len(many)} prompts", "params")
+        return self._run([partial(self.engine.add_request, p, s) for p, s in zip(many, each, strict=True)], progress)
+
+    def generate_stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[RequestOutput]:
+        """Complete one prompt; an output after every step, each with the whole text so far.
+
+        Leaving the iterator early aborts the request.
+        """
+        request_id = self.engine.add_request(prompt, params)
+        try:
+            is_finished = False
+            while not is_finished:
+                if request_id not in self._mail:
+                    self._step()
+                output = self._mail.pop(request_id, None)
+                if output is not None:
+                    is_finished = output.finished
+                    yield output
+        finally:
+            self._discard([request_id])
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        add_generation_prompt: bool = True,
+    ) -> list[RequestOutput]:
+        """Answer one conversation or many, by the model's own chat template. `max_tokens` defaults to None here."""
+        many: Any = [messages] if messages and isinstance(messages[0], Mapping) else messages
+        prompts = [
+            self.engine.render_chat(
+                conversation,
+                tools=tools,
+                chat_template_kwargs=chat_template_kwargs,
+                add_generation_prompt=add_generation_prompt,
+            )
+            for conversation in many
+        ]
+        return self.generate(prompts, for_chat(params), progress=False)
+
+    def score(self, prompts: str | Sequence[str], continuations: str | Sequence[str]) -> list[float]:
+        """Log-likelihood (natural log, summed over tokens) of each continuation after its prompt.
+
+        One prompt may go with many continuations and the other way round. The seam is where the prompt's own tokens
+        end in the tokens of prompt + continuation. Raises RequestError for an empty prompt or continuation.
+        """
+        before = [prompts] if isinstance(prompts, str) else list(prompts)
+        after = [continuations] if isinstance(continuations, str) else list(continuations)
+        count = max(len(before), len(after))
+        before, after = before * (count if len(before) == 1 else 1), after * (count if len(after) == 1 else 1)
+        if len(before) != len(after):
+            raise RequestError(f"continuations: {len(after)} for {len(before)} prompts", "continuations")
+        encode = self.engine.tokenizer.encode
+        pairs = [(encode(prompt + more), len(encode(prompt))) for prompt, more in zip(before, after, strict=True)]
+        for whole, seam in pairs:
+            if not 0 < seam < len(whole):
+                raise RequestError(
+                    "score: the prompt and the continuation need at least one token each", "continuations"
+                )
+        logprobs = self._score([whole for whole, _ in pairs])
+        return [sum(scores[seam - 1 :]) for scores, (_, seam) in zip(logprobs, pairs, strict=True)]
+
+    def perplexity(self, texts: str | Sequence[str]) -> list[float]:
+        """exp(mean negative log-likelihood per token) of each text.
+
+        A text longer than the model is cut into stretches of `max_model_len` tokens, each scored by itself; the first
+        token of a stretch is context only. Raises RequestError for texts of fewer than two tokens.
+        """
+        longest = self.engine.resolved.limits.max_model_len
+        stretches: list[list[int]] = []
+        owners: list[int] = []
+        many = [texts] if isinstance(texts, str) else list(texts)
+        for owner, text in enumerate(many):
+            ids = self.engine.tokenizer.encode(text)
+            parts = [ids[first : first + longest] for first in range(0, len(ids), longest)]
+            scored = [part for part in parts if len(part) > 1]
+            if not scored:
+                raise RequestError("perplexity: a text needs at least two tokens", "texts")
+            stretches += scored
+            owners += [owner] * len(scored)
+        per_text: list[list[float]] = [[] for _ in many]
+        for owner, scores in zip(owners, self._score(stretches), strict=True):
+            per_text[owner] += scores
+        return [math.exp(-sum(scores) / len(scores)) for scores in per_text]
+
+    def get_stats(self) -> dict[str, Any]:
+        """Counters and gauges of the engine."""
+        return self.engine.get_stats()
+
+    def reset_prefix_cache(self) -> None:
+        """Forget every cached prefix that no running request uses."""
+        self.engine.reset_prefix_cache()
+
+    def shutdown(self) -> None:
+        """Abort whatever is unfinished and drop the cached prefixes."""
+        self._discard(self.engine.unfinished_ids())
+        self.engine.reset_prefix_cache()
+
+    def _score(self, sequences: Sequence[list[int]]) -> list[list[float]]:
+        """Logprob of every token but the first, of each token sequence."""
+        outputs = self._run([partial(self.engine.add_score_request, ids) for ids in sequences], False)
+        scores = []
+        for output in outputs:
+            if output.outputs[0].finish_reason == "error":
+                raise EngineError(output.outputs[0].error or "the engine failed")
+            entries = zip(output.prompt_token_ids[1:], (output.prompt_logprobs or [])[1:], strict=True)
+            scores.append([entry[token].logprob for token, entry in entries if entry is not None])
+        return scores
+
+    def _run(self, submissions: Sequence[Callable[[], str]], progress: bool) -> list[RequestOutput]:
+        """Submit all, run all to the end. Nothing is left behind when one is refused or the run is interrupted."""
+        ids: list[str] = []
+        finished: dict[str, RequestOutput] = {}
+        try:
+            for submit in submissions:
+                ids.append(submit())
+            waiting = set(ids)
+            with _Progress(len(ids), progress) as bar:
+                while waiting:
+                    for output in self._step():
+                        if output.finished and output.request_id in waiting:
+                            waiting.remove(output.request_id)
+                            finished[output.request_id] = output
+                            bar.advance(len(output.outputs[0].token_ids))
+        finally:
+            self._discard(ids)
+        return [finished[request_id] for request_id in ids]
+
+    def _step(self) -> list[RequestOutput]:
+        """One step, whose outputs also wait in the mail for whichever iterator they belong to."""
+        outputs = self.engine.step()
+        self._mail.update({output.request_id: output for output in outputs})
+        return outputs
+
+    def _discard(self, request_ids: Sequence[str]) -> None:
+        """Forget requests, unfinished or not: nobody waits for them."""
+        for request_id in request_ids:
+            self.engine.discard_request(request_id)
+            self._mail.pop(request_id, None)
+
+
+class AsyncLLM:
+    """The engine behind an event loop: one thread steps it, each request is an async stream of outputs.
+
+    `async with AsyncLLM(config) as llm: async for output in llm.generate(prompt, params): ...`. Leaving or cancelling
+    the iterator aborts the request.
+    """
+
+    def __init__(self, config: EngineConfig | None = None) -> None:
+        self._config = config or EngineConfig()
+        self._driver: EngineDriver | None = None
+        self._streams: dict[str, asyncio.Queue[RequestOutput | Exception]] = {}
+        self._request_ids: set[str] = set()
+        self._num_requests = 0
+
+    async def __aenter__(self) -> "AsyncLLM":
+        engine = await asyncio.to_thread(LLMEngine, self._config)
+        self._driver = EngineDriver(engine, asyncio.get_running_loop(), self._deliver, self._fail)
+        self._driver.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        driver, self._driver = self._driver, None
+        if driver is not None:
+            await driver.stop()
+        self._fail(EngineError("the engine was shut down"))
+
+    async def generate(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        request_id: str | None = None,
+        priority: int = 0,
+        cache_salt: str | None = None,
+    ) -> AsyncIterator[RequestOutput]:
+        """An output after each step that changed the request, each with the whole text so far; the last is finished.
+
+        Raises RequestError, QueueFullError, or EngineError if the engine is closed meanwhile.
+        """
+        driver = self._running_driver()
+        self._num_requests += 1
+        request_id = f"async-{self._num_requests}" if request_id is None else request_id
+        if request_id in self._request_ids:
+            raise RequestError(f"request id {request_id!r} is in use", "request_id")
+        # The engine has a name of its own for it: an id may be used again while outputs of the old one are on the way.
+        own_id = f"{self._num_requests}:{request_id}"
+        stream = self._streams[own_id] = asyncio.Queue()
+        self._request_ids.add(request_id)
+        is_finished = False
+        try:
+            live = await asyncio.to_thread(driver.engine.prepare, own_id, prompt, params)
+            live.request.priority, live.request.cache_salt = priority, cache_salt
+            driver.submit(live)
+            while not is_finished:
+                output = await stream.get()
+                if isinstance(output, Exception):
+                    is_finished = True
+                    raise output
+                is_finished = output.finished
+                output.request_id = request_id
+                yield output
+        finally:
+            del self._streams[own_id]
+            self._request_ids.discard(request_id)
+            if not is_finished:
+                driver.abort(own_id)
+
+    async def get_stats(self) -> dict[str, Any]:
+        """Counters and gauges, read on the engine's thread between two steps."""
+        return await self._running_driver().ask(LLMEngine.get_stats)
+
+    def _running_driver(self) -> EngineDriver:
+        if self._driver is None:
+            raise EngineError("the engine is not running: use `async with AsyncLLM(config) as llm`")
+        if self._driver.failure is not None:
+            raise self._driver.failure
+        return self._driver
+
+    def _fail(self, error: EngineError) -> None:
+        for stream in self._streams.values():
+            stream.put_nowait(error)
+
+    def _deliver(self, items: Sequence[Delivery]) -> None:
+        for request_id, item in items:
+            stream = self._streams.get(request_id)
+            if stream is not None:
+                stream.put_nowait(item)
+
+
+def for_chat(params: SamplingParams | None) -> SamplingParams:
+    """The same parameters, with `max_tokens` up to the model's length unless it was given."""
+    given = {name: value for name, value in vars(params or SamplingParams()).items() if value is not UNSET}
+    return SamplingParams(**{"max_tokens": None, **given})
+
+
+def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """One prompt or many, as a list: a list of numbers is one prompt."""
+    match prompts:
+        case str() | Mapping():
+            return [prompts]
+        case [int(), *_]:
+            return [prompts]  # type: ignore[list-item]
+        case list() | tuple() if prompts:
+            return list(prompts)
+    raise RequestError("prompt: is empty, or not text, token ids or a list of these", "prompt")
+
+
+class _Progress:
+    """A bar of finished requests and tokens per second on stderr, where that is a terminal."""
+
+    def __init__(self, total: int, is_wanted: bool) -> None:
+        self._bar: Any = None
+        self._total = total
+        self._is_wanted = is_wanted and total > 1
+        self._num_tokens = 0
+
+    def __enter__(self) -> "_Progress":
+        if self._is_wanted:
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+            console = Console(stderr=True)
+            columns = (
+                "requests",
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TextColumn("{task.fields[rate]}"),
+            )
+            self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+            self._bar.add_task("requests", total=self._total, rate="")
+            self._bar.start()
+        return self
+
+    def advance(self, num_tokens: int) -> None:
+        """One request more is finished; it brought `num_tokens`."""
+        if self._bar is not None:
+            self._num_tokens += num_tokens
+            task = self._bar.tasks[0]
+            rate = f"{self._num_tokens / max(task.elapsed or 0.0, 1e-9):,.0f} tok/s"
+            self._bar.update(task.id, advance=1, rate=rate)
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()

@@ -1,0 +1,70 @@
+"""Tensors of random numbers in any format, for those who only want to know how long steps take.
+
+Whole numbers are made as such, which is much faster than making them from floats as `DummySource` does. What a decoder
+says with them means nothing.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from octavo.models.config import ArchConfig
+from octavo.models.families import FLOAT32_PARTS, Part, parts_of
+from octavo.models.tensor_sources import Host
+from octavo.ops.interface import Quantised
+from octavo.weights.bf16 import to_bf16
+from octavo.weights.quantization import LAYOUTS, new_arrays
+
+_POOL = 1_000_003  # random numbers that everything is cut from; a prime, so that rows differ
+
+
+def random_bytes() -> NDArray[np.int8]:
+    """What `random_codes` cuts codes from."""
+    return np.frombuffer(np.random.default_rng(0).bytes(_POOL), np.int8)
+
+
+def random_codes(format: str, shape: tuple[int, ...], pool: NDArray[np.int8]) -> Quantised:
+    """A matrix of whole numbers in a layout of `LAYOUTS`, some 0.02 large. `pool`: from `random_bytes`."""
+    layout = LAYOUTS[format]
+    arrays = new_arrays(layout, shape[0], shape[1])
+    codes: NDArray[np.int8] = pool if layout.bits == 8 else pool >> np.int8(8 - layout.bits)
+    arrays.codes[:] = np.resize(codes, shape)
+    arrays.scales[:] = 0.02 / 2 ** (layout.bits - 1)
+    for array, value in ((arrays.mins, 0), (arrays.steps, 1), (arrays.min_steps, 0)):
+        if array is not None:
+            array[:] = value
+    return Quantised(layout.bits, layout.group_len, *arrays)
+
+
+class RandomSource:
+    """Random tensors in formats that are given part by part. A `Source` (see `models.sources`)."""
+
+    def __init__(self, arch: ArchConfig, formats: Mapping[tuple[str, int | None], str], dtype: str) -> None:
+        """`formats` of parts, by name and layer: see `Precision.format_of`. `dtype`: of the load."""
+        self._parts: dict[tuple[str, int | None], Part] = {(part.name, part.layer): part for part in parts_of(arch)}
+        self._formats = formats
+        generator = np.random.default_rng(0)
+        self._codes = random_bytes()
+        small = 0.02 * generator.standard_normal(_POOL, np.float32)
+        self._floats: Host = to_bf16(small) if dtype == "bfloat16" else small.astype(dtype)
+
+    def format(self, name: str, layer: int | None) -> str:
+        """The part's."""
+        return self._formats[name, layer]
+
+    def shape(self, name: str, layer: int | None) -> tuple[int, ...]:
+        """The part's shape, row-major."""
+        return self._parts[name, layer].shape
+
+    def read(self, name: str, layer: int | None) -> Host | Quantised:
+        """The part: whole numbers of all sizes, with scales that keep what they are given about as large as it is."""
+        format, shape = self.format(name, layer), self.shape(name, layer)
+        if format not in LAYOUTS:
+            return self.read_floats(name, layer)
+        return random_codes(format, shape, self._codes)
+
+    def read_floats(self, name: str, layer: int | None) -> Host:
+        """The part in the dtype of the load; norms are ones."""
+        shape = self.shape(name, layer)
+        return np.ones(shape, np.float32) if name in FLOAT32_PARTS else np.resize(self._floats, shape)

@@ -1,0 +1,1 @@
+"""OpenAI's wire: what each route takes, does and answers. Knows HTTP only through an exchange."""

@@ -1,0 +1,231 @@
+"""The routes that take a prompt: chat, completions, and the tokenizer's two.
+
+Knows the order of things: is there a place, is the body sound, what is its prompt, then the engine, then the answer.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, Final
+from uuid import uuid4
+
+import orjson
+
+from octavo.errors import RequestError
+from octavo.llm_engine import Prompt
+from octavo.outputs import NOTHING_ALLOWED, RequestOutput
+from octavo.serve.api.requests import chat_wish, check_sequences, completion_wish, prompts_of, work_of
+from octavo.serve.api.responses import Answer, ChatAnswer, CompletionAnswer
+from octavo.serve.api.schemas import Body, ChatBody, CompletionBody, DetokenizeBody, GenerationBody, TokenizeBody, parse
+from octavo.serve.errors import ApiError, bad_request, from_engine, internal
+from octavo.serve.generation_job import Work
+from octavo.serve.http.exchange import COMMENT, DONE, Exchange, event
+from octavo.serve.output_stream import Call
+from octavo.serve.service import Service
+
+logger = logging.getLogger(__name__)
+Handle = Callable[[Exchange, dict[str, Any]], Awaitable[None]]
+_FOREVER: Final = 3600.0
+
+
+class Generating:
+    """The handlers over one service."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._settings = service.settings
+
+    async def chat(self, exchange: Exchange) -> None:
+        """POST /v1/chat/completions."""
+        await self._admitted(exchange, self._chat, "messages")
+
+    async def completions(self, exchange: Exchange) -> None:
+        """POST /v1/completions."""
+        await self._admitted(exchange, self._complete, "prompt")
+
+    async def tokenize(self, exchange: Exchange) -> None:
+        """POST /tokenize: the ids of a prompt or of messages."""
+        await self._admitted(exchange, self._early(self._tokenize), "prompt")
+
+    async def detokenize(self, exchange: Exchange) -> None:
+        """POST /detokenize: the text of ids."""
+        await self._admitted(exchange, self._early(self._detokenize), "tokens")
+
+    async def _tokenize(self, exchange: Exchange, value: dict[str, Any]) -> None:
+        body, ignored = parse(TokenizeBody, value)
+        self._check_model(body)
+        exchange.name_ignored(ignored)
+        body.check_together()
+        tokenizer = self._service.engine.tokenizer
+        if body.messages is not None:
+            ids = await self._rendered(exchange.client, body.messages, body)
+        else:
+            text, special = body.prompt or "", body.add_special_tokens is not False
+            self._service.check_length(text)
+            encode = partial(tokenizer.encode, text, add_special=special)
+            ids = await self._service.on_thread(exchange.client, len(text), encode)
+        found: dict[str, Any] = {
+            "tokens": ids,
+            "count": len(ids),
+            "max_model_len": self._service.engine.resolved.limits.max_model_len,
+        }
+        if body.return_token_strs:
+            found["token_strs"] = [tokenizer.decode_token(token_id) for token_id in ids]
+        await exchange.answer(found)
+
+    async def _detokenize(self, exchange: Exchange, value: dict[str, Any]) -> None:
+        body, ignored = parse(DetokenizeBody, value)
+        self._check_model(body)
+        exchange.name_ignored(ignored)
+        engine = self._service.engine
+        vocab_size = engine.resolved.arch.vocab_size
+        is_bare = bool(body.skip_special_tokens)
+
+        def decoded() -> str:
+            if body.tokens and (min(body.tokens) < 0 or max(body.tokens) >= vocab_size):
+                raise bad_request(f"tokens: ids must be from 0 to {vocab_size - 1}", "tokens")
+            return engine.tokenizer.decode(body.tokens, skip_special=is_bare)
+
+        await exchange.answer({"prompt": await self._service.on_thread(exchange.client, len(body.tokens), decoded)})
+
+    def _early(self, handle: Handle) -> Handle:
+        """A handler without an engine's part: the server's end ends it."""
+
+        async def handle_early(exchange: Exchange, value: dict[str, Any]) -> None:
+            async with self._service.early():
+                await handle(exchange, value)
+
+        return handle_early
+
+    async def _admitted(self, exchange: Exchange, handle: Handle, prompt_param: str) -> None:
+        """Handle a request that there is a place for; it counts as active until it is answered."""
+        self._service.begin(exchange.client)
+        try:
+            self._service.check_admission(exchange.client)
+            async with self._service.early():
+                body = await exchange.json()
+            async with exchange.until_gone():
+                await handle(exchange, body)
+        except RequestError as error:
+            raise from_engine(error, prompt_param=prompt_param) or error from None
+        finally:
+            self._service.end(exchange.client)
+
+    async def _chat(self, exchange: Exchange, value: dict[str, Any]) -> None:
+        body, ignored = parse(ChatBody, value)
+        self._check_body(body, exchange, ignored)
+        params, wish = chat_wish(body, ignored, self._settings)
+        check_sequences(1, wish, self._settings)
+        async with self._service.early():
+            ids = await self._rendered(exchange.client, body.messages, body)
+        work = work_of([ids], params, wish, body, (exchange.client, self._service.has_tenants))
+        service = self._service
+        await self._run(exchange, work, ChatAnswer(service.model_name, wish, service.engine.tokenizer, service.new_ids))
+
+    async def _complete(self, exchange: Exchange, value: dict[str, Any]) -> None:
+        body, ignored = parse(CompletionBody, value)
+        self._check_body(body, exchange, ignored)
+        params, wish = completion_wish(body, ignored, self._settings)
+        prompts: list[Prompt] = prompts_of(body, self._settings)
+        check_sequences(len(prompts), wish, self._settings)
+        work = work_of(prompts, params, wish, body, (exchange.client, self._service.has_tenants))
+        service = self._service
+        answer = CompletionAnswer(service.model_name, wish, service.engine.tokenizer, service.new_ids)
+        await self._run(exchange, work, answer)
+
+    async def _rendered(self, client: str, messages: list[dict[str, Any]], body: ChatBody | TokenizeBody) -> list[int]:
+        is_continued = bool(body.continue_final_message)
+        if is_continued and body.add_generation_prompt:
+            name = "continue_final_message"
+            raise bad_request(f"{name}: does not go with add_generation_prompt=true", name)
+        is_prompted = not is_continued if body.add_generation_prompt is None else body.add_generation_prompt
+        return await self._service.render(
+            client,
+            messages,
+            add_generation_prompt=is_prompted,
+            continue_final_message=is_continued,
+            kwargs=body.chat_template_kwargs,
+        )
+
+    async def _run(self, exchange: Exchange, work: Work, answer: Answer) -> None:
+        """The engine's part, and the answer in the shape that was asked for."""
+        async with self._service.early():
+            call = await self._service.submit(work, is_stream=answer.wish.is_stream)
+        try:
+            if answer.wish.is_stream:
+                await self._stream(exchange, call, answer)
+            else:
+                while call.has_more:
+                    for index, output in await call.changes(_FOREVER):
+                        _check_output(output)
+                        answer.outputs[index] = output
+                weight = sum(answer.weight(index, output) for index, output in answer.outputs.items())
+                body = await self._service.on_thread(work.client, weight, lambda: orjson.dumps(answer.whole()))
+                await exchange.raw(body)
+        finally:
+            call.close()
+            if self._settings.log_requests:
+                self._log(exchange, work, answer)
+
+    async def _stream(self, exchange: Exchange, call: Call, answer: Answer) -> None:
+        await exchange.begin_stream()
+        seconds = self._settings.keep_alive
+        while call.has_more:
+            changes = await call.changes(seconds)
+            data = b"" if changes else COMMENT
+            for index, output in changes:
+                _check_output(output)
+                weight, work = answer.weight(index, output), partial(_events, answer, index, output)
+                data += await self._service.on_thread(exchange.client, weight, work)
+            if call.has_more and data:
+                await exchange.write_patiently(data, lambda is_held: call.hold(is_held=is_held))
+        if answer.wish.has_usage:
+            data += event(answer.usage_chunk())
+        await exchange.write(data + DONE, is_last=True)
+
+    def _check_body(self, body: GenerationBody, exchange: Exchange, ignored: list[str]) -> None:
+        """What every generating request is checked for, before anything is done for it."""
+        if body.request_id is not None:
+            exchange.request_id = body.request_id
+        self._check_model(body)
+        if body.stream_options is not None and body.stream_options.include_obfuscation:
+            ignored.append("stream_options.include_obfuscation")
+        if body.priority and not self._service.has_priorities:
+            raise bad_request("priority: needs a server with --policy priority", "priority")
+        exchange.name_ignored(ignored)
+
+    def _check_model(self, body: Body) -> None:
+        if body.model not in (None, "", *self._service.names):
+            message = f"model: {body.model[:100]!r} is not served here; /v1/models lists what is" if body.model else ""
+            raise ApiError(404, message, param="model", code="model_not_found")
+
+    def _log(self, exchange: Exchange, work: Work, answer: Answer) -> None:
+        """A line for the operator. Prompts only where they were asked for."""
+        usage, reasons = answer.usage(), [output.outputs[0].finish_reason for output in answer.outputs.values()]
+        prompts = f" prompts={list(work.prompts)!r}" if self._settings.log_prompts else ""
+        logger.info(
+            "%s %s client=%s prompt_tokens=%d completion_tokens=%d finish=%s metrics=%s%s",
+            exchange.request_id,
+            exchange.scope["path"],
+            exchange.client,
+            usage["prompt_tokens"],
+            usage["completion_tokens"],
+            reasons,
+            answer.metrics(),
+            prompts,
+        )
+
+
+def _events(answer: Answer, index: int, output: RequestOutput) -> bytes:
+    return b"".join(map(event, answer.pieces(index, output)))
+
+
+def _check_output(output: RequestOutput) -> None:
+    """Raise ApiError for a sequence that failed: 400 where nothing was left to choose, else 500; why is in the log."""
+    completion = output.outputs[0]
+    if completion.error == NOTHING_ALLOWED:
+        raise bad_request(f"allowed_token_ids: {NOTHING_ALLOWED}", "allowed_token_ids")
+    if completion.finish_reason == "error":
+        error_id = f"err-{uuid4().hex[:16]}"
+        logger.error("%s: a sequence failed: %s", error_id, completion.error)
+        raise internal(error_id)

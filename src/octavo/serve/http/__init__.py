@@ -1,0 +1,1 @@
+"""HTTP itself: protocol, transport, keys, bodies, ids, one exchange. Knows no route and no engine."""

@@ -1,0 +1,183 @@
+"""The feed of the page: the engine's inner life as small JSON frames, for as long as somebody looks.
+
+Knows the driver (its `observer` and `send`) and what a picture holds; knows no HTTP: the route puts the SSE framing on.
+While nobody looks the engine has no observer and nothing here runs. Nothing is queued for a viewer: it has one flag,
+and when it comes to read it gets the newest state and the steps that it missed, so a slow one costs no memory.
+
+A frame is one JSON object:
+
+    time, age      unix seconds of the state; how many seconds old it was when the frame was made
+    requests       running ones first, at most 200: {id, owner, state, prompt, cached, computed, output, max_output,
+                   tokens_per_second, preemptions}. Counts are tokens. A state is "running", "waiting", or "held"
+                   where the caller reads nothing.
+    totals         what `get_stats` counts (blocks_*, running, waiting, hit_rate, preemptions, generation_tokens,
+                   seconds by phase, …) and tokens_per_second, all requests together
+    map            only where it has changed: {blocks, blocks_per_cell, block_size, codes}. `codes` is base64, a byte a
+                   cell: 0 free, 1 cached, 2 shared (more than one owner), 3 + k used by owner k, 255 used by an owner
+                   without a number. Above 8,192 blocks a cell stands for several neighbours and shows the largest of
+                   their codes: it is free only where all of them are.
+    steps          new ones, oldest first: {step, tokens {prompt, decode, recompute}, seconds {plan, pack, run, sample,
+                   commit}, num_rows, rows [[k, kind, tokens], …] (at most 256)}
+    owners         {k: request id} of the rows in this frame
+    missed         steps since this viewer's last frame that are not shown: it was slow, or they were too many
+
+`k` is a small number that a sequence keeps from its first step to its end; -1 where all 252 are taken.
+"""
+
+import asyncio
+from base64 import b64encode
+from collections import deque
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Any
+
+import numpy as np
+import orjson
+
+from octavo.engine_thread import EngineDriver, post
+from octavo.serve.live.snapshot import MAX_STEPS, Picture, Recorder
+
+POLL = 0.25  # seconds without news after which the engine is asked, unless it was idle
+HEARTBEAT = 2.0  # seconds between two frames where nothing happens
+MAX_STEPS_IN_FRAME = 64
+MAX_CELLS = 8192
+
+
+@dataclass(slots=True, eq=False)
+class _Viewer:
+    """One who looks: the flag that wakes it, and how much it has been shown."""
+
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+    num_steps: int = 0  # of all that were recorded
+    map_version: int = 0
+
+
+class Watch:
+    """Frames for any number of viewers. All methods run on the event loop's thread."""
+
+    def __init__(self, driver: EngineDriver) -> None:
+        self._driver = driver
+        self._viewers: set[_Viewer] = set()
+        self._recorder: Recorder | None = None
+        self._ticker: asyncio.Task[None] | None = None
+        self._is_closed = False
+        self._forget()
+
+    @property
+    def num_viewers(self) -> int:
+        """How many are looking."""
+        return len(self._viewers)
+
+    async def frames(self) -> AsyncGenerator[bytes, None]:
+        """The frames for one viewer, until it leaves or `close` is called. Close the iterator (`aclosing`)."""
+        viewer = _Viewer()
+        self._join(viewer)
+        try:
+            while True:
+                await viewer.news.wait()
+                viewer.news.clear()
+                if self._is_closed:
+                    return
+                if self._picture is not None:
+                    yield self._frame(viewer, self._picture)
+        finally:
+            self._leave(viewer)
+
+    def close(self) -> None:
+        """End every viewer's frames: the server is going down."""
+        self._is_closed = True
+        self._wake_viewers()
+
+    def _join(self, viewer: _Viewer) -> None:
+        self._viewers.add(viewer)
+        if self._is_closed or self._picture is not None:
+            viewer.news.set()
+        if self._recorder is None:
+            loop = asyncio.get_running_loop()
+            self._recorder = Recorder(lambda recorder, picture: post(loop, self._receive, recorder, picture))
+            self._driver.observer = self._recorder.after_step
+            self._ticker = loop.create_task(self._tick())
+            self._ask()
+
+    def _leave(self, viewer: _Viewer) -> None:
+        self._viewers.discard(viewer)
+        if not self._viewers and self._ticker is not None:
+            self._driver.observer = None
+            self._ticker.cancel()
+            self._recorder = self._ticker = None
+            self._forget()
+
+    def _forget(self) -> None:
+        """Start with nothing known: what the next viewer sees is not from before."""
+        self._picture: Picture | None = None
+        self._steps: deque[dict[str, Any]] = deque(maxlen=MAX_STEPS)
+        self._num_steps = 0
+        self._map: dict[str, Any] = {}
+        self._map_version = 0
+        self._is_asked = False
+        self._last_frame = monotonic()
+
+    def _ask(self) -> None:
+        """Have a picture taken, if none is on its way."""
+        if self._recorder is not None and not self._is_asked:
+            self._is_asked = True
+            self._driver.send(self._recorder.take_picture)
+
+    async def _tick(self) -> None:
+        """Where no step brings news: a picture of an engine that may have gone idle, and a heartbeat."""
+        while True:
+            await asyncio.sleep(POLL)
+            picture, now = self._picture, monotonic()
+            if picture is None or now >= max(picture.due, picture.taken + (HEARTBEAT if picture.is_idle else POLL)):
+                self._ask()
+            if now - self._last_frame >= HEARTBEAT:  # the engine is in a long step, or gone
+                self._wake_viewers()
+
+    def _receive(self, recorder: Recorder, picture: Picture) -> None:
+        if recorder is not self._recorder:  # from before the last viewer left
+            return
+        self._picture, self._is_asked = picture, False
+        self._steps += picture.steps
+        self._num_steps += len(picture.steps)
+        block_map = _encode_map(picture)
+        if block_map != self._map:
+            self._map = block_map
+            self._map_version += 1
+        self._wake_viewers()
+
+    def _wake_viewers(self) -> None:
+        self._last_frame = monotonic()
+        for viewer in self._viewers:
+            viewer.news.set()
+
+    def _frame(self, viewer: _Viewer, picture: Picture) -> bytes:
+        """The newest state, and the steps that this viewer has not seen yet."""
+        num_new = self._num_steps - viewer.num_steps
+        steps = list(self._steps)[-min(num_new, MAX_STEPS_IN_FRAME) :] if num_new else []
+        frame: dict[str, Any] = {
+            "time": round(picture.unix_time, 3),
+            "age": round(monotonic() - picture.taken, 3),
+            "requests": picture.requests,
+            "totals": picture.totals,
+            "steps": [step | {"rows": [(k, kind, num) for k, _, kind, num in step["rows"]]} for step in steps],
+            "owners": {str(k): name for step in steps for k, name, _, _ in step["rows"]},
+            "missed": num_new - len(steps),
+        }
+        if viewer.map_version != self._map_version:
+            frame["map"] = self._map
+        viewer.num_steps, viewer.map_version = self._num_steps, self._map_version
+        return orjson.dumps(frame)
+
+
+def _encode_map(picture: Picture) -> dict[str, Any]:
+    codes = picture.block_codes()
+    per_cell = -(-len(codes) // MAX_CELLS)
+    if per_cell > 1:
+        codes = np.pad(codes, (0, -len(codes) % per_cell)).reshape(-1, per_cell).max(axis=1)
+    return {
+        "blocks": picture.totals["blocks_total"],
+        "blocks_per_cell": per_cell,
+        "block_size": picture.block_size,
+        "codes": b64encode(codes.tobytes()).decode("ascii"),
+    }

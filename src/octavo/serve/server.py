@@ -1,0 +1,348 @@
+"""The process that serves: its socket, its signals, how it drains and how it ends.
+
+Knows the life cycle of the service and the inside of uvicorn's Server (pinned to one minor release); knows no route.
+
+The port is open before the model is loaded, so that the probes can be asked: /health/ready is 503 until then. The
+first SIGTERM or SIGINT drains, the second ends at once, and a third would not wait even for that. Either way the
+process ends with 0: being told to end is no failure.
+"""
+
+import asyncio
+import errno
+import math
+import os
+import resource
+import signal
+import socket
+import sys
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, suppress
+from time import monotonic
+from types import FrameType
+from typing import Any, Final, NoReturn, Protocol
+
+import psutil
+import uvicorn
+import uvloop
+
+from octavo.config import EngineConfig
+from octavo.errors import OctavoError
+from octavo.serve.api.routes import create_app
+from octavo.serve.config import ServeSettings
+from octavo.serve.http.protocol import WireProtocol, protocol_class
+from octavo.serve.http.transport import WireLimits
+from octavo.serve.service import Service
+
+BACKLOG: Final = 1024
+MAX_FILES: Final = 1 << 20
+RESERVED_FILES: Final = 192  # for all that is no connection, and for those that are being refused
+LAST_WORDS: Final = 2.0  # seconds that failed requests get to say so to their clients
+LAST_WORDS_HURRIED: Final = 0.5  # the same after a second signal
+LAST_REQUESTS: Final = 0.25  # seconds that a connection from before the end gets to send its request, for a 503
+LAST_BYTES: Final = 2.0  # seconds in which connections must have closed by themselves
+STOP_SECONDS: Final = 10.0  # for the engine's thread and the helper processes to end
+
+
+class PortInUseError(OctavoError):
+    """Somebody listens there already."""
+
+    exit_code = 69
+
+
+class Life(Protocol):
+    """What a server must know of the service behind its application."""
+
+    model_name: str
+
+    @property
+    def num_active(self) -> int: ...
+    async def start(self) -> None: ...
+    def begin_drain(self) -> None: ...
+    async def drained(self) -> None: ...
+    def fail_all(self, reason: str) -> None: ...
+    async def stop(self) -> None: ...
+
+
+def run_server(config: EngineConfig, settings: ServeSettings, *, quiet: bool) -> int:
+    """Serve until a signal says otherwise; 0. The process's last act: signals stay with us when it returns.
+
+    Raises ConfigError, PortInUseError, what loading a model raises, and OctavoError where it cannot listen.
+    """
+    signals = Signals()
+    settings.check_exposure(settings.keys())
+    listeners = listen(settings.host, settings.port)
+    try:
+        service = Service(config, settings, progress=not quiet and sys.stderr.isatty())
+        return serve(service, create_app(service, settings), listeners, settings, signals, quiet=quiet)
+    finally:
+        for listener in listeners:
+            listener.close()
+
+
+def serve(
+    service: Life,
+    app: Any,
+    listeners: Sequence[socket.socket],
+    settings: ServeSettings,
+    signals: "Signals",
+    *,
+    quiet: bool,
+) -> int:
+    """Serve `app` on `listeners` for as long as `service` lives."""
+    say = _be_quiet if quiet else _say
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_Lifetime(service, app, settings, signals, say).live(listeners))
+    return 0
+
+
+def listen(host: str, port: int) -> list[socket.socket]:
+    """Listening sockets on every address of `host`. Raises PortInUseError, and OctavoError for all else."""
+    name = host.removeprefix("[").removesuffix("]")
+    try:
+        found = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        raise OctavoError(f"host={host!r}: cannot be resolved: {error}") from None
+    addresses = list(dict.fromkeys((family, address) for family, _, _, _, address in found))
+    listeners: list[socket.socket] = []
+    failure: OSError | None = None
+    for family, address in addresses:
+        if listeners:  # port 0: the next address gets the port that the first one was given
+            address = (address[0], listeners[0].getsockname()[1], *address[2:])
+        try:
+            listeners.append(_listener(family, address, is_only=len(addresses) == 1))
+        except OSError as error:
+            failure = error
+            if error.errno == errno.EADDRINUSE:
+                break
+    if failure is None or (listeners and failure.errno != errno.EADDRINUSE):  # "localhost" without IPv6 is fine
+        return listeners
+    for listener in listeners:
+        listener.close()
+    if failure.errno == errno.EADDRINUSE:
+        raise PortInUseError(f"port {port} of {host} is in use: choose another with --port")
+    raise OctavoError(f"cannot listen on port {port} of {host}: {failure.strerror or failure}")
+
+
+def _listener(family: int, address: Any, *, is_only: bool) -> socket.socket:
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            # "::" alone takes IPv4 too; beside an IPv4 socket it must not.
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not is_only)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+    except OSError:
+        listener.close()
+        raise
+    listener.setblocking(False)
+    return listener
+
+
+def raise_file_limit() -> int:
+    """As many open files as the machine lets us have, for each connection is one. How many that is."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    now = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return MAX_FILES if now == resource.RLIM_INFINITY else now
+
+
+class Signals:
+    """SIGTERM and SIGINT, counted. Ours from birth to the process's end: at no moment do they kill it half-way.
+
+    (An event loop's own signal handlers leave such moments: they go with the loop, and the default comes back.) SIGINT
+    stays ignored where it was, as in a shell's background jobs.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._changed = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            if number is signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._take)
+
+    def attach(self) -> None:
+        """From now on the running loop is told."""
+        self._loop = asyncio.get_running_loop()
+
+    async def wait(self, count: int) -> None:
+        """Return when `count` signals have come."""
+        while self.count < count:
+            self._changed.clear()
+            await self._changed.wait()
+
+    def _take(self, _number: int, _frame: FrameType | None) -> None:
+        self.count += 1
+        if self._loop is None or self._loop.is_closed() or self.count > 2:
+            leave()
+        self._loop.call_soon_threadsafe(self._changed.set)
+
+
+def leave() -> NoReturn:
+    """End the process now, with 0, and its helper processes.
+
+    Not by sys.exit: that waits for threads, and one that loads a model cannot be interrupted.
+    """
+    with suppress(psutil.Error):
+        for child in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):
+                child.kill()
+    with suppress(OSError, ValueError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(0)
+
+
+class _Lifetime:
+    """From the open port to the closed one."""
+
+    def __init__(
+        self, service: Life, app: Any, settings: ServeSettings, signals: Signals, say: Callable[[str], None]
+    ) -> None:
+        self._service, self._signals, self._say = service, signals, say
+        self._drain_timeout = settings.drain_timeout
+        self._host = settings.host
+        limits = WireLimits(
+            header_timeout=settings.header_timeout,
+            write_timeout=settings.write_timeout,
+            # Over its limit of files a process cannot even accept a connection to refuse it.
+            max_connections=min(settings.max_connections, max(8, raise_file_limit() - RESERVED_FILES)),
+            max_header_bytes=int(settings.max_header_bytes),
+        )
+        self._protocol = protocol_class(limits)
+        self._server = _Server(_uvicorn_config(app, self._protocol, settings.idle_timeout))
+
+    async def live(self, listeners: Sequence[socket.socket]) -> None:
+        """Serve until a signal comes. Raises what loading the model raises."""
+        self._signals.attach()
+        serving = asyncio.create_task(self._server.serve(sockets=list(listeners)))
+        url = f"http://{_shown(self._host)}:{listeners[0].getsockname()[1]}"
+        self._say(f"Listening on {url}, loading {self._service.model_name}")
+        is_loading = True
+        try:
+            is_loading = not await self._first(asyncio.create_task(self._service.start()), serving, 1)
+            if not is_loading:
+                self._say(f"Serving {self._service.model_name} at {url} (page: /, API: /v1)")
+                await self._first(None, serving, 1)
+                await self._drain()
+        finally:
+            self._protocol.shared.is_draining = True
+            self._server.should_exit = True
+            await asyncio.wait({serving})
+            if is_loading and self._signals.count:
+                leave()
+            _, unfinished = await asyncio.wait({asyncio.create_task(self._service.stop())}, timeout=STOP_SECONDS)
+            if unfinished:  # an engine that is stuck in a step; to leave in good order would mean to wait for it
+                leave()
+
+    async def _first(self, work: asyncio.Task[None] | None, serving: asyncio.Task[None], num_signals: int) -> bool:
+        """Wait for `work` or so many signals. Whether the work is done; what it or the server raised is raised here."""
+        told = asyncio.create_task(self._signals.wait(num_signals))
+        tasks = {told, serving} if work is None else {told, serving, work}
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        told.cancel()
+        if serving.done():
+            serving.result()
+        if work is not None and work.done():
+            work.result()
+            return True
+        return False
+
+    async def _drain(self) -> None:
+        """Let what runs come to its end; then end it, each with a last word to its client."""
+        self._protocol.shared.is_draining = True
+        self._service.begin_drain()
+        if self._service.num_active:
+            self._say(f"Ending: {self._service.num_active} requests still run (a second signal ends them now)")
+        drained = asyncio.create_task(self._service.drained())
+        hurry = asyncio.create_task(self._signals.wait(2))
+        await asyncio.wait({drained, hurry}, timeout=self._drain_timeout, return_when=asyncio.FIRST_COMPLETED)
+        end = monotonic() + (LAST_WORDS_HURRIED if hurry.done() else LAST_WORDS)
+        while not drained.done() and monotonic() < end:
+            self._service.fail_all("the server is ending")  # again: a request may have come through from a thread
+            await asyncio.wait({drained}, timeout=0.05)
+        drained.cancel()
+        hurry.cancel()
+
+
+def _uvicorn_config(app: Any, protocol: type[WireProtocol], idle_timeout: float) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http=protocol,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,  # else anybody on this machine could name the address that he comes from
+        backlog=BACKLOG,
+        timeout_keep_alive=math.ceil(idle_timeout),
+    )
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, but signals are not its business, and its end is gentler."""
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close the listeners, answer who came before that, close everything. Bounded in time."""
+        twins = [listener.dup() for listener in sockets or []]  # the loop closes its own some turns after it is told to
+        for server in self.servers:
+            server.close()
+        for listener in sockets or []:
+            listener.close()
+        await asyncio.sleep(0.01)
+        backlog = [peer for twin in twins for peer in _accept_all(twin)]
+        loop = asyncio.get_running_loop()
+        for peer in backlog:
+            await loop.connect_accepted_socket(self._protocol, peer)
+        await asyncio.sleep(LAST_REQUESTS)
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        end = monotonic() + LAST_BYTES
+        while self.server_state.connections and monotonic() < end:
+            await asyncio.sleep(0.01)
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+        for task in list(self.server_state.tasks):
+            task.cancel()
+        if self.server_state.tasks:
+            await asyncio.wait(list(self.server_state.tasks), timeout=1.0)
+
+    def _protocol(self) -> asyncio.Protocol:
+        kind: Any = self.config.http_protocol_class
+        protocol: asyncio.Protocol = kind(
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        return protocol
+
+
+def _accept_all(listener: socket.socket) -> list[socket.socket]:
+    """Close the listener; before that, accept who waits in the backlog: else they would be reset, without an answer."""
+    peers = []
+    with listener, suppress(OSError):
+        while True:
+            peers.append(listener.accept()[0])
+    for peer in peers:
+        peer.setblocking(False)
+    return peers
+
+
+def _shown(host: str) -> str:
+    return f"[{host}]" if ":" in host and not host.startswith("[") else host
+
+
+def _say(line: str) -> None:
+    with suppress(OSError, ValueError):  # whoever reads stderr may be gone
+        print(line, file=sys.stderr, flush=True)
+
+
+def _be_quiet(_line: str) -> None:
+    pass

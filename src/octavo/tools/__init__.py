@@ -1,0 +1,1 @@
+"""What measures and plans, as libraries: benchmarks, verification, planning, batches. Knows no flags."""

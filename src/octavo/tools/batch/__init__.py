@@ -1,0 +1,1 @@
+"""Many requests from a file of JSON lines, and a file of results that survives a kill."""

@@ -1,0 +1,206 @@
+"""Requests as the command line takes them, the fields of a JSON object, and many of them through one engine.
+
+Knows which fields there are and what a result looks like as JSON; knows no files.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from octavo.cli.console import Interrupt
+from octavo.errors import QueueFullError, RequestError, UnsupportedError
+from octavo.outputs import LogprobsAt, RequestOutput
+from octavo.params import UNSET, SamplingParams
+
+if TYPE_CHECKING:
+    from octavo.llm_engine import LLMEngine
+
+EntryId = str | int
+Result = RequestOutput | RequestError
+
+_IN_FLIGHT = 2  # times max_num_seqs: enough that a finished request is replaced at once, few enough to hold in memory
+_SAMPLING = frozenset(field.name for field in dataclasses.fields(SamplingParams))
+_OWN = frozenset({"id", "custom_id", "prompt", "messages", "tools", "chat_template_kwargs"})
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One request: its place, its id, its fields as they were given, and the parameters for what they leave open."""
+
+    index: int
+    id: EntryId
+    fields: Mapping[str, Any]
+    defaults: SamplingParams
+    error: str | None = None  # what kept the fields from being read
+
+    def refusal(self) -> RequestError | None:
+        """What is wrong with it, as far as that can be seen without a model."""
+        try:
+            self.check()
+        except RequestError as error:
+            return error
+        return None
+
+    def check(self) -> SamplingParams:
+        """The sampling parameters. Raises RequestError for all that is wrong and can be seen without a model."""
+        if self.error is not None:
+            raise RequestError(self.error)
+        unknown = sorted(set(self.fields) - _SAMPLING - _OWN)
+        if unknown:
+            raise RequestError(f"{unknown[0]!r} is no field of a request", unknown[0])
+        prompt, messages = self.fields.get("prompt"), self.fields.get("messages")
+        if (prompt is None) == (messages is None):
+            raise RequestError("give either 'prompt' or 'messages'", "prompt")
+        if messages is None:
+            _check_prompt(prompt, self.fields)
+        else:
+            _check_messages(messages, self.fields)
+        return SamplingParams(**{**given_fields(self.defaults), **_sampling_fields(self.fields)})
+
+
+def given_fields(params: SamplingParams) -> dict[str, Any]:
+    """The fields that were given, by name."""
+    return {name: value for name, value in vars(params).items() if value is not UNSET}
+
+
+def refuse_logprobs(params: SamplingParams, reason: str) -> None:
+    """Raise UnsupportedError where log-probabilities are wanted that nobody will see."""
+    for name in ("logprobs", "prompt_logprobs"):
+        if given_fields(params).get(name) is not None:
+            raise UnsupportedError(f"--{name.replace('_', '-')}: {reason}", name)
+
+
+def as_chat(fields: Mapping[str, Any], system: str | None) -> dict[str, Any]:
+    """The same request with its prompt as a user's message. Raises RequestError where the prompt is no text."""
+    if not isinstance(fields.get("prompt"), str):
+        raise RequestError("prompt: must be text to be given as a message (--chat)", "prompt")
+    before = [] if system is None else [{"role": "system", "content": system}]
+    rest = {name: value for name, value in fields.items() if name != "prompt"}
+    return {"messages": [*before, {"role": "user", "content": fields["prompt"]}], **rest}
+
+
+def submit(engine: "LLMEngine", entry: Entry) -> str:
+    """Queue an entry and return its request's id. Raises RequestError or QueueFullError."""
+    params = entry.check()
+    if "messages" not in entry.fields:
+        return engine.add_request(entry.fields["prompt"], params)
+    from octavo.llm import for_chat
+
+    prompt = engine.render_chat(
+        entry.fields["messages"],
+        tools=entry.fields.get("tools"),
+        chat_template_kwargs=entry.fields.get("chat_template_kwargs"),
+    )
+    return engine.add_request(prompt, for_chat(params))
+
+
+def complete(engine: "LLMEngine", entries: Iterable[Entry], interrupt: Interrupt) -> Iterator[tuple[Entry, Result]]:
+    """Every entry through the engine, a bounded number at a time; each comes out as it finishes, refused ones too.
+
+    After an interrupt nothing more is begun, and what is unfinished is dropped.
+    """
+    limit = _IN_FLIGHT * engine.resolved.limits.max_num_seqs
+    waiting, running = iter(entries), dict[str, Entry]()
+    entry = next(waiting, None)
+    while entry is not None or running:
+        while entry is not None and len(running) < limit and not interrupt.is_set:
+            try:
+                running[submit(engine, entry)] = entry
+            except QueueFullError:
+                break  # a step makes room
+            except RequestError as error:
+                yield entry, error
+            entry = next(waiting, None)
+        if interrupt.is_set:
+            break
+        for output in engine.step():
+            if output.finished:
+                yield running.pop(output.request_id), output
+    for request_id in running:
+        engine.discard_request(request_id)
+
+
+def record(entry: Entry, result: Result) -> dict[str, Any]:
+    """A result as plain JSON. A request that failed has an `error`, and nothing else has one."""
+    head: dict[str, Any] = {"id": entry.id, "index": entry.index}
+    if isinstance(result, RequestError):
+        return head | {"error": str(result)}
+    completion = result.outputs[0]
+    body: dict[str, Any] = {
+        "text": completion.text,
+        "token_ids": completion.token_ids,
+        "finish_reason": completion.finish_reason,
+        "stop_reason": completion.stop_reason,
+        "seed": result.seed,
+        "num_prompt_tokens": len(result.prompt_token_ids),
+        "num_cached_tokens": result.num_cached_tokens,
+        "metrics": dataclasses.asdict(result.metrics),
+    }
+    if completion.logprobs is not None:
+        body["cumulative_logprob"] = _finite(completion.cumulative_logprob)
+        body["logprobs"] = [_plain(at) for at in completion.logprobs]
+    if result.prompt_logprobs is not None:
+        body["prompt_logprobs"] = [None if at is None else _plain(at) for at in result.prompt_logprobs]
+    if completion.finish_reason == "error":
+        body["error"] = completion.error or "the engine failed"
+    return head | body
+
+
+def failure(result: Result) -> str | None:
+    """What went wrong, if anything did."""
+    if isinstance(result, RequestError):
+        return str(result)
+    completion = result.outputs[0]
+    return (completion.error or "the engine failed") if completion.finish_reason == "error" else None
+
+
+def rate_text(num_tokens: int, seconds: float) -> str:
+    """ "1,234 tokens in 5.2 s (237 tok/s)"."""
+    return f"{num_tokens:,} tokens in {seconds:.2f} s ({num_tokens / max(seconds, 1e-9):,.0f} tok/s)"
+
+
+def _check_prompt(prompt: Any, fields: Mapping[str, Any]) -> None:
+    if not isinstance(prompt, (str, list)):
+        raise RequestError("prompt: must be text or a list of token ids", "prompt")
+    if not prompt:
+        raise RequestError("prompt: is empty", "prompt")
+    for name in ("tools", "chat_template_kwargs"):
+        if fields.get(name) is not None:
+            raise RequestError(f"{name}: goes with 'messages'", name)
+
+
+def _check_messages(messages: Any, fields: Mapping[str, Any]) -> None:
+    if not isinstance(messages, list) or not messages:
+        raise RequestError("messages: must be a list with at least one message", "messages")
+    for message in messages:
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise RequestError("messages: each must be an object with a 'role'", "messages")
+    if not isinstance(fields.get("tools", []), (list, type(None))):
+        raise RequestError("tools: must be a list", "tools")
+    if not isinstance(fields.get("chat_template_kwargs", {}), (dict, type(None))):
+        raise RequestError("chat_template_kwargs: must be an object", "chat_template_kwargs")
+
+
+def _sampling_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The sampling fields of a JSON object, whose keys are text where `logit_bias` has token ids."""
+    found = {name: value for name, value in fields.items() if name in _SAMPLING}
+    if isinstance(found.get("logit_bias"), dict):
+        try:
+            found["logit_bias"] = {int(token): amount for token, amount in found["logit_bias"].items()}
+        except ValueError:
+            raise RequestError("logit_bias: its keys must be token ids", "logit_bias") from None
+    return found
+
+
+def _plain(at: LogprobsAt) -> dict[str, dict[str, Any]]:
+    return {
+        str(token): {"logprob": _finite(entry.logprob), "rank": entry.rank, "decoded_token": entry.decoded_token}
+        for token, entry in at.items()
+    }
+
+
+def _finite(number: float) -> float | None:
+    """JSON has no infinities."""
+    return number if math.isfinite(number) else None

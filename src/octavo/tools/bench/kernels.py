@@ -1,0 +1,164 @@
+"""`octavo bench kernels`: how close each kernel comes to what the machine can do, both measured in the same run.
+
+Two limits stand beside a kernel: a bare read of as many bytes, and products that never leave the registers (the
+instruction set's own best: tiles of bfloat16 on AMX, fused float32 on AVX2, whatever the dtype). Knows times and
+tables; which kernels there are, and what a call amounts to, is in `kernel_cases`.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import Any
+
+from octavo import hub
+from octavo.cli.console import note
+from octavo.config import DTYPE_ALIASES, EngineConfig
+from octavo.engine.build import choose_precision
+from octavo.models.families import parts_of
+from octavo.models.load import ModelFiles, format_of, read_model
+from octavo.models.tensor_sources import Precision
+from octavo.ops import _cpu, cpu
+from octavo.ops.hardware import processor
+from octavo.tools.bench.kernel_cases import Case, Subject, groups
+from octavo.tools.bench.timing import medians
+from octavo.tools.environment import kernel_circumstances
+
+_SHORTEST = 0.02  # seconds that a measurement takes at least
+_LIMIT_ROUNDS = 3  # the limits are the best of so many
+_ONE_CACHE = 32 << 20  # bytes of last-level cache where the machine does not say
+_LEAST_READ = 1 << 20
+_MOST_WORKING_SET = 2 << 30
+_HEAD = ("kernel", "shape", "rows", "context", "time", "GB/s", "of read", "GFLOP/s", "of peak", "spread")
+
+
+def default_working_set() -> int:
+    """Three times the largest cache, within reason: of so much, what is needed next is never there."""
+    return min(_MOST_WORKING_SET, 3 * max(processor().caches.values(), default=_ONE_CACHE))
+
+
+def measure_kernels(config: EngineConfig, runs: int, working_set: int, is_quiet: bool) -> dict[str, Any]:
+    """Every kernel `runs` times beside the limits, as a report. Reads the model's configuration, no weights."""
+    model = config.model_config
+    files = read_model(hub.resolve(model.model, model.revision, progress=not is_quiet, weights=False))
+    arch = files.arch
+    dtype = DTYPE_ALIASES.get(model.dtype, model.dtype)
+    place = cpu.open_place("cpu", arch.dtype if dtype == "auto" else dtype, model.threads)
+    kv_dtype = DTYPE_ALIASES.get(config.cache_config.kv_dtype, config.cache_config.kv_dtype)
+    kv_dtype = place.dtype if kv_dtype == "auto" else kv_dtype
+    formats = formats_of(files, choose_precision(files, config, place))
+    subject = Subject(arch, place, kv_dtype, config.cache_config.block_size, working_set, formats)
+    measured = []
+    for cases in groups(subject):
+        measured += measure_group(place.handle.native, cases, runs)
+        if not is_quiet:
+            note(f"{measured[-1]['kernel']}: done")
+    return {
+        "benchmark": "kernels",
+        **kernel_circumstances(subject.arch, place, config, kv_dtype),
+        "workload": {"runs": runs, "working_set": working_set},
+        "limits": medians([run["limits"] for case in measured for run in case["runs"]]),
+        "kernels": measured,
+    }
+
+
+def formats_of(files: ModelFiles, precision: Precision) -> dict[str, str]:
+    """What the matrices that are measured are held in: those of the first layer, each as its first part."""
+    found = {(part.name, part.layer): format_of(part, precision, files.stored) for part in parts_of(files.arch)}
+    layer = {"qkv": "q", "output": "output", "gate_up": "gate", "down": "down"}
+    head = "embedding" if files.arch.tie_embeddings else "head"
+    return {name: found[part, 0] for name, part in layer.items()} | {"head": found[head, None]}
+
+
+def measure_group(machine: Any, cases: Sequence[Case], runs: int) -> list[dict[str, Any]]:
+    """Figures of cases that share their data: run after run the limits, then each case once."""
+    for case in cases:
+        case.run()  # memory that is taken at the first call, and programs that are recorded there
+    num_bytes = max(_LEAST_READ, *(case.num_bytes for case in cases if case.from_memory), 0)
+    each: list[list[dict[str, Any]]] = [[] for _ in cases]
+    for _ in range(runs):
+        limits = {
+            "read_bytes_per_second": _cpu.read_bandwidth(machine, num_bytes, _LIMIT_ROUNDS),
+            "operations_per_second": _cpu.product_peak(machine, _LIMIT_ROUNDS),
+        }
+        for case, figures in zip(cases, each, strict=True):
+            figures.append(case_figures(case, _seconds_of(case), limits))
+    return [
+        {
+            "kernel": case.kernel,
+            "shape": case.shape,
+            "rows": case.rows,
+            "context": case.context,
+            "bytes": case.num_bytes // case.num_calls,
+            "operations": case.num_operations // case.num_calls,
+            "median": medians(figures),
+            "runs": figures,
+        }
+        for case, figures in zip(cases, each, strict=True)
+    ]
+
+
+def case_figures(case: Case, seconds: float, limits: Mapping[str, float]) -> dict[str, Any]:
+    """What `seconds` for all calls of a case amount to. Shares are of the limits; None where a limit is not its own."""
+    read, computed = case.num_bytes / seconds, case.num_operations / seconds
+    return {
+        "seconds": seconds / case.num_calls,
+        "bytes_per_second": read,
+        "operations_per_second": computed or None,
+        "share_of_read": read / limits["read_bytes_per_second"] if case.from_memory else None,
+        "share_of_peak": computed / limits["operations_per_second"] if computed else None,
+        "limits": dict(limits),
+    }
+
+
+def _seconds_of(case: Case) -> float:
+    """Seconds of one run of a case, from as many as take long enough for the clock."""
+    num_runs = 1
+    while True:
+        begin = time.perf_counter()
+        for _ in range(num_runs):
+            case.run()
+        seconds = time.perf_counter() - begin
+        if seconds >= _SHORTEST:
+            return seconds / num_runs
+        num_runs *= 2
+
+
+def kernels_text(report: Mapping[str, Any]) -> str:
+    """A line a kernel: time, rates, and shares of the limits. `spread` is (slowest - fastest) / median."""
+    limits = report["limits"]
+    rows = [_HEAD, *map(_row, report["kernels"])]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
+    lines = [
+        "  ".join(cell.ljust(width) if column < 2 else cell.rjust(width) for column, (cell, width) in cells).rstrip()
+        for cells in (list(enumerate(zip(row, widths, strict=True))) for row in rows)
+    ]
+    return "\n".join(
+        [
+            f"limits: a bare read {limits['read_bytes_per_second'] / 1e9:,.1f} GB/s; "
+            f"{report['engine']['kernels']} products in registers "
+            f"{limits['operations_per_second'] / 1e9:,.1f} GFLOP/s",
+            "",
+            *lines,
+        ]
+    )
+
+
+def _row(case: Mapping[str, Any]) -> tuple[str, ...]:
+    figures, times = case["median"], [run["seconds"] for run in case["runs"]]
+
+    def share(value: float | None) -> str:
+        return "" if value is None else f"{value:.0%}"
+
+    computed = figures["operations_per_second"]
+    return (
+        case["kernel"],
+        case["shape"],
+        str(case["rows"]),
+        str(case["context"] or ""),
+        f"{figures['seconds'] * 1e6:,.1f} us",
+        "" if figures["share_of_read"] is None else f"{figures['bytes_per_second'] / 1e9:,.1f}",
+        share(figures["share_of_read"]),
+        "" if computed is None else f"{computed / 1e9:,.1f}",
+        share(figures["share_of_peak"]),
+        f"{(max(times) - min(times)) / median(times):.0%}",
+    )

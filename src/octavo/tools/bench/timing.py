@@ -1,0 +1,202 @@
+"""Running a workload through an engine and taking times: when each token came, and what that amounts to.
+
+Knows the runtime's engine and its counters; knows no flags and prints nothing. All times are seconds.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby, pairwise
+from statistics import fmean, median
+from typing import TYPE_CHECKING, Any
+
+from octavo.cli.console import Interrupt
+from octavo.errors import EngineError
+from octavo.outputs import RequestOutput
+from octavo.params import SamplingParams
+from octavo.tools.bench.workload import Job
+
+if TYPE_CHECKING:
+    from octavo.llm_engine import LLMEngine
+
+PERCENTILES = (50, 90, 99)
+_COUNTERS = ("steps", "preemptions", "prefix_query_tokens", "prefix_hit_tokens", "computed_tokens")
+_LONGEST_NAP = 0.02  # between two looks at Ctrl-C while no request has arrived
+
+
+@dataclass(slots=True)
+class Timeline:
+    """One request: when it arrived and when each of its tokens came, after the start."""
+
+    arrival: float
+    prompt_len: int = 0
+    tokens: list[float] = field(default_factory=list)
+
+    @property
+    def ttft(self) -> float:
+        """Time to first token, from the arrival that was planned: a late start counts against the engine."""
+        return self.tokens[0] - self.arrival
+
+    @property
+    def gaps(self) -> list[float]:
+        """Inter-token latencies. Tokens that come together share the gap before them evenly."""
+        stamps = [(when, len(list(same))) for when, same in groupby(self.tokens)]
+        gaps = [0.0] * (stamps[0][1] - 1)
+        for (before, _), (when, count) in pairwise(stamps):
+            gaps += [(when - before) / count] * count
+        return gaps
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A workload done once. `stepping` is the time spent in the engine's steps; `counters` and `phases` (seconds by
+    phase of a step) are what this run added to the engine's.
+    """
+
+    seconds: float
+    stepping: float
+    timelines: tuple[Timeline, ...]
+    counters: Mapping[str, int]
+    phases: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """Where times come from, and how one waits."""
+
+    now: Callable[[], float] = time.perf_counter
+    sleep: Callable[[float], None] = time.sleep
+
+
+_WATCH = Watch()
+
+
+def serve(engine: "LLMEngine", jobs: Sequence[Job], interrupt: Interrupt, watch: Watch = _WATCH) -> Run:
+    """Run `jobs`, which are in order of arrival, each when it arrives, from an empty prefix cache.
+
+    Greedy, past the end-of-text token, so that every output has the length that was asked for. Raises RequestError for
+    a job that can never fit, EngineError for one that fails, KeyboardInterrupt after Ctrl-C; nothing is left behind.
+    """
+    engine.reset_prefix_cache()
+    before = engine.get_stats()
+    timelines: dict[str, Timeline] = {}
+    stepping, begin = 0.0, watch.now()
+    try:
+        while len(timelines) < len(jobs) or engine.has_unfinished_requests():
+            if interrupt.is_set:
+                raise KeyboardInterrupt
+            now = watch.now() - begin
+            while len(timelines) < len(jobs) and jobs[len(timelines)].arrival <= now:
+                job = jobs[len(timelines)]
+                timelines[engine.add_request(job.prompt, _params(job))] = Timeline(job.arrival)
+            if not engine.has_unfinished_requests():
+                watch.sleep(min(_LONGEST_NAP, jobs[len(timelines)].arrival - now))
+                continue
+            start = watch.now()
+            outputs = engine.step()
+            end = watch.now()
+            stepping += end - start
+            _note(timelines, outputs, end - begin)
+        seconds = watch.now() - begin
+    finally:
+        for request_id in timelines:
+            engine.discard_request(request_id)
+    after = engine.get_stats()
+    return Run(
+        seconds=seconds,
+        stepping=stepping,
+        timelines=tuple(timelines.values()),
+        counters={name: after[name] - before[name] for name in _COUNTERS},
+        phases={name: after["seconds"][name] - before["seconds"][name] for name in after["seconds"]},
+    )
+
+
+def _params(job: Job) -> SamplingParams:
+    return SamplingParams(temperature=0.0, max_tokens=job.max_tokens, ignore_eos=True)
+
+
+def _note(timelines: Mapping[str, Timeline], outputs: Sequence[RequestOutput], now: float) -> None:
+    """Book the tokens that a step brought."""
+    for output in outputs:
+        completion, timeline = output.outputs[0], timelines[output.request_id]
+        if completion.finish_reason == "error":
+            raise EngineError(completion.error or "the engine failed")
+        timeline.prompt_len = len(output.prompt_token_ids)
+        timeline.tokens += [now] * (len(completion.token_ids) - len(timeline.tokens))
+
+
+def throughput_figures(run: Run) -> dict[str, Any]:
+    """What a run of many requests amounts to."""
+    num_prompt = sum(timeline.prompt_len for timeline in run.timelines)
+    num_output = sum(len(timeline.tokens) for timeline in run.timelines)
+    return {
+        "seconds": run.seconds,
+        "num_requests": len(run.timelines),
+        "prompt_tokens": num_prompt,
+        "output_tokens": num_output,
+        "output_tokens_per_second": num_output / run.seconds,
+        "total_tokens_per_second": (num_prompt + num_output) / run.seconds,
+        "requests_per_second": len(run.timelines) / run.seconds,
+        "ttft": spread([timeline.ttft for timeline in run.timelines]),
+        "itl": spread([gap for timeline in run.timelines for gap in timeline.gaps]),
+        **_engine_figures(run),
+    }
+
+
+def latency_figures(run: Run) -> dict[str, Any]:
+    """What a run of one request amounts to. `decode_tokens_per_second` is None where there is one token only."""
+    (timeline,) = run.timelines
+    gaps = timeline.gaps
+    return {
+        "seconds": run.seconds,
+        "ttft": timeline.ttft,
+        "itl": spread(gaps),
+        "decode_tokens_per_second": len(gaps) / sum(gaps) if gaps else None,
+        "output_tokens_per_second": len(timeline.tokens) / run.seconds,
+        "prompt_tokens": timeline.prompt_len,
+        "output_tokens": len(timeline.tokens),
+        **_engine_figures(run),
+    }
+
+
+def _engine_figures(run: Run) -> dict[str, Any]:
+    """`host_share`: the part of the steps' time in which no model was computed and nothing sampled."""
+    computing = run.phases.get("run", 0.0) + run.phases.get("sample", 0.0)
+    return {
+        **run.counters,
+        "step_seconds": run.stepping / max(1, run.counters["steps"]),
+        "host_share": 1.0 - computing / run.stepping if run.stepping else 0.0,
+        "seconds_by_phase": dict(run.phases),
+    }
+
+
+def spread(values: Sequence[float]) -> dict[str, float] | None:
+    """Mean, percentiles and the largest of some values; None where there is none."""
+    if not values:
+        return None
+    ordered = sorted(values)
+    return {
+        "mean": fmean(ordered),
+        **{f"p{percent}": percentile(ordered, percent) for percent in PERCENTILES},
+        "max": ordered[-1],
+    }
+
+
+def percentile(ordered: Sequence[float], percent: float) -> float:
+    """The `percent`-th percentile of values in ascending order, between two of them by proportion."""
+    place = (len(ordered) - 1) * percent / 100
+    low = int(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
+
+
+def medians(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The median of each figure over runs, those in inner mappings too. What is None in any run is None."""
+    found: dict[str, Any] = {}
+    for name in runs[0]:
+        values = [run[name] for run in runs]
+        if any(value is None for value in values):
+            found[name] = None
+        else:
+            found[name] = medians(values) if isinstance(values[0], Mapping) else median(values)
+    return found

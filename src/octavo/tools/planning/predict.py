@@ -1,0 +1,146 @@
+"""The speeds of `octavo plan`: a stand-in is measured beside the machine's limits, and the rest is arithmetic.
+
+Knows which cases are foretold and what a forecast says of each. Prints nothing.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from octavo.config import EngineConfig
+from octavo.engine.build import choose_kv_dtype, choose_precision
+from octavo.engine.memory_plan import MemoryPlan
+from octavo.engine.scheduler import Limits
+from octavo.models.load import ModelFiles
+from octavo.ops import _cpu, cpu
+from octavo.ops.interface import Place
+from octavo.tools.planning.cost_model import (
+    Costs,
+    Sizes,
+    Work,
+    blocks_needed,
+    decode_seconds,
+    decode_work,
+    prefill_seconds,
+    prefill_work,
+    sizes_of,
+)
+from octavo.tools.planning.probe import BATCHES, Cache, measure
+from octavo.tools.planning.reduced_model import make_standin
+
+_FIRST_CONTEXT = 1024
+_PROMPT = 1024
+_DECODES = (1, 16, 64)
+_MOST_READ = 256 * 2**20  # bytes of the bare read, where a step reads more
+_LEAST_READ = 2**20
+_LIMIT_ROUNDS = 3  # the limits are the best of so many
+
+
+@dataclass(frozen=True, slots=True)
+class _Foreseen:
+    """What all forecasts are made from. `read` and `peak`: the machine's bytes and operations a second."""
+
+    costs: Costs
+    sizes: Sizes
+    read: float
+    peak: float
+
+
+def forecast(
+    model: ModelFiles, config: EngineConfig, place: Place, memory: MemoryPlan, limits: Limits
+) -> dict[str, Any]:
+    """The parts `limits`, `probe`, `predictions` and `table` of a plan. Takes some 300 MB for a few seconds."""
+    precision, block_size = choose_precision(model, config, place), config.cache_config.block_size
+    sizes = sizes_of(model, precision, memory.block_bytes / block_size)
+    num_bytes = max(_LEAST_READ, min(_MOST_READ, sizes.layer_bytes + sizes.head_bytes))
+    begin, native = time.perf_counter(), place.handle.native
+    read = _cpu.read_bandwidth(native, num_bytes, _LIMIT_ROUNDS)
+    peak = _cpu.product_peak(native, _LIMIT_ROUNDS)
+    standin = make_standin(model, precision, cpu, place)
+    cache = Cache(choose_kv_dtype(config, place), block_size)
+    costs = measure(standin, cache, _max_context(model, config), limits.max_num_batched_tokens)
+    known = _Foreseen(costs, sizes, read, peak)
+    return {
+        "limits": {"read_bytes_per_second": read, "operations_per_second": peak},
+        "probe": {
+            "seconds": time.perf_counter() - begin,
+            "num_layers": standin.arch.num_layers,
+            "of_layers": model.arch.num_layers,
+            "vocab_size": standin.arch.vocab_size,
+            "weight_bytes": standin.num_bytes,
+            "host_seconds": {str(int(rows)): seconds for rows, seconds in costs.host},
+        },
+        "predictions": _predictions(known, min(_PROMPT, _max_context(model, config)), limits),
+        "table": list(_table(known, config, memory, limits)),
+    }
+
+
+def _max_context(model: ModelFiles, config: EngineConfig) -> int:
+    return config.model_config.max_model_len or model.arch.max_position
+
+
+def _predictions(known: _Foreseen, prompt: int, limits: Limits) -> list[dict[str, Any]]:
+    """A prompt alone, and decoding with as much context."""
+    step_tokens, arch = limits.max_num_batched_tokens, known.sizes.arch
+    seconds = prefill_seconds(known.costs, arch, prompt, step_tokens)
+    found = [
+        _prediction(known, "prefill", (1, prompt), prompt, seconds, prefill_work(known.sizes, prompt, step_tokens))
+    ]
+    for count in _DECODES:
+        work = decode_work(known.sizes, count, prompt)
+        seconds = decode_seconds(known.costs, arch, count, prompt)
+        found.append(_prediction(known, "decode", (count, prompt), count, seconds, work))
+    return found
+
+
+def _prediction(
+    known: _Foreseen, phase: str, case: tuple[int, int], num_tokens: int, seconds: float, work: Work
+) -> dict[str, Any]:
+    """`num_tokens` in `seconds`, beside what reading alone, and products alone, would allow."""
+    read, products = work.num_bytes / known.read, work.num_operations / known.peak
+    return {
+        "phase": phase,
+        "num_seqs": case[0],
+        "context": case[1],
+        "seconds": seconds,
+        "tokens_per_second": num_tokens / seconds,
+        "read_limit": num_tokens / read,
+        "operations_limit": num_tokens / products,
+        "share_of_limit": max(read, products) / seconds,
+    }
+
+
+def contexts_up_to(longest: int) -> list[int]:
+    """1,024, 2,048, 4,096 .. and the longest."""
+    doubled = _FIRST_CONTEXT
+    found = []
+    while doubled < longest:
+        found.append(doubled)
+        doubled *= 2
+    return [*found, longest]
+
+
+def fit_of(needed: int, num_seqs: int, memory: MemoryPlan, limits: Limits) -> str:
+    """Whether sequences that need so many blocks together fit as configured, with larger settings, or not at all."""
+    if needed <= memory.num_blocks and num_seqs <= limits.max_num_seqs and memory.kv_bytes <= memory.room:
+        return "yes"
+    return "with larger settings" if needed <= memory.most_blocks else "no"
+
+
+def _table(known: _Foreseen, config: EngineConfig, memory: MemoryPlan, limits: Limits) -> Iterator[dict[str, Any]]:
+    arch, block_size = known.sizes.arch, config.cache_config.block_size
+    for context in contexts_up_to(config.model_config.max_model_len or arch.max_position):
+        needed = blocks_needed(arch, context, block_size, limits.max_num_batched_tokens)
+        for count in BATCHES:
+            rate = count / decode_seconds(known.costs, arch, count, context)
+            fits = fit_of(needed * count, count, memory, limits)
+            yield {
+                "context": context,
+                "num_seqs": count,
+                "blocks": needed * count,
+                "kv_bytes": needed * count * memory.block_bytes,
+                "fits": fits,
+                "tokens_per_second": rate if fits != "no" else None,
+                "tokens_per_second_each": rate / count if fits != "no" else None,
+            }

@@ -1,0 +1,64 @@
+"""The built-in model's file against the `gguf` package's reading of it; how long opening takes; what a cut does."""
+
+import os
+import shutil
+import time
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+
+from octavo.errors import ModelFormatError
+from octavo.weights.open import open_checkpoint
+
+
+@pytest.fixture(scope="module")
+def reference(smollm2_path: Path) -> gguf.GGUFReader:
+    return gguf.GGUFReader(smollm2_path)
+
+
+def test_tensors_have_the_same_bits(smollm2_path: Path, reference: gguf.GGUFReader) -> None:
+    """All names, shapes and types; the values of a few tensors of each type."""
+    tensors = {tensor.name: tensor for tensor in reference.tensors}
+    with open_checkpoint(smollm2_path) as checkpoint:
+        found = {name: (info.dtype, info.shape) for name, info in checkpoint.tensors.items()}
+        assert found == {
+            name: (tensor.tensor_type.name, tuple(tensor.shape.tolist()[::-1])) for name, tensor in tensors.items()
+        }
+        for name in ("token_embd.weight", "blk.0.attn_q.weight", "blk.29.ffn_down.weight", "output_norm.weight"):
+            expected = gguf.quants.dequantize(tensors[name].data, tensors[name].tensor_type)
+            assert checkpoint.read(name, "float32").tobytes() == expected.tobytes()
+
+
+def test_metadata_is_the_same(smollm2_path: Path, reference: gguf.GGUFReader) -> None:
+    fields = {key: field for key, field in reference.fields.items() if not key.startswith("GGUF.")}
+    with open_checkpoint(smollm2_path) as checkpoint:
+        assert list(checkpoint.metadata) == list(fields)
+        for key, field in fields.items():
+            found = checkpoint.metadata[key]
+            assert (found.tolist() if isinstance(found, np.ndarray) else found) == field.contents(), key
+    assert len(checkpoint.metadata["tokenizer.ggml.tokens"]) == 49_152
+    assert checkpoint.metadata["tokenizer.ggml.token_type"].dtype == np.int32
+
+
+def test_it_opens_fast(smollm2_path: Path) -> None:
+    """98,000 strings. In processor time and the best of a few tries, for the machine is shared."""
+    seconds = []
+    for _ in range(5):
+        begin = time.process_time()
+        open_checkpoint(smollm2_path).close()
+        seconds.append(time.process_time() - begin)
+    assert min(seconds) < 0.3
+
+
+def test_cut_anywhere_it_is_refused(smollm2_path: Path, tmp_path: Path) -> None:
+    """At every byte of the first 4 KiB; here and there in the tokenizer, the table of tensors, the last tensor."""
+    path = tmp_path / "m.gguf"
+    shutil.copyfile(smollm2_path, path)
+    size = path.stat().st_size
+    places = {*range(4097), *range(4097, 1_785_664, 199_999), *range(1_780_000, 1_785_664, 501), size // 2, size - 1}
+    for place in sorted(places, reverse=True):
+        os.truncate(path, place)
+        with pytest.raises(ModelFormatError, match=r"m\.gguf: "):
+            open_checkpoint(path)

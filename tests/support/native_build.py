@@ -1,0 +1,24 @@
+"""Runs pytest with another build of `octavo.ops._cpu` in the place of the installed one: FILE.so, pytest's words."""
+
+import importlib.util
+import sys
+
+import pytest
+
+
+def take_place(file: str) -> None:
+    """Makes the extension module in `file` what `from octavo.ops import _cpu` gives."""
+    import octavo.ops
+
+    spec = importlib.util.spec_from_file_location("octavo.ops._cpu", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    octavo.ops._cpu = module
+
+
+if __name__ == "__main__":
+    take_place(sys.argv[1])
+    raise SystemExit(pytest.main(sys.argv[2:]))
