@@ -1,6 +1,6 @@
 """Writes the files that the peers read: one model as a Hugging Face directory in bfloat16, and as GGUF files.
 
-SmolLM2 comes from the built-in file, dequantised; its Q4_1 file is the built-in file itself. Qwen2-0.5B has its real
+SmolLM2 comes from the built-in file, dequantized; its Q4_1 file is the built-in file itself. Qwen2-0.5B has its real
 sizes and random weights. Needs the `test` extra; knows no peer. What OpenVINO reads is made from the directory in
 OpenVINO's own environment (README.md).
 """

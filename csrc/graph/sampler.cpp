@@ -212,7 +212,7 @@ Edits edits_of(const Rules& rules, int row) {
 }
 
 // Repetition (Keskar et al. 2019, CTRL, section 4.1), then frequency and presence, as the OpenAI API defines them.
-float penalised(float x, const Rules& rules, int row, float count) {
+float penalized(float x, const Rules& rules, int row, float count) {
     const float repetition = std::max(rules.repetition[row], FLT_MIN);
     x = x > 0.0f ? x / repetition : x * repetition;
     if (x > FLT_MAX) x = FLT_MAX;  // an infinite logit would make the difference from itself NaN
@@ -234,7 +234,7 @@ float* edit(const Call& call, const Rules& rules, int row, const Edits& edits, S
     }
     for (std::int64_t i = edits.seen.first; i < edits.seen.end; ++i) {
         float& value = x[rules.seen.tokens[i]];
-        if (value != -kInfinity) value = penalised(value, rules, row, rules.seen_counts[i]);
+        if (value != -kInfinity) value = penalized(value, rules, row, rules.seen_counts[i]);
     }
     for (std::int64_t i = edits.biased.first; i < edits.biased.end; ++i) {
         float& value = x[rules.biased.tokens[i]];

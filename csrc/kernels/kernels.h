@@ -38,7 +38,7 @@ constexpr int kStretchGroups = 8;  // groups of inputs, as a row's scales count 
 // Whole numbers: stretch after stretch of kStretchGroups groups of 32 or 64 inputs, the last as short as it is, and of
 // each, for all columns, float16 scales [groups, kPanel], then, where there are such, minimums [groups, kPanel] - with
 // steps both [kPanel] - then steps int8 [groups, kPanel] and steps of the minimums int8 [groups, kPanel]; then the
-// codes, group by group, four neighbouring inputs of a column together: int8 [group / 4, kPanel, 4]. Of int4, byte
+// codes, group by group, four neighboring inputs of a column together: int8 [group / 4, kPanel, 4]. Of int4, byte
 // [q, column, i] holds input 4q + i in its low half and input 4q + i + 16 in its high one; without minimums, code + 8.
 struct PanelView {
     const void* data;
@@ -91,7 +91,7 @@ struct StoreArgs {
     bool adds;
 };
 
-// Keys and values of one layer; blocks of neighbouring numbers are `block_stride` bytes apart. A block holds, for each
+// Keys and values of one layer; blocks of neighboring numbers are `block_stride` bytes apart. A block holds, for each
 // KV head, the keys of its slots, side by side, as [head_dim / 2, block_size, 2] (bfloat16: a pair of dimensions of one
 // key together) or [head_dim, block_size] (float32, int8), then the values as [block_size, head_dim]. Behind int8 stand
 // float32 scales: those of the keys [block_size], then those of the values [block_size]; a number is its scale times

@@ -153,7 +153,7 @@ OCTAVO_INLINE float scale_of(const float* x, int n) {
 // put(i, code) for each number of a row: x[i] / scale to the nearest whole number, ties to even. All zero where the
 // scale is 0 or NaN.
 template <class F>
-OCTAVO_INLINE void quantise(const float* x, int n, float scale, F&& put) {
+OCTAVO_INLINE void quantize(const float* x, int n, float scale, F&& put) {
     if (!(scale > 0.0f)) {
         for (int i = 0; i < n; ++i) put(i, std::int8_t{0});
         return;
@@ -183,8 +183,8 @@ OCTAVO_INLINE void write_kv(const KVView& kv, const RopeArgs& args, const float*
         float &key_scale = scales[place], &value_scale = scales[kv.block_size + place];
         key_scale = scale_of(k, kv.head_dim);
         value_scale = scale_of(v, kv.head_dim);
-        quantise(k, kv.head_dim, key_scale, [&](int d, T code) { keys[d * kv.block_size + place] = code; });
-        quantise(v, kv.head_dim, value_scale, [&](int d, T code) { values[d] = code; });
+        quantize(k, kv.head_dim, key_scale, [&](int d, T code) { keys[d * kv.block_size + place] = code; });
+        quantize(v, kv.head_dim, value_scale, [&](int d, T code) { values[d] = code; });
     } else {
         for (int d = 0; d < kv.head_dim; ++d) put(keys[(d / kPair * kv.block_size + place) * kPair + d % kPair], k[d]);
         for (int d = 0; d < kv.head_dim; ++d) put(values[d], v[d]);

@@ -275,12 +275,12 @@ OCTAVO_AVX2 bool quantise_avx2(const float* x, std::size_t rows, std::size_t wid
 constexpr auto quantise_avx2 = quantise_rows;
 #endif
 
-bool quantise(const Values& values, int group_len, const Codes& codes, const Halves& scales,
+bool quantize(const Values& values, int group_len, const Codes& codes, const Halves& scales,
               const std::optional<Halves>& mins) {
     const std::size_t rows = values.shape(0), width = values.shape(1), len = static_cast<std::size_t>(group_len);
     if (group_len < 1 || (mins.has_value() && group_len > group32) || codes.size() != rows * width ||
         scales.size() != rows * ((width + len - 1) / len))
-        throw std::invalid_argument("quantise: the arrays do not fit the values");
+        throw std::invalid_argument("quantize: the arrays do not fit the values");
     const CodeArrays out{codes.data(), scales.data(), checked(mins, mins.has_value(), scales.size()), nullptr, nullptr};
     const nb::gil_scoped_release unlocked;
     return (has_avx2() ? quantise_avx2 : quantise_rows)(values.data(), rows, width, len, out);
@@ -337,7 +337,7 @@ NB_MODULE(_convert, m) {
     m.def("split", &octavo::split, "data"_a.noconvert(), "stored"_a, "codes"_a.noconvert(), "scales"_a.noconvert(),
           "mins"_a.none(), "steps"_a.none(), "min_steps"_a.none(),
           "Takes whole blocks of `data` apart into flat arrays; whether every scale is finite.");
-    m.def("quantise", &octavo::quantise, "values"_a.noconvert(), "group_len"_a, "codes"_a.noconvert(),
+    m.def("quantize", &octavo::quantize, "values"_a.noconvert(), "group_len"_a, "codes"_a.noconvert(),
           "scales"_a.noconvert(), "mins"_a.none(),
           "Whole numbers for float32 [rows, width]: 8 bits, or with `mins` 4; whether float16 can hold every scale.");
     m.def("all_finite", &octavo::all_finite, "words"_a.noconvert(), "dtype"_a,

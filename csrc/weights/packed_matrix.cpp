@@ -16,7 +16,7 @@ int item_bytes(Dtype dtype) { return dtype == Dtype::bfloat16 ? 2 : 4; }
 
 int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
-bool is_quantised(Format format) { return format != Format::float32 && format != Format::bfloat16; }
+bool is_quantized(Format format) { return format != Format::float32 && format != Format::bfloat16; }
 
 int group_len(Format format) { return format == Format::int8_16 ? 16 : format == Format::int8_64 ? 64 : 32; }
 
@@ -75,7 +75,7 @@ std::int64_t panel_bytes(const Part& part, int padded_in) {
     return each_stretch(part.format, part.codes, padded_in, [](const Stretch&, int, std::int64_t) {});
 }
 
-// `num_rows` rows into neighbouring columns of a panel, in words: a float32, or two bfloat16 of neighbouring inputs. A
+// `num_rows` rows into neighboring columns of a panel, in words: a float32, or two bfloat16 of neighboring inputs. A
 // stretch of inputs at a time, so that the part of the panel that all rows write to stays in the cache.
 void pack_words(const char* values, int num_rows, std::int64_t row_bytes, int first_column, std::uint32_t* panel) {
     constexpr std::int64_t kStretch = 32;
@@ -244,7 +244,7 @@ void Matrix::fill(Pool& pool, int first_row, int num_rows, const CodeRows& rows)
 void Matrix::copy_row(int row, float* out) const {
     const Panel& panel = panel_of(row);
     const int column = row - panel.first_out;
-    if (is_quantised(panel.view.format)) return unpack_codes(panel.view, column, num_in, padded_in, out);
+    if (is_quantized(panel.view.format)) return unpack_codes(panel.view, column, num_in, padded_in, out);
     if (panel.view.format == Format::float32) {
         const auto* values = static_cast<const float*>(panel.view.data);
         for (int i = 0; i < num_in; ++i) out[i] = values[std::int64_t{i} * kPanel + column];

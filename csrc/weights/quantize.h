@@ -1,4 +1,4 @@
-// Weights to whole numbers, without calibration: groups of neighbouring values, each with the scale (and minimum) that
+// Weights to whole numbers, without calibration: groups of neighboring values, each with the scale (and minimum) that
 // leave the least error.
 //
 // Knows one group at a time. Scales are rounded to float16 before the codes are chosen, so that these fit what is kept.

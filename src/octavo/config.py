@@ -1,6 +1,6 @@
 """The engine's configuration: frozen dataclasses, checked at birth, the only source of keywords, flags and help.
 
-A field that this release cannot honour is refused by name, never ignored. What a None resolves to is decided in
+A field that this release cannot honor is refused by name, never ignored. What a None resolves to is decided in
 `engine.build`, where the model and the machine are known, and printed there.
 """
 
@@ -97,7 +97,7 @@ class ModelConfig(_Checks):
     revision: str | None = option(None, "branch, tag or commit of a Hugging Face model")
     dtype: str = option("auto", "what unpacked weights and activations are held in", DTYPES)
     quantization: str | None = option(
-        None, "weights as 'int8' or 'int4'; None = as the checkpoint is, 'none' = dequantise at load",
+        None, "weights as 'int8' or 'int4'; None = as the checkpoint is, 'none' = dequantize at load",
         ("none", "int8", "int4"),
     )  # fmt: skip
     max_model_len: int | None = option(None, "longest sequence in tokens (default: what the model and cache allow)")

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 _SWITCH_SECONDS: Final = 0.0005  # Python's 5 ms would keep the engine from its next step while the loop writes
 
 
-class EngineDriver:
+class EngineThread:
     """Steps `engine` on a thread of its own while there is work. All methods are for the event loop's thread.
 
     `deliver` is called on `loop` with what a step changed, `fail` should the thread itself break. `stats` are the

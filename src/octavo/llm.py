@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from octavo.config import EngineConfig
-from octavo.engine_thread import Delivery, EngineDriver
+from octavo.engine_thread import Delivery, EngineThread
 from octavo.errors import EngineError, RequestError
 from octavo.llm_engine import LLMEngine, Prompt
 from octavo.outputs import RequestOutput
@@ -210,14 +210,14 @@ class AsyncLLM:
 
     def __init__(self, config: EngineConfig | None = None) -> None:
         self._config = config or EngineConfig()
-        self._driver: EngineDriver | None = None
+        self._driver: EngineThread | None = None
         self._streams: dict[str, asyncio.Queue[RequestOutput | Exception]] = {}
         self._request_ids: set[str] = set()
         self._num_requests = 0
 
     async def __aenter__(self) -> "AsyncLLM":
         engine = await asyncio.to_thread(LLMEngine, self._config)
-        self._driver = EngineDriver(engine, asyncio.get_running_loop(), self._deliver, self._fail)
+        self._driver = EngineThread(engine, asyncio.get_running_loop(), self._deliver, self._fail)
         self._driver.start()
         return self
 
@@ -274,7 +274,7 @@ class AsyncLLM:
         """Counters and gauges, read on the engine's thread between two steps."""
         return await self._running_driver().ask(LLMEngine.get_stats)
 
-    def _running_driver(self) -> EngineDriver:
+    def _running_driver(self) -> EngineThread:
         if self._driver is None:
             raise EngineError("the engine is not running: use `async with AsyncLLM(config) as llm`")
         if self._driver.failure is not None:

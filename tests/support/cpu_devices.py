@@ -1,4 +1,4 @@
-"""What the tests of the CPU backend share: places on a chosen path, and the cache as its layout has it."""
+"""What the tests of the CPU backend share: devices on a chosen path, and the cache as its layout has it."""
 
 import os
 from unittest.mock import patch
@@ -7,25 +7,25 @@ import numpy as np
 
 from octavo.ops import cpu
 from octavo.ops.cpu.device import PATH_VARIABLE, Blocks
-from octavo.ops.interface import KVShape, Place, RowSpans
+from octavo.ops.interface import Device, KVShape, RowSpans
 from octavo.weights.bf16 import from_bf16, to_bf16
 
 UNIT = 2.0**-24  # half a unit in the last place of 1.0, in float32
 BF16_UNIT = 2.0**-8  # the same in bfloat16: the most that rounding to it changes a number, relatively
 
 
-def place_on(path: str, dtype: str, threads: int = 1) -> Place:
-    """A CPU place on one of `octavo.ops.cpu.device.paths()`."""
+def device_on(path: str, dtype: str, threads: int = 1) -> Device:
+    """A CPU device on one of `octavo.ops.cpu.device.paths()`."""
     with patch.dict(os.environ, {PATH_VARIABLE: path}):
-        place = cpu.open_place("cpu", dtype, threads)
-    assert place.handle.native.path == path
-    assert place.handle.native.num_threads == threads
-    return place
+        device = cpu.open_device("cpu", dtype, threads)
+    assert device.handle.native.path == path
+    assert device.handle.native.num_threads == threads
+    return device
 
 
-def rounds_inputs(place: Place) -> bool:
+def rounds_inputs(device: Device) -> bool:
     """Whether products round their inputs to bfloat16: those by instructions that take no others."""
-    return place.dtype == "bfloat16" and place.handle.native.path in ("amx", "avx512_bf16")
+    return device.dtype == "bfloat16" and device.handle.native.path in ("amx", "avx512_bf16")
 
 
 def normal(seed: int, *shape: int) -> np.ndarray:
@@ -40,12 +40,12 @@ def host(values: np.ndarray, dtype: str) -> np.ndarray:
 def held(values: np.ndarray, dtype: str) -> np.ndarray:
     """What numbers become in `dtype`, as float32; int8: in the cache, where the last dimension has one scale."""
     if dtype == "int8":
-        codes, scales = quantised(values)
+        codes, scales = quantized(values)
         return codes * scales
     return from_bf16(to_bf16(values)) if dtype == "bfloat16" else values
 
 
-def quantised(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def quantized(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Codes [..., n] and scales [..., 1] of float32 rows, as the interface words it."""
     is_finite = np.isfinite(rows).all(axis=-1, keepdims=True)
     finite = np.where(is_finite, rows, np.float32(0))
@@ -105,15 +105,15 @@ def write_kv(kv: Blocks, keys: np.ndarray, values: np.ndarray, layer: int = 0, n
     if kv.dtype == "int8":
         parts = codes_and_scales(kv, layer, num_layers)
         for which, given in enumerate((keys, values)):
-            parts[which][...], parts[which + 2][...] = quantised(given)
+            parts[which][...], parts[which + 2][...] = quantized(given)
         return
     for part, given in zip(key_values(kv, layer, num_layers), (keys, values), strict=True):
         part[...] = (to_bf16(given) if part.dtype == np.uint16 else given).reshape(part.shape)
 
 
-def poisoned(place: Place, shape: KVShape, dtype: str, num_layers: int = 1) -> list[Blocks]:
+def poisoned(device: Device, shape: KVShape, dtype: str, num_layers: int = 1) -> list[Blocks]:
     """Layers of keys and values that are all NaN."""
-    layers = cpu.new_kv_layers(place, shape, num_layers, dtype)
+    layers = cpu.new_kv_layers(device, shape, num_layers, dtype)
     layers[0].native.memory()[:] = 0xFF
     return layers
 

@@ -112,7 +112,7 @@ def preamble(num_tensors: int, num_keys: int, version: int = 3, magic: bytes = b
 
 
 def tensor_bytes(shape: tuple[int, ...], type_name: str, data: bytes | np.ndarray) -> bytes:
-    """The stored bytes: as given, or floats stored as `type_name` (quantised as the `gguf` package does it)."""
+    """The stored bytes: as given, or floats stored as `type_name` (quantized as the `gguf` package does it)."""
     if isinstance(data, bytes):
         return data
     floats = np.ascontiguousarray(data, np.float32).reshape(shape)

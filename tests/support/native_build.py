@@ -6,7 +6,7 @@ import sys
 import pytest
 
 
-def take_place(file: str) -> None:
+def replace_native(file: str) -> None:
     """Makes the extension module in `file` what `from octavo.ops import _cpu` gives."""
     import octavo.ops
 
@@ -20,5 +20,5 @@ def take_place(file: str) -> None:
 
 
 if __name__ == "__main__":
-    take_place(sys.argv[1])
+    replace_native(sys.argv[1])
     raise SystemExit(pytest.main(sys.argv[2:]))

@@ -8,12 +8,12 @@ import torch
 from octavo.models.batch import Batch, GroupBatch
 from octavo.models.decoder import Decoder
 from octavo.ops import reference
-from octavo.ops.interface import KVShape, Ops, Place
+from octavo.ops.interface import Device, KVShape, Ops
 
 
-def poisoned_kv(ops: Ops, place: Place, shape: KVShape):
+def poisoned_kv(ops: Ops, device: Device, shape: KVShape):
     """Keys and values that are NaN until they are written."""
-    kv = ops.new_kv(place, shape, place.dtype)
+    kv = ops.new_kv(device, shape, device.dtype)
     if ops is not reference:
         kv.native.memory()[:] = 0xFF
         return kv
@@ -24,7 +24,7 @@ def poisoned_kv(ops: Ops, place: Place, shape: KVShape):
 
 
 def paged_logits(
-    decoder: Decoder, place: Place, sequences: Sequence[np.ndarray], *, seed: int = 0, block_size: int = 16,
+    decoder: Decoder, device: Device, sequences: Sequence[np.ndarray], *, seed: int = 0, block_size: int = 16,
     shares: Sequence[int] = (1, 1, 2, 7, 16, 33, 300), ops: Ops = reference,
 ) -> list[np.ndarray]:  # fmt: skip
     """[len, vocab] for each of `sequences`, computed in steps of some rows with shares drawn from `shares`.
@@ -36,7 +36,7 @@ def paged_logits(
     counts = [-(-len(ids) // block_size) for ids in sequences]
     num_blocks = sum(counts) + 1
     shape = KVShape(num_blocks, block_size, config.num_kv_heads, config.head_dim)
-    kv = [poisoned_kv(ops, place, shape) for _ in range(config.num_layers)]
+    kv = [poisoned_kv(ops, device, shape) for _ in range(config.num_layers)]
     tables, poison = [], []
     for _ in config.kv_groups:
         ids = rng.permutation(num_blocks).astype(np.int32)

@@ -354,7 +354,7 @@ class Bench:
         assert not scheduler.sequences
         assert not scheduler.running
         assert scheduler.num_waiting == 0
-        assert not scheduler._line._by_rank
+        assert not scheduler._waiting._by_rank
         stats = self.engine.stats()
         assert stats["blocks_used"] == stats["running"] == stats["waiting"] == 0
         assert stats["steps"] == stats["forwards"]

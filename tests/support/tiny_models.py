@@ -137,7 +137,7 @@ def transformers_model(path: Path) -> Any:
 
 
 def transformers_model_from_gguf(path: Path) -> Any:
-    """A Llama GGUF file as a transformers model in float64, from the weights as our reader dequantises them."""
+    """A Llama GGUF file as a transformers model in float64, from the weights as our reader dequantizes them."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

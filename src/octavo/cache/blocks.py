@@ -159,7 +159,7 @@ class BlockPool:
             return False
         digest = self._digest(chain, tokens, index)
         content = _Content(digest, self._tokens_of(tokens, index), parent, self._num_nodes)
-        twin = self._twin(content)
+        twin = self._duplicate_of(content)
         if twin is not None or digest in self._index:
             chain.nodes.append(twin)
             return False
@@ -207,7 +207,7 @@ class BlockPool:
         held = {content.digest: block for block, content in enumerate(self._contents) if content is not None}
         assert held == self._index, "the index and the blocks disagree"
 
-    def _twin(self, content: _Content) -> int | None:
+    def _duplicate_of(self, content: _Content) -> int | None:
         """The node of the same prefix under another block. Makes room if a stale, unused prefix holds the digest."""
         block = self._index.get(content.digest)
         found = None if block is None else self._contents[block]

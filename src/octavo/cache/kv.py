@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from octavo.ops.interface import KV, KVShape, Ops, Place
+from octavo.ops.interface import KV, Device, KVShape, Ops
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
 SCALE_BYTES = {"int8": 4}  # beside the numbers of one head of a token's key, and of its value
@@ -27,7 +27,7 @@ def token_bytes(num_kv_heads: int, head_dim: int, dtype: str) -> int:
     return 2 * num_kv_heads * (head_dim * ITEM_BYTES[dtype] + SCALE_BYTES.get(dtype, 0))
 
 
-def new_cache(ops: Ops, place: Place, shape: KVShape, num_layers: int, dtype: str) -> KVCache:
+def new_cache(ops: Ops, device: Device, shape: KVShape, num_layers: int, dtype: str) -> KVCache:
     """Take the memory of `shape.num_blocks` blocks in each of `num_layers` layers."""
-    layers = ops.new_kv_layers(place, shape, num_layers, dtype)
+    layers = ops.new_kv_layers(device, shape, num_layers, dtype)
     return KVCache(layers, shape.num_blocks * block_bytes(shape, num_layers, dtype))

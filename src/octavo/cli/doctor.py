@@ -15,7 +15,7 @@ from octavo import __version__, hub
 from octavo.cli.format import size_text
 from octavo.config import DEFAULT_MODEL
 from octavo.ops import hardware
-from octavo.ops.cpu.device import open_place, paths
+from octavo.ops.cpu.device import open_device, paths
 
 _PACKAGES = ("numpy", "torch", "tokenizers", "safetensors", "huggingface_hub", "transformers")
 
@@ -71,7 +71,7 @@ def examine() -> dict[str, Any]:
 
 def _kernel_path() -> str:
     """The one of `paths` that is chosen here. Raises ConfigError where one is forced that the processor has not."""
-    return str(open_place("cpu", "float32", 1).handle.native.path)
+    return str(open_device("cpu", "float32", 1).handle.native.path)
 
 
 def _version(package: str) -> str | None:

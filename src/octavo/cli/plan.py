@@ -20,7 +20,7 @@ from octavo.engine.scheduler import Limits
 from octavo.errors import DoesNotFitError
 from octavo.models.load import ModelFiles
 from octavo.ops import hardware
-from octavo.ops.interface import Place
+from octavo.ops.interface import Device
 from octavo.tools.environment import aligned, circumstances_text, surroundings
 from octavo.tools.planning.predict import forecast
 
@@ -60,16 +60,16 @@ def examine(config: EngineConfig, *, is_quiet: bool = True) -> dict[str, Any]:
 
     chosen = config.model_config
     model = read_model(hub.resolve(chosen.model, chosen.revision, progress=not is_quiet, weights=False))
-    ops, place = open_backend(model.arch, config)
-    memory = count_memory(model, config, ops, place)
-    limits, problem = _limits(model, config, place, memory)
-    is_possible = place.device == "cpu" and memory.room > 0
+    ops, device = open_backend(model.arch, config)
+    memory = count_memory(model, config, ops, device)
+    limits, problem = _limits(model, config, device, memory)
+    is_possible = device.name == "cpu" and memory.room > 0
     if is_possible and not is_quiet:
         note("measuring a small stand-in of the model ..")
-    found = forecast(model, config, place, memory, limits) if is_possible else _NOTHING
+    found = forecast(model, config, device, memory, limits) if is_possible else _NOTHING
     return {
         **surroundings(),
-        "engine": _engine_json(model, config, place, limits),
+        "engine": _engine_json(model, config, device, limits),
         "config": config.to_dict(),
         "memory": _memory_json(config, memory, problem),
         "limits": found["limits"],
@@ -82,29 +82,29 @@ def examine(config: EngineConfig, *, is_quiet: bool = True) -> dict[str, Any]:
 _NOTHING: Mapping[str, Any] = {"limits": None, "probe": None, "predictions": [], "table": []}
 
 
-def _limits(model: ModelFiles, config: EngineConfig, place: Place, memory: MemoryPlan) -> tuple[Limits, str | None]:
+def _limits(model: ModelFiles, config: EngineConfig, device: Device, memory: MemoryPlan) -> tuple[Limits, str | None]:
     """The scheduler's limits, and what does not fit. With what does not fit left aside there are limits still."""
     try:
         memory.check()
-        return limits_of(model.arch, config, place.device, memory.num_blocks), None
+        return limits_of(model.arch, config, device.name, memory.num_blocks), None
     except DoesNotFitError as error:
         most = max(memory.num_blocks, -(-model.arch.max_position // config.cache_config.block_size))
-        return limits_of(model.arch, config, place.device, most), str(error)
+        return limits_of(model.arch, config, device.name, most), str(error)
 
 
-def _engine_json(model: ModelFiles, config: EngineConfig, place: Place, limits: Limits) -> dict[str, Any]:
-    arch, is_cpu = model.arch, place.device == "cpu"
-    quantization = choose_precision(model, config, place).quantization
-    held = place.dtype if quantization == "none" else f"{place.dtype}, weights {quantization or 'as stored'}"
+def _engine_json(model: ModelFiles, config: EngineConfig, device: Device, limits: Limits) -> dict[str, Any]:
+    arch, is_cpu = model.arch, device.name == "cpu"
+    quantization = choose_precision(model, config, device).quantization
+    held = device.dtype if quantization == "none" else f"{device.dtype}, weights {quantization or 'as stored'}"
     return {
         "model": config.model_config.model,
         "backend": "cpu" if is_cpu else "reference",
-        "kernels": place.handle.native.path if is_cpu else None,
-        "device": place.device,
-        "dtype": place.dtype,
+        "kernels": device.handle.native.path if is_cpu else None,
+        "device": device.name,
+        "dtype": device.dtype,
         "quantization": quantization,
-        "kv_dtype": choose_kv_dtype(config, place),
-        "threads": place.handle.native.num_threads if is_cpu else None,
+        "kv_dtype": choose_kv_dtype(config, device),
+        "threads": device.handle.native.num_threads if is_cpu else None,
         "max_model_len": limits.max_model_len,
         "max_num_batched_tokens": limits.max_num_batched_tokens,
         "max_num_seqs": limits.max_num_seqs,

@@ -66,7 +66,7 @@ class BlockTables:
             sequence.block_tables[group][:] = match.blocks[group]
         sequence.num_freed = [0] * len(self.pools)
         sequence.num_computed = match.num_tokens
-        self.free_passed(sequence)
+        self.free_outside_window(sequence)
 
     def extend(self, sequence: Sequence, num_tokens: int) -> list[tuple[int, int]]:
         """Take the blocks for `num_tokens` more tokens and offer those that they fill. Returns the offers made."""
@@ -85,7 +85,7 @@ class BlockTables:
                     offered.append((group, table[index]))
         return offered
 
-    def free_passed(self, sequence: Sequence) -> None:
+    def free_outside_window(self, sequence: Sequence) -> None:
         """Give back the blocks that a sliding window has left behind for good.
 
         Their places in the table point at the oldest block still held, so that whatever looks there reads numbers that

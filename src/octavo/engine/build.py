@@ -25,7 +25,7 @@ from octavo.models.load import LoadOptions, ModelFiles, load_decoder, weight_gro
 from octavo.models.load import read_model as read_model  # the runtime begins here: what the files say, then an engine
 from octavo.models.tensor_sources import Precision
 from octavo.ops import cpu, hardware
-from octavo.ops.interface import KVShape, Ops, Place
+from octavo.ops.interface import Device, KVShape, Ops
 
 log = logging.getLogger("octavo")
 
@@ -78,45 +78,45 @@ def build_engine(model: ModelFiles, config: EngineConfig, *, trace: bool = False
     Raises ModelFormatError, ConfigError or DoesNotFitError before memory is taken.
     """
     arch = model.arch
-    ops, place = open_backend(arch, config)
-    resolved = resolve(model, config, ops, place, generation_defaults(model.path))
+    ops, device = open_backend(arch, config)
+    resolved = resolve(model, config, ops, device, generation_defaults(model.path))
     log.info("%s", resolved.describe())
     chosen = config.model_config
-    options = LoadOptions(chosen.load_format, place.dtype, chosen.seed, chosen.threads, resolved.quantization)
-    decoder = load_decoder(model.path, options, ops, place)
+    options = LoadOptions(chosen.load_format, device.dtype, chosen.seed, chosen.threads, resolved.quantization)
+    decoder = load_decoder(model.path, options, ops, device)
     shape = _kv_shape(arch, resolved.num_blocks, resolved.block_size)
-    cache = new_cache(ops, place, shape, arch.num_layers, resolved.kv_dtype)
+    cache = new_cache(ops, device, shape, arch.num_layers, resolved.kv_dtype)
     pools = [BlockPool(resolved.num_blocks, resolved.block_size) for _ in arch.kv_groups]
     windows = [group.window for group in arch.kv_groups]
     tables = BlockTables(pools, windows, share_prefixes=config.cache_config.enable_prefix_caching)
     clock = Clock(trace=trace)
-    root = f"{model.path}:{place.dtype}:{resolved.quantization}:{resolved.kv_dtype}"
+    root = f"{model.path}:{device.dtype}:{resolved.quantization}:{resolved.kv_dtype}"
     scheduler = Scheduler(resolved.limits, tables, root)
     return Engine(scheduler, Runner(decoder, cache, ops, clock), clock), resolved
 
 
-def open_backend(arch: ArchConfig, config: EngineConfig) -> tuple[Ops, Place]:
+def open_backend(arch: ArchConfig, config: EngineConfig) -> tuple[Ops, Device]:
     """Who computes a model of this architecture, and where. Raises ConfigError."""
     chosen = config.model_config
     ops = _choose_ops(chosen.device)
-    return ops, ops.open_place(chosen.device, _choose_dtype(arch, config), chosen.threads)
+    return ops, ops.open_device(chosen.device, _choose_dtype(arch, config), chosen.threads)
 
 
 def resolve(
-    model: ModelFiles, config: EngineConfig, ops: Ops, place: Place, sampling_defaults: Mapping[str, float]
+    model: ModelFiles, config: EngineConfig, ops: Ops, device: Device, sampling_defaults: Mapping[str, float]
 ) -> Resolved:
     """Every None made a number, and the sum of memory held against what there is."""
     arch, cache = model.arch, config.cache_config
-    memory = count_memory(model, config, ops, place)
+    memory = count_memory(model, config, ops, device)
     memory.check()
-    limits = limits_of(arch, config, place.device, memory.num_blocks)
+    limits = limits_of(arch, config, device.name, memory.num_blocks)
     return Resolved(
         arch=arch,
-        device=place.device,
-        dtype=place.dtype,
+        device=device.name,
+        dtype=device.dtype,
         asked_dtype=_choose_dtype(arch, config),
-        quantization=choose_precision(model, config, place).quantization,
-        kv_dtype=choose_kv_dtype(config, place),
+        quantization=choose_precision(model, config, device).quantization,
+        kv_dtype=choose_kv_dtype(config, device),
         num_blocks=memory.num_blocks,
         block_size=cache.block_size,
         weight_bytes=memory.weight_bytes,
@@ -126,17 +126,17 @@ def resolve(
     )
 
 
-def count_memory(model: ModelFiles, config: EngineConfig, ops: Ops, place: Place) -> MemoryPlan:
+def count_memory(model: ModelFiles, config: EngineConfig, ops: Ops, device: Device) -> MemoryPlan:
     """What the engine would take, part by part, and what there is. Takes nothing; `check` the result before it is."""
     arch, block_size = model.arch, config.cache_config.block_size
-    groups = weight_groups(arch, choose_precision(model, config, place), model.stored)
-    one_block = block_bytes(_kv_shape(arch, 1, block_size), arch.num_layers, choose_kv_dtype(config, place))
-    available = _available(config, ops, place)
+    groups = weight_groups(arch, choose_precision(model, config, device), model.stored)
+    one_block = block_bytes(_kv_shape(arch, 1, block_size), arch.num_layers, choose_kv_dtype(config, device))
+    available = _available(config, ops, device)
     asked = config.cache_config.num_blocks
-    most = asked or _num_blocks(config, _default_kv_bytes(ops, place, available), one_block)
-    workspace = workspace_bytes(arch, _largest_step(arch, config, place.device, most * block_size))
+    most = asked or _num_blocks(config, _default_kv_bytes(ops, device, available), one_block)
+    workspace = workspace_bytes(arch, _largest_step(arch, config, device.name, most * block_size))
     room = max(0, available - sum(group.num_bytes for group in groups) - workspace)
-    num_blocks = asked or _num_blocks(config, _default_kv_bytes(ops, place, room), one_block)
+    num_blocks = asked or _num_blocks(config, _default_kv_bytes(ops, device, room), one_block)
     return MemoryPlan(groups, workspace, one_block, num_blocks, available)
 
 
@@ -176,26 +176,26 @@ def _choose_dtype(arch: ArchConfig, config: EngineConfig) -> str:
     return arch.dtype if wanted == "auto" else wanted
 
 
-def choose_kv_dtype(config: EngineConfig, place: Place) -> str:
+def choose_kv_dtype(config: EngineConfig, device: Device) -> str:
     """What keys and values are held in."""
     kv_dtype = DTYPE_ALIASES.get(config.cache_config.kv_dtype, config.cache_config.kv_dtype)
-    return place.dtype if kv_dtype == "auto" else kv_dtype
+    return device.dtype if kv_dtype == "auto" else kv_dtype
 
 
-def choose_precision(model: ModelFiles, config: EngineConfig, place: Place) -> Precision:
+def choose_precision(model: ModelFiles, config: EngineConfig, device: Device) -> Precision:
     """What weights are held in. Raises ConfigError for whole numbers where there are no products with them."""
-    return Precision(place.dtype, _choose_quantization(model, config, place))
+    return Precision(device.dtype, _choose_quantization(model, config, device))
 
 
-def _choose_quantization(model: ModelFiles, config: EngineConfig, place: Place) -> str | None:
+def _choose_quantization(model: ModelFiles, config: EngineConfig, device: Device) -> str | None:
     """None (as stored) only where something is stored as whole numbers; a GPU has no products with these yet."""
     wanted = config.model_config.quantization
-    if place.device == "cpu":
+    if device.name == "cpu":
         is_stored = model.has_codes and config.model_config.load_format != "dummy"
         return None if wanted is None and is_stored else wanted or "none"
     if wanted not in (None, "none"):
         raise ConfigError(
-            f"quantization={wanted!r}: whole-number weights run on a CPU only; on {place.device} use 'none'"
+            f"quantization={wanted!r}: whole-number weights run on a CPU only; on {device.name} use 'none'"
         )
     return "none"
 
@@ -204,17 +204,17 @@ def _kv_shape(arch: ArchConfig, num_blocks: int, block_size: int) -> KVShape:
     return KVShape(num_blocks, block_size, arch.num_kv_heads, arch.head_dim)
 
 
-def _available(config: EngineConfig, ops: Ops, place: Place) -> int:
+def _available(config: EngineConfig, ops: Ops, device: Device) -> int:
     """Bytes that may be taken: on a GPU less what `memory_fraction` spares."""
-    available = ops.free_memory(place)
-    if place.device != "cpu":
-        available -= int(ops.total_memory(place) * (1.0 - config.cache_config.memory_fraction))
+    available = ops.free_memory(device)
+    if device.name != "cpu":
+        available -= int(ops.total_memory(device) * (1.0 - config.cache_config.memory_fraction))
     return available
 
 
-def _default_kv_bytes(ops: Ops, place: Place, room: int) -> int:
+def _default_kv_bytes(ops: Ops, device: Device, room: int) -> int:
     """On a GPU all the room there is; on a CPU, which others use too, 4 GiB or a quarter of memory at most."""
-    return room if place.device != "cpu" else min(room, DEFAULT_KV_BYTES, ops.total_memory(place) // 4)
+    return room if device.name != "cpu" else min(room, DEFAULT_KV_BYTES, ops.total_memory(device) // 4)
 
 
 def _num_blocks(config: EngineConfig, default: int, one_block: int) -> int:

@@ -1,7 +1,7 @@
 """Random numbers without state: a pure function of (seed, position), so that no draw depends on any other.
 
 Philox4x32-10 (Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3", SC 2011), a counter-based
-generator: the key is the seed, the counter is the position. Vectorised: the numbers of many positions cost little more
+generator: the key is the seed, the counter is the position. Vectorized: the numbers of many positions cost little more
 than one.
 """
 

@@ -19,7 +19,7 @@ from octavo.outputs import NOTHING_ALLOWED
 
 TILE = 64  # rows of logits at a time: 64 x 151,936 float32 are 39 MB
 
-_COMPLAINTS = {
+_ROW_ERRORS = {
     Verdict.NOT_FINITE: "the model's logits are not finite at this position (numerical error)",
     Verdict.NOTHING_ALLOWED: NOTHING_ALLOWED,
 }
@@ -103,7 +103,7 @@ def _outcomes(scored: Scored, wanted: Sequence[int]) -> list[Outcome]:
     columns: list[list[Any]] = [scored.ids.tolist(), scored.logprobs.tolist(), scored.ranks.tolist()]
     verdicts: list[int] = scored.verdicts.tolist()
     return [
-        TokenLogprobs(token, logprob, rank, top) if verdict == _OK else _COMPLAINTS[Verdict(verdict)]
+        TokenLogprobs(token, logprob, rank, top) if verdict == _OK else _ROW_ERRORS[Verdict(verdict)]
         for token, logprob, rank, top, verdict in zip(*columns, tops, verdicts, strict=True)
     ]
 

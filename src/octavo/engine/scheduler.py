@@ -13,7 +13,7 @@ from time import monotonic
 from octavo.engine.block_tables import BlockTables
 from octavo.engine.rows import make_row
 from octavo.engine.sequence import Event, Plan, Request, Row, RowResult, Sampled, Sequence, SequenceData, SequenceStatus
-from octavo.engine.waiting_queue import Turns, WaitingLine
+from octavo.engine.waiting_queue import FairTurns, WaitingQueue
 from octavo.errors import QueueFullError, RequestError
 
 
@@ -50,9 +50,9 @@ class Scheduler:
         self.counters = Counters()
         self.sequences: dict[str, Sequence] = {}
         self.running: list[Sequence] = []  # by rank
-        self._line = WaitingLine()
-        self._turns = Turns()
-        self._suspects: list[Sequence] = []  # were in a step that failed; run alone until they are cleared
+        self._waiting = WaitingQueue()
+        self._turns = FairTurns()
+        self._isolated: list[Sequence] = []  # were in a step that failed; run alone until they are cleared
         self._num_added = 0
         self.num_held = 0
         self._model_identity = model_identity
@@ -88,7 +88,7 @@ class Scheduler:
         assert sequence.id not in self.sequences, "two requests with one id"
         request.sequences.append(sequence)
         self.sequences[sequence.id] = sequence
-        self._line.add(sequence)
+        self._waiting.add(sequence)
 
     def finish(self, sequence: Sequence, status: SequenceStatus) -> None:
         """End a sequence at any moment between steps and free what it holds. Idempotent."""
@@ -101,7 +101,7 @@ class Scheduler:
         sequence.times.finished = monotonic()
         self.num_held -= sequence.is_held
         del self.sequences[sequence.id]
-        self._line.forget(sequence)
+        self._waiting.forget(sequence)
         has_begun = sequence.times.first_scheduled is not None
         self._turns.leave(sequence.rank, sequence.request.client, has_begun=has_begun)
 
@@ -122,15 +122,15 @@ class Scheduler:
         if sequence.is_held and not sequence.status.is_finished():
             sequence.is_held = False
             self.num_held -= 1
-            self._line.put_back(sequence)
+            self._waiting.put_back(sequence)
 
     def plan(self) -> Plan:
         """The next step: empty where nothing can run. Takes the blocks it needs."""
         rows: list[Row] = []
         offered: list[tuple[int, int]] = []
-        self._suspects = [s for s in self._suspects if not s.status.is_finished() and not s.is_held]
-        if self._suspects:
-            self._plan_suspect(rows, offered)
+        self._isolated = [s for s in self._isolated if not s.status.is_finished() and not s.is_held]
+        if self._isolated:
+            self._plan_isolated(rows, offered)
             return Plan(tuple(rows), tuple(offered))
         num_preemptions = self.counters.preemptions
         shares = self._share_out()
@@ -161,7 +161,7 @@ class Scheduler:
             return [Event(s, status=s.status, error=f"{type(error).__name__}: {error}") for s in sequences]
         for sequence in sequences:
             self._preempt(sequence)
-        self._suspects = sequences
+        self._isolated = sequences
         return []
 
     def undo(self, plan: Plan) -> None:
@@ -224,16 +224,16 @@ class Scheduler:
     def _admit(self, budget: int, rows: list[Row], offered: list[tuple[int, int]]) -> None:
         """Rows for waiting sequences, in order, while budget and blocks last."""
         while budget > 0 and len(self.running) < self.limits.max_num_seqs:
-            sequence = self._line.first()
+            sequence = self._waiting.first()
             share = 0 if sequence is None else self._try_start(sequence, budget, offered)
             if sequence is None or not share:
                 return
             rows.append(make_row(sequence, share))
             budget -= share
 
-    def _plan_suspect(self, rows: list[Row], offered: list[tuple[int, int]]) -> None:
+    def _plan_isolated(self, rows: list[Row], offered: list[tuple[int, int]]) -> None:
         """A row for one suspect alone. Everybody else's blocks may have to go: it must be able to run."""
-        sequence = self._suspects[-1]
+        sequence = self._isolated[-1]
         if sequence.status is SequenceStatus.WAITING:
             while not (share := self._try_start(sequence, self.limits.max_num_batched_tokens, offered)):
                 self._preempt(self.running[-1])
@@ -244,7 +244,7 @@ class Scheduler:
             offered += self.tables.extend(sequence, share)
         rows.append(make_row(sequence, share))
         if share == sequence.num_owed:
-            self._suspects.pop()
+            self._isolated.pop()
 
     def _try_start(self, sequence: Sequence, budget: int, offered: list[tuple[int, int]]) -> int:
         """Start a waiting sequence if it fits now; the number of tokens it runs, 0 if it must wait."""
@@ -273,7 +273,7 @@ class Scheduler:
         self.running.remove(sequence)
         self.tables.release(sequence)
         sequence.status = SequenceStatus.WAITING
-        self._line.put_back(sequence)
+        self._waiting.put_back(sequence)
 
     def _commit_row(self, sequence: Sequence, row: Row, result: RowResult) -> Event:
         self.counters.computed_tokens += len(row.token_ids)
@@ -287,7 +287,7 @@ class Scheduler:
         if sequence.request.score_only and sequence.num_owed == 0:
             self.finish(sequence, SequenceStatus.FINISHED_LENGTH_CAPPED)
         if not sequence.status.is_finished():
-            self.tables.free_passed(sequence)
+            self.tables.free_outside_window(sequence)
         return Event(sequence, result.tokens[:num_new], result.prompt, sequence.status)
 
     def _append(self, sequence: Sequence, result: RowResult) -> int:

@@ -1,7 +1,7 @@
 """The values that the stations of the engine share: what is asked (Request), what is known (Sequence), what one step
 does (Plan, Row, and packed into arrays), what it found (Sampled) and what is told upstairs (Event).
 
-Knows no text, no tensors and no scheduling. Plan, Row and what hangs on them are plain data: they can be serialised.
+Knows no text, no tensors and no scheduling. Plan, Row and what hangs on them are plain data: they can be serialized.
 What is made anew for every row of every step is a named tuple: a frozen dataclass takes some five times as long.
 """
 

@@ -14,28 +14,28 @@ from octavo.engine.sequence import Rank, Sequence, SequenceStatus
 _FORGET_ABOVE: Final = 1024  # clients remembered; those whose turn has passed are forgotten then
 
 
-class Turns:
+class FairTurns:
     """Whose turn it is, in each priority by itself. Requests without a client take no turns: arrival alone decides."""
 
     def __init__(self) -> None:
-        self._lanes: dict[int, _Lane] = {}
+        self._classes: dict[int, _PriorityClass] = {}
 
     def take(self, priority: int, client: str | None) -> int:
         """The turn of the client's next request."""
         if client is None:
             return 0
-        return self._lanes.setdefault(priority, _Lane()).take(client)
+        return self._classes.setdefault(priority, _PriorityClass()).take(client)
 
     def serve(self, rank: Rank, client: str | None) -> None:
         """The request of this rank begins."""
-        lane = self._lanes.get(rank[0])
+        lane = self._classes.get(rank[0])
         if client is not None and lane is not None:
             lane.now = max(lane.now, rank[1])
             lane.waiting[client] -= 1
 
     def leave(self, rank: Rank, client: str | None, *, has_begun: bool) -> None:
         """The request of this rank has ended. A client whose last waiting one never began gets its turns back."""
-        lane = self._lanes.get(rank[0])
+        lane = self._classes.get(rank[0])
         if client is None or lane is None:
             return
         lane.num_requests -= 1
@@ -45,10 +45,10 @@ class Turns:
         if lane.waiting[client] <= 0:
             del lane.waiting[client]
         if not lane.num_requests:
-            del self._lanes[rank[0]]
+            del self._classes[rank[0]]
 
 
-class _Lane:
+class _PriorityClass:
     """The turns of one priority, for as long as it has requests."""
 
     def __init__(self) -> None:
@@ -68,7 +68,7 @@ class _Lane:
         return turn
 
 
-class WaitingLine:
+class WaitingQueue:
     """Waiting sequences by rank. One that is held stays out of the line until it is resumed."""
 
     def __init__(self) -> None:
@@ -89,18 +89,18 @@ class WaitingLine:
         """The sequence has ended."""
         del self._by_rank[sequence.rank]
         if len(self._ranks) > 2 * len(self._by_rank) + 64:  # mostly stale: sweep
-            self._ranks = [rank for rank, known in self._by_rank.items() if _is_in_line(known)]
+            self._ranks = [rank for rank, known in self._by_rank.items() if _is_queued(known)]
             heapq.heapify(self._ranks)
 
     def first(self) -> Sequence | None:
         """The sequence that is served next; drops stale entries."""
         while self._ranks:
             sequence = self._by_rank.get(self._ranks[0])
-            if sequence is not None and _is_in_line(sequence):
+            if sequence is not None and _is_queued(sequence):
                 return sequence
             heapq.heappop(self._ranks)
         return None
 
 
-def _is_in_line(sequence: Sequence) -> bool:
+def _is_queued(sequence: Sequence) -> bool:
     return sequence.status is SequenceStatus.WAITING and not sequence.is_held

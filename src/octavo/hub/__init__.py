@@ -28,7 +28,7 @@ def resolve(name: str, revision: str | None = None, *, progress: bool = True, we
     `name` is, in this order: a built-in name, a path that exists, `owner/name` or `owner/name:file.gguf` on the
     Hugging Face hub. `revision` (branch, tag or commit) is for the hub alone. `progress` shows a bar on stderr where
     that is a terminal. `weights=False` fetches configuration and tokenizer only (hub). `HF_ENDPOINT`,
-    `HF_HUB_OFFLINE`, `HF_TOKEN`, `HF_HOME` and `OCTAVO_HOME` are honoured.
+    `HF_HUB_OFFLINE`, `HF_TOKEN`, `HF_HOME` and `OCTAVO_HOME` are honored.
 
     Raises ModelNotFoundError (no such model, no access, no network), ModelFormatError (pickles, no model in there,
     wrong checksum), ConfigError (a revision of something that has none).

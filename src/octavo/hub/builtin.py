@@ -174,7 +174,7 @@ def _check_sha256(name: str, found: str, expected: str) -> None:
 
 
 def _fetch_copy(model: BuiltinModel, directory: Path, reason: str, progress: bool) -> Path:
-    """The same model from the Hugging Face hub (unquantised), where pip could not help."""
+    """The same model from the Hugging Face hub (unquantized), where pip could not help."""
     if progress:
         print(f"octavo: {reason}; trying {model.repository} on the Hugging Face hub", file=sys.stderr, flush=True)
     try:

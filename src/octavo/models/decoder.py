@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from octavo.models.batch import Batch
 from octavo.models.config import ArchConfig, KVGroup
 from octavo.models.layers import Layer, LayerStep
-from octavo.ops.interface import KV, AttentionShape, FinalNorm, Ops, Place, Plan, RowSpans, Tensor, Weight
+from octavo.ops.interface import KV, AttentionShape, Device, FinalNorm, Ops, Plan, RowSpans, Tensor, Weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,26 +26,26 @@ class DecoderWeights:
 class Decoder:
     """Embedding, layers, norm, head."""
 
-    def __init__(self, config: ArchConfig, weights: DecoderWeights, ops: Ops, place: Place) -> None:
+    def __init__(self, config: ArchConfig, weights: DecoderWeights, ops: Ops, device: Device) -> None:
         self.config = config
         self._weights = weights
         self._ops = ops
-        self._place = place
+        self._device = device
         self._shapes = [_attention_shape(config, group) for group in config.kv_groups]
         self._group_of = {layer: index for index, group in enumerate(config.kv_groups) for layer in group.layers}
 
     def forward(self, batch: Batch, kv: Sequence[KV]) -> Tensor:
         """One step: [T, hidden] before the final norm. Writes K and V of the step to `kv`, one for each layer."""
         ops, groups = self._ops, self.config.kv_groups
-        tokens = ops.plan_tokens(self._place, batch.tokens)
+        tokens = ops.plan_tokens(self._device, batch.tokens)
         rope = ops.plan_rope(self._weights.rope, batch.positions)
         attentions: list[Plan] = []
         for group, shape, view in zip(groups, self._shapes, batch.groups, strict=True):
             rows = RowSpans(view.slots, batch.row_starts, view.context_lens, view.block_table)
             attentions.append(ops.plan_attention(kv[group.layers[0]], rows, shape))
-        return ops.replay(self._place, (self, kv), lambda: self._line(tokens, rope, attentions, kv))
+        return ops.replay(self._device, (self, kv), lambda: self._record(tokens, rope, attentions, kv))
 
-    def _line(self, tokens: Tensor, rope: Plan, attentions: Sequence[Plan], kv: Sequence[KV]) -> Tensor:
+    def _record(self, tokens: Tensor, rope: Plan, attentions: Sequence[Plan], kv: Sequence[KV]) -> Tensor:
         """The forward, a straight line: nothing here depends on a step's numbers but through its plans.
 
         Layers of one KV group share one of `attentions`.

@@ -15,7 +15,7 @@ class Family:
     gguf: str | None  # `general.architecture`; None: written as another family
     qkv_bias: bool | None = None  # None: there is a field, `attention_bias`, which counts for the output projection too
     qk_norm: bool = False
-    has_interleaved_gguf: bool = False  # GGUF keeps the rows of Q and K in the order of RoPE on neighbouring pairs
+    has_interleaved_gguf: bool = False  # GGUF keeps the rows of Q and K in the order of RoPE on neighboring pairs
     has_window_switch: bool = False  # windows count only with `use_sliding_window`, from layer `max_window_layers` on
     head_dim: int | None = None  # None: hidden_size / num_attention_heads
     sliding_window: int | None = None

@@ -20,7 +20,7 @@ from octavo.models.layers import Attention, FeedForward, Layer
 from octavo.models.rope import inverse_frequencies
 from octavo.models.tensor_sources import CheckpointSource, DummySource, Host, Precision, Source
 from octavo.ops import hardware
-from octavo.ops.interface import FinalNorm, HeadNorms, Ops, Place, Quantised, Weight
+from octavo.ops.interface import Device, FinalNorm, HeadNorms, Ops, Quantized, Weight
 from octavo.weights.open import Checkpoint, open_checkpoint
 from octavo.weights.quantization import LAYOUTS
 
@@ -41,7 +41,7 @@ _STORED_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 class LoadOptions:
     """`load_format`: "auto", "safetensors", "gguf", or "dummy" (random weights, from `seed`, that need a config only).
 
-    `dtype` is what matrices are held in; it is the place's. `threads` read and convert (None: all usable cores).
+    `dtype` is what matrices are held in; it is the device's. `threads` read and convert (None: all usable cores).
     `quantization`: see `Precision`.
     """
 
@@ -152,26 +152,26 @@ def part_bytes(part: Part, format: str) -> int:
     return _num_values(part.shape) * _ITEM_BYTES[format]
 
 
-def load_decoder(path: Path, options: LoadOptions, ops: Ops, place: Place) -> Decoder:
-    """The model at `path` (see `read_arch`), packed at `place`.
+def load_decoder(path: Path, options: LoadOptions, ops: Ops, device: Device) -> Decoder:
+    """The model at `path` (see `read_arch`), packed on `device`.
 
     Raises ModelFormatError that names a tensor that is missing, unknown, misshapen or not finite, and ConfigError for
     a `load_format` that is not the file's.
     """
-    if options.dtype != place.dtype:
-        raise ConfigError(f"dtype={options.dtype!r}: this place holds weights in {place.dtype}")
+    if options.dtype != device.dtype:
+        raise ConfigError(f"dtype={options.dtype!r}: this device holds weights in {device.dtype}")
     _check_format(path, options.load_format)
     if options.load_format == "dummy":
         arch = read_arch(path)
         dummy = DummySource(arch, options.seed, options.precision, options.num_threads)
-        return pack_decoder(arch, dummy, ops, place)
+        return pack_decoder(arch, dummy, ops, device)
     checkpoint = open_checkpoint(path)
     checkpoint.threads = options.num_threads
     try:
         is_gguf = _is_gguf(path)
         arch = arch_from_gguf(checkpoint.metadata, checkpoint.tensors) if is_gguf else read_arch(path)
         source = CheckpointSource(arch, checkpoint, options.precision, is_gguf=is_gguf)
-        return pack_decoder(arch, source, ops, place)
+        return pack_decoder(arch, source, ops, device)
     finally:
         checkpoint.close()
 
@@ -206,20 +206,20 @@ def _num_values(shape: tuple[int, ...]) -> int:
     return num_values
 
 
-def pack_decoder(arch: ArchConfig, source: Source, ops: Ops, place: Place) -> Decoder:
-    """The decoder whose tensors `source` gives, packed at `place`."""
-    return Decoder(arch, pack_weights(arch, source, ops, place), ops, place)
+def pack_decoder(arch: ArchConfig, source: Source, ops: Ops, device: Device) -> Decoder:
+    """The decoder whose tensors `source` gives, packed on `device`."""
+    return Decoder(arch, pack_weights(arch, source, ops, device), ops, device)
 
 
-def pack_weights(arch: ArchConfig, source: Source, ops: Ops, place: Place) -> DecoderWeights:
-    """The tensors that `source` gives, packed at `place`."""
-    packer = _Packer(arch, source, ops, place)
-    embedding = ops.pack_embedding(place, source.read("embedding", None))
+def pack_weights(arch: ArchConfig, source: Source, ops: Ops, device: Device) -> DecoderWeights:
+    """The tensors that `source` gives, packed on `device`."""
+    packer = _Packer(arch, source, ops, device)
+    embedding = ops.pack_embedding(device, source.read("embedding", None))
     factors = source.read_floats("rope_factors", None) if arch.rope.has_factors else None
     frequencies = inverse_frequencies(arch.rope, arch.head_dim, factors)
     return DecoderWeights(
         embedding=embedding,
-        rope=ops.pack_rope(place, frequencies, arch.rope.attention_factor),
+        rope=ops.pack_rope(device, frequencies, arch.rope.attention_factor),
         layers=tuple(packer.layer(layer) for layer in range(arch.num_layers)),
         norm=FinalNorm(packer.vector("final_norm", None), arch.rms_norm_eps),
         head=ops.tie_head(embedding) if arch.tie_embeddings else packer.matrix(("head",), None, has_bias=False),
@@ -233,7 +233,7 @@ class _Packer:
     arch: ArchConfig
     source: Source
     ops: Ops
-    place: Place
+    device: Device
 
     def layer(self, layer: int) -> Layer:
         arch = self.arch
@@ -255,7 +255,7 @@ class _Packer:
         )
 
     def vector(self, name: str, layer: int | None) -> Weight:
-        return self.ops.pack_vector(self.place, self.source.read_floats(name, layer))
+        return self.ops.pack_vector(self.device, self.source.read_floats(name, layer))
 
     def matrix(self, names: tuple[str, ...], layer: int | None, *, has_bias: bool) -> Weight:
         """The matrices `names`, stacked along their outputs."""
@@ -264,9 +264,9 @@ class _Packer:
         if has_bias:
             bias = np.concatenate([self.source.read_floats(f"{name}_bias", layer) for name in names])
         size = (sum(shape[0] for shape in shapes), shapes[0][1])
-        return self.ops.pack_linear(self.place, size, self._read(names, layer), bias)
+        return self.ops.pack_linear(self.device, size, self._read(names, layer), bias)
 
-    def _read(self, names: tuple[str, ...], layer: int | None) -> Iterator[Host | Quantised]:
+    def _read(self, names: tuple[str, ...], layer: int | None) -> Iterator[Host | Quantized]:
         """The parts of one matrix: all of them whole numbers, or none."""
         has_codes = all(self.source.format(name, layer) in LAYOUTS for name in names)
         read = self.source.read if has_codes else self.source.read_floats

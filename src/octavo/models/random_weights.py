@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from octavo.models.config import ArchConfig
 from octavo.models.families import FLOAT32_PARTS, Part, parts_of
 from octavo.models.tensor_sources import Host
-from octavo.ops.interface import Quantised
+from octavo.ops.interface import Quantized
 from octavo.weights.bf16 import to_bf16
 from octavo.weights.quantization import LAYOUTS, new_arrays
 
@@ -24,17 +24,17 @@ def random_bytes() -> NDArray[np.int8]:
     return np.frombuffer(np.random.default_rng(0).bytes(_POOL), np.int8)
 
 
-def random_codes(format: str, shape: tuple[int, ...], pool: NDArray[np.int8]) -> Quantised:
+def random_codes(format: str, shape: tuple[int, ...], pool: NDArray[np.int8]) -> Quantized:
     """A matrix of whole numbers in a layout of `LAYOUTS`, some 0.02 large. `pool`: from `random_bytes`."""
     layout = LAYOUTS[format]
     arrays = new_arrays(layout, shape[0], shape[1])
     codes: NDArray[np.int8] = pool if layout.bits == 8 else pool >> np.int8(8 - layout.bits)
     arrays.codes[:] = np.resize(codes, shape)
     arrays.scales[:] = 0.02 / 2 ** (layout.bits - 1)
-    for array, value in ((arrays.mins, 0), (arrays.steps, 1), (arrays.min_steps, 0)):
+    for array, value in ((arrays.mins, 0), (arrays.sub_scales, 1), (arrays.sub_mins, 0)):
         if array is not None:
             array[:] = value
-    return Quantised(layout.bits, layout.group_len, *arrays)
+    return Quantized(layout.bits, layout.group_len, *arrays)
 
 
 class RandomSource:
@@ -57,7 +57,7 @@ class RandomSource:
         """The part's shape, row-major."""
         return self._parts[name, layer].shape
 
-    def read(self, name: str, layer: int | None) -> Host | Quantised:
+    def read(self, name: str, layer: int | None) -> Host | Quantized:
         """The part: whole numbers of all sizes, with scales that keep what they are given about as large as it is."""
         format, shape = self.format(name, layer), self.shape(name, layer)
         if format not in LAYOUTS:

@@ -22,11 +22,11 @@ from octavo.models.families import (
     Part,
     parts_of,
 )
-from octavo.ops.interface import Quantised
+from octavo.ops.interface import Quantized
 from octavo.weights.bf16 import to_bf16
 from octavo.weights.file import quote
 from octavo.weights.open import Checkpoint
-from octavo.weights.quantization import LAYOUTS, OWN_LAYOUTS, CodeArrays, quantise, reorder
+from octavo.weights.quantization import LAYOUTS, OWN_LAYOUTS, CodeArrays, quantize, reorder
 
 Host = NDArray[Any]
 
@@ -68,7 +68,7 @@ class Source(Protocol):
         """The part's shape, row-major."""
         ...
 
-    def read(self, name: str, layer: int | None) -> Host | Quantised:
+    def read(self, name: str, layer: int | None) -> Host | Quantized:
         """The part, finite, in its format: whole numbers, or the dtype of the load; norms and factors in float32."""
         ...
 
@@ -103,7 +103,7 @@ class CheckpointSource:
         part = self._parts[name, layer]
         return self._precision.format_of(part, self._checkpoint.tensors[self._name(part)].dtype)
 
-    def read(self, name: str, layer: int | None) -> Host | Quantised:
+    def read(self, name: str, layer: int | None) -> Host | Quantized:
         """The part. Raises ModelFormatError if a value is not finite in the dtype of the load, or has no scale."""
         format = self.format(name, layer)
         if format not in LAYOUTS:
@@ -111,12 +111,12 @@ class CheckpointSource:
         part = self._parts[name, layer]
         if format in OWN_LAYOUTS:
             values = self._read_values(name, layer, "float32")
-            return quantised(values, format, self._checkpoint.threads, quote(self._name(part)))
+            return quantized(values, format, self._checkpoint.threads, quote(self._name(part)))
         arrays = self._checkpoint.read_codes(self._name(part))
         if name in self._num_interleaved_heads:
             order = _deinterleave(np.arange(part.shape[0]), self._num_interleaved_heads[name])
             arrays = reorder(arrays, order)
-        return _as_quantised(arrays, format)
+        return _as_quantized(arrays, format)
 
     def read_floats(self, name: str, layer: int | None) -> Host:
         """The part in the dtype of the load; norms and factors in float32."""
@@ -152,20 +152,20 @@ def _list(names: list[str]) -> str:
     return f"tensor{'s' if len(names) > 1 else ''} {', '.join(quote(name) for name in names[:_LISTED])}{more}"
 
 
-def quantised(values: Host, format: str, threads: int, what: str) -> Quantised:
+def quantized(values: Host, format: str, threads: int, what: str) -> Quantized:
     """Floats [rows, width] as whole numbers in one of Octavo's own layouts. Raises ModelFormatError about `what`."""
-    arrays = quantise(np.asarray(values, np.float32), LAYOUTS[format], threads)
+    arrays = quantize(np.asarray(values, np.float32), LAYOUTS[format], threads)
     if arrays is None:
         raise ModelFormatError(f"tensor {what} has values beyond what {format} can hold")
-    return _as_quantised(arrays, format)
+    return _as_quantized(arrays, format)
 
 
-def _as_quantised(arrays: CodeArrays, format: str) -> Quantised:
-    return Quantised(LAYOUTS[format].bits, LAYOUTS[format].group_len, *arrays)
+def _as_quantized(arrays: CodeArrays, format: str) -> Quantized:
+    return Quantized(LAYOUTS[format].bits, LAYOUTS[format].group_len, *arrays)
 
 
 def _deinterleave(values: Host, num_heads: int) -> Host:
-    """Rows of each head from RoPE's order of neighbouring pairs, (0, 1), (2, 3) .., to that of halves, (0, n/2) .."""
+    """Rows of each head from RoPE's order of neighboring pairs, (0, 1), (2, 3) .., to that of halves, (0, n/2) .."""
     pairs = values.reshape(num_heads, values.shape[0] // num_heads // 2, 2, *values.shape[1:])
     return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(values.shape)
 
@@ -193,12 +193,12 @@ class DummySource:
         """See `Precision.format_of`; nothing is stored."""
         return self._precision.format_of(self._parts[name, layer], None)
 
-    def read(self, name: str, layer: int | None) -> Host | Quantised:
+    def read(self, name: str, layer: int | None) -> Host | Quantized:
         """The part, drawn anew."""
         format = self.format(name, layer)
         if format not in LAYOUTS:
             return self.read_floats(name, layer)
-        return quantised(self._draw(name, layer, "float32"), format, self._threads, name)
+        return quantized(self._draw(name, layer, "float32"), format, self._threads, name)
 
     def read_floats(self, name: str, layer: int | None) -> Host:
         """The part, drawn anew, in the dtype of the load."""

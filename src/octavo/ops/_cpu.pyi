@@ -36,8 +36,8 @@ class Matrix:
         codes: Int8s,
         scales: Words,
         mins: Words | None,
-        steps: Int8s | None,
-        min_steps: Int8s | None,
+        sub_scales: Int8s | None,
+        sub_mins: Int8s | None,
     ) -> None: ...
     def read_row(self, row: int, out: Floats) -> None: ...
     def set_bias(self, bias: Floats) -> None: ...

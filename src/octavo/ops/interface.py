@@ -8,8 +8,8 @@ step to the next enters there. The others take what those gave, weights and each
 backend may record them once and replay the record on buffers of its own (`replay`). What an operation returns is
 therefore valid until the next step, no longer.
 
-Host arrays of weights are float32, float16, or bfloat16 as uint16 words: always the place's dtype, vectors excepted.
-Matrices may come as `Quantised` instead.
+Host arrays of weights are float32, float16, or bfloat16 as uint16 words: always the device's dtype, vectors excepted.
+Matrices may come as `Quantized` instead.
 """
 
 from collections.abc import Callable, Iterable
@@ -29,14 +29,14 @@ Plan = Any  # what an operation worked out once for a whole step
 Host = NDArray[Any]
 
 
-STEPPED_LEN = 256  # inputs that share the scale that steps count in
+SUPER_BLOCK_LEN = 256  # inputs that share the scale that steps count in
 
 
 @dataclass(frozen=True, slots=True)
-class Quantised:
+class Quantized:
     """Rows of a matrix [rows, in] as whole numbers: value = code * scale + minimum, each rounded to float32 once.
 
-    Groups of `group_len` neighbouring inputs share scale and minimum. Without `steps` these are the entries of `scales`
+    Groups of `group_len` neighboring inputs share scale and minimum. Without `steps` these are the entries of `scales`
     and `mins` [rows, groups]; with them they are scales[row, g // n] * steps[row, g], and alike the minimums, n groups
     making STEPPED_LEN inputs (of which `in` is then a multiple). The last group may be short.
 
@@ -50,32 +50,32 @@ class Quantised:
     codes: NDArray[np.int8]  # [rows, in]
     scales: NDArray[np.float16]  # finite
     mins: NDArray[np.float16] | None = None
-    steps: NDArray[np.int8] | None = None  # [rows, groups]
-    min_steps: NDArray[np.int8] | None = None
+    sub_scales: NDArray[np.int8] | None = None  # [rows, groups]
+    sub_mins: NDArray[np.int8] | None = None
 
     def __len__(self) -> int:
         return len(self.codes)
 
     def values(self) -> NDArray[np.float32]:
         """The matrix that this stands for, [rows, in]."""
-        scales = self._of_groups(self.scales, self.steps)
-        mins = None if self.mins is None else self._of_groups(self.mins, self.min_steps)
+        scales = self._of_groups(self.scales, self.sub_scales)
+        mins = None if self.mins is None else self._of_groups(self.mins, self.sub_mins)
         values = self.codes * self._of_inputs(scales)
         return values if mins is None else values + self._of_inputs(mins)
 
-    def _of_groups(self, numbers: NDArray[np.float16], steps: NDArray[np.int8] | None) -> NDArray[np.float32]:
+    def _of_groups(self, numbers: NDArray[np.float16], sub_scales: NDArray[np.int8] | None) -> NDArray[np.float32]:
         wide = numbers.astype(np.float32)
-        return wide if steps is None else np.repeat(wide, STEPPED_LEN // self.group_len, axis=1) * steps
+        return wide if sub_scales is None else np.repeat(wide, SUPER_BLOCK_LEN // self.group_len, axis=1) * sub_scales
 
     def _of_inputs(self, groups: NDArray[np.float32]) -> NDArray[np.float32]:
         return np.repeat(groups, self.group_len, axis=1)[:, : self.codes.shape[1]]
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Device:
     """Where a backend keeps its tensors. `dtype` is the one in force, which may differ from the one asked for."""
 
-    device: str  # "cpu", "cuda:0"
+    name: str  # "cpu", "cuda:0"
     dtype: str  # "float32", "bfloat16", "float16"
     handle: Any  # the backend's own
 
@@ -138,26 +138,26 @@ class FinalNorm:
 
 
 class Ops(Protocol):
-    """A backend. T tokens in a step; matrices are [out, in]; activations are in the place's dtype, or wider."""
+    """A backend. T tokens in a step; matrices are [out, in]; activations are in the device's dtype, or wider."""
 
-    # The place, its memory, and what lies there.
+    # The device, its memory, and what lies there.
 
-    def open_place(self, device: str, dtype: str, threads: int | None) -> Place:
+    def open_device(self, device: str, dtype: str, threads: int | None) -> Device:
         """`device` "auto", "cpu", "cuda" or "cuda:N"; `dtype` a resolved one; `threads` None: all usable cores.
 
         Raises ConfigError if there is no such device here.
         """
         ...
 
-    def total_memory(self, place: Place) -> int:
+    def total_memory(self, device: Device) -> int:
         """Bytes that the device has, a container's limit counted."""
         ...
 
-    def free_memory(self, place: Place) -> int:
+    def free_memory(self, device: Device) -> int:
         """Bytes that can be taken now."""
         ...
 
-    def upload(self, place: Place, array: Host) -> Tensor:
+    def upload(self, device: Device, array: Host) -> Tensor:
         """A host array of numbers, in its own dtype, to the device."""
         ...
 
@@ -165,7 +165,7 @@ class Ops(Protocol):
         """To the host: float32 for floating-point tensors, whole numbers as they are. A copy."""
         ...
 
-    def new_kv_layers(self, place: Place, shape: KVShape, num_layers: int, dtype: str) -> list[KV]:
+    def new_kv_layers(self, device: Device, shape: KVShape, num_layers: int, dtype: str) -> list[KV]:
         """The keys and values of a model's layers, zeroed, in `dtype`: float32, bfloat16, float16 or int8.
 
         int8: codes from -127 to 127, and a float32 scale for each token and KV head, one of its key and one of its
@@ -181,16 +181,16 @@ class Ops(Protocol):
     # Weights, packed once at load.
 
     def pack_linear(
-        self, place: Place, shape: tuple[int, int], parts: Iterable[Host | Quantised], bias: Host | None
+        self, device: Device, shape: tuple[int, int], parts: Iterable[Host | Quantized], bias: Host | None
     ) -> Weight:
         """A matrix [out, in] from `parts`, stacked along `out` and taken one at a time, with a bias [out] or none.
 
-        Parts are all host arrays, or all quantised; the latter may differ in kind, but not in what they take their
+        Parts are all host arrays, or all quantized; the latter may differ in kind, but not in what they take their
         input as.
         """
         ...
 
-    def pack_embedding(self, place: Place, matrix: Host | Quantised) -> Weight:
+    def pack_embedding(self, device: Device, matrix: Host | Quantized) -> Weight:
         """An embedding [vocab, hidden]."""
         ...
 
@@ -198,17 +198,17 @@ class Ops(Protocol):
         """The same bytes as a head's matrix [vocab, hidden]."""
         ...
 
-    def pack_vector(self, place: Place, vector: NDArray[np.float32]) -> Weight:
+    def pack_vector(self, device: Device, vector: NDArray[np.float32]) -> Weight:
         """A norm's weights [n], kept in float32."""
         ...
 
-    def pack_rope(self, place: Place, inverse_frequencies: NDArray[np.float32], scale: float) -> Weight:
+    def pack_rope(self, device: Device, inverse_frequencies: NDArray[np.float32], scale: float) -> Weight:
         """Angle a position adds to each pair of a head's dimensions [head_dim / 2]; sines and cosines times `scale`."""
         ...
 
     # What differs between steps.
 
-    def plan_tokens(self, place: Place, tokens: NDArray[np.int32]) -> Tensor:
+    def plan_tokens(self, device: Device, tokens: NDArray[np.int32]) -> Tensor:
         """The step's token ids [T]."""
         ...
 
@@ -222,7 +222,7 @@ class Ops(Protocol):
 
     # The straight line.
 
-    def replay(self, place: Place, key: tuple[object, ...], line: Callable[[], Tensor]) -> Tensor:
+    def replay(self, device: Device, key: tuple[object, ...], line: Callable[[], Tensor]) -> Tensor:
         """What `line` gives: operations on plans, weights and each other's results, always the same ones for a `key`.
 
         A backend may call `line` once for each key (compared by identity), and run what it then recorded each time.

@@ -16,7 +16,7 @@ from time import monotonic
 from typing import Any, Final, TypeVar
 
 from octavo.config import EngineConfig
-from octavo.engine_thread import Delivery, EngineDriver
+from octavo.engine_thread import Delivery, EngineThread
 from octavo.errors import EngineError, ModelFormatError, RequestError
 from octavo.llm_engine import LiveRequest, LLMEngine, Prompt
 from octavo.outputs import RequestOutput
@@ -58,7 +58,7 @@ class Service:
         # The queue's length is held here, where a refusal costs nothing and is at once, not between two steps.
         self._config = replace(config, scheduler_config=replace(config.scheduler_config, max_queued_requests=None))
         self._progress = progress
-        self._driver: EngineDriver | None = None
+        self._driver: EngineThread | None = None
         self._watch: Watch | None = None
         self._renderer: TemplateRenderer | None = None
         self._template_fault: str | None = None
@@ -81,7 +81,7 @@ class Service:
             except ModelFormatError as error:
                 logger.warning("the model's chat template is broken, chat is refused: %s", error)
                 self._template_fault, self._renderer = "the model's chat template is broken", None
-        self._driver = EngineDriver(engine, loop, self._deliver, self._fail, on_step=self.metrics.observe_step)
+        self._driver = EngineThread(engine, loop, self._deliver, self._fail, on_step=self.metrics.observe_step)
         self._driver.start()
         self._watch = Watch(self._driver)
         if self.state == "starting":
@@ -118,7 +118,7 @@ class Service:
         self._early.clear()
 
     @property
-    def driver(self) -> EngineDriver:
+    def driver(self) -> EngineThread:
         """The engine's thread. Raises ApiError (503) while there is none."""
         if self._driver is None:
             raise unavailable("the model is loading", "starting", 5)

@@ -9,7 +9,7 @@ from octavo.config import EngineConfig
 from octavo.models.config import ArchConfig
 from octavo.ops.cpu.device import Blocks
 from octavo.ops.hardware import processor
-from octavo.ops.interface import Place
+from octavo.ops.interface import Device
 
 if TYPE_CHECKING:
     from octavo.llm_engine import LLMEngine
@@ -41,11 +41,11 @@ def circumstances(engine: "LLMEngine") -> dict[str, Any]:
     }
 
 
-def kernel_circumstances(arch: ArchConfig, place: Place, config: EngineConfig, kv_dtype: str) -> dict[str, Any]:
+def kernel_circumstances(arch: ArchConfig, device: Device, config: EngineConfig, kv_dtype: str) -> dict[str, Any]:
     """The same for the CPU's kernels alone, without an engine."""
-    model, native = config.model_config, place.handle.native
+    model, native = config.model_config, device.handle.native
     description = (
-        f"{arch.family} in {place.dtype}: {arch.num_layers} layers of {arch.hidden_size}, {arch.num_heads}/"
+        f"{arch.family} in {device.dtype}: {arch.num_layers} layers of {arch.hidden_size}, {arch.num_heads}/"
         f"{arch.num_kv_heads} heads of {arch.head_dim}, {arch.intermediate_size} inside, vocabulary {arch.vocab_size}"
     )
     return {
@@ -54,8 +54,8 @@ def kernel_circumstances(arch: ArchConfig, place: Place, config: EngineConfig, k
             "model": model.model,
             "backend": "cpu",
             "kernels": native.path,
-            "device": place.device,
-            "dtype": place.dtype,
+            "device": device.name,
+            "dtype": device.dtype,
             "kv_dtype": kv_dtype,
             "threads": native.num_threads,
             "block_size": config.cache_config.block_size,
@@ -82,7 +82,7 @@ def surroundings() -> dict[str, Any]:
 def _kernel_path(engine: "LLMEngine") -> str | None:
     """The instruction set that the CPU's kernels were chosen for; None on another backend."""
     layer = engine.engine.runner.kv.layers[0]
-    return str(layer.place.handle.native.path) if isinstance(layer, Blocks) else None
+    return str(layer.device.handle.native.path) if isinstance(layer, Blocks) else None
 
 
 def circumstances_text(found: dict[str, Any]) -> list[tuple[str, str]]:

@@ -12,10 +12,10 @@ def split(
     codes: npt.NDArray[np.int8],
     scales: npt.NDArray[np.uint16],
     mins: npt.NDArray[np.uint16] | None,
-    steps: npt.NDArray[np.int8] | None,
-    min_steps: npt.NDArray[np.int8] | None,
+    sub_scales: npt.NDArray[np.int8] | None,
+    sub_mins: npt.NDArray[np.int8] | None,
 ) -> bool: ...
-def quantise(
+def quantize(
     values: npt.NDArray[np.float32],
     group_len: int,
     codes: npt.NDArray[np.int8],

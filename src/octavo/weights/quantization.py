@@ -1,7 +1,7 @@
 """Matrices as whole numbers with scales: what GGUF's block formats hold, and what Octavo makes of floats itself.
 
-Knows layouts and arrays; what the numbers mean is said once, in `octavo.ops.interface.Quantised`, which they become.
-Bits and rounding are written down in `csrc/formats.h` and `csrc/quantise.h`, where the work is done.
+Knows layouts and arrays; what the numbers mean is said once, in `octavo.ops.interface.Quantized`, which they become.
+Bits and rounding are written down in `csrc/formats.h` and `csrc/quantize.h`, where the work is done.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -42,13 +42,13 @@ LAYOUTS = {name: CodeLayout(*layout) for name, layout in _convert.code_layouts()
 
 
 class CodeArrays(NamedTuple):
-    """The arrays of a matrix; see `Quantised`, whose fields they are."""
+    """The arrays of a matrix; see `Quantized`, whose fields they are."""
 
     codes: npt.NDArray[np.int8]
     scales: npt.NDArray[np.float16]
     mins: npt.NDArray[np.float16] | None
-    steps: npt.NDArray[np.int8] | None
-    min_steps: npt.NDArray[np.int8] | None
+    sub_scales: npt.NDArray[np.int8] | None
+    sub_mins: npt.NDArray[np.int8] | None
 
 
 def new_arrays(layout: CodeLayout, rows: int, width: int) -> CodeArrays:
@@ -59,8 +59,8 @@ def new_arrays(layout: CodeLayout, rows: int, width: int) -> CodeArrays:
         codes=np.empty((rows, width), np.int8),
         scales=np.empty((rows, scales), np.float16),
         mins=np.empty((rows, scales), np.float16) if layout.has_mins else None,
-        steps=np.empty((rows, groups), np.int8) if layout.has_steps else None,
-        min_steps=np.empty((rows, groups), np.int8) if layout.has_steps and layout.has_mins else None,
+        sub_scales=np.empty((rows, groups), np.int8) if layout.has_steps else None,
+        sub_mins=np.empty((rows, groups), np.int8) if layout.has_steps and layout.has_mins else None,
     )
 
 
@@ -79,11 +79,11 @@ def split_into(data: npt.NDArray[np.uint8], stored: str, arrays: CodeArrays) -> 
 
     `stored` is a format of a file. ValueError where the lengths do not agree. Other threads run meanwhile.
     """
-    mins, steps, min_steps = _halves(arrays.mins), _flat(arrays.steps), _flat(arrays.min_steps)
-    return _convert.split(data, stored, arrays.codes.reshape(-1), _words(arrays.scales), mins, steps, min_steps)
+    mins, sub_scales, sub_mins = _halves(arrays.mins), _flat(arrays.sub_scales), _flat(arrays.sub_mins)
+    return _convert.split(data, stored, arrays.codes.reshape(-1), _words(arrays.scales), mins, sub_scales, sub_mins)
 
 
-def quantise(values: npt.NDArray[np.float32], layout: CodeLayout, threads: int) -> CodeArrays | None:
+def quantize(values: npt.NDArray[np.float32], layout: CodeLayout, threads: int) -> CodeArrays | None:
     """Whole numbers for finite `values` [rows, width]; None where float16 cannot hold a scale.
 
     8 bits: the largest of a group becomes 127. 4 bits: of lines through 16 codes over the whole range of a group and
@@ -96,7 +96,7 @@ def quantise(values: npt.NDArray[np.float32], layout: CodeLayout, threads: int) 
         rows = rows_of(arrays, part[0], part[-1] + 1)
         given = np.ascontiguousarray(values[part[0] : part[-1] + 1])
         scales, mins = _words(rows.scales), _halves(rows.mins)
-        return _convert.quantise(given, layout.group_len, rows.codes.reshape(-1), scales, mins)
+        return _convert.quantize(given, layout.group_len, rows.codes.reshape(-1), scales, mins)
 
     with ThreadPoolExecutor(len(parts)) as pool:
         return arrays if all(list(pool.map(run, parts))) else None
@@ -110,5 +110,5 @@ def _halves(halves: npt.NDArray[np.float16] | None) -> npt.NDArray[np.uint16] | 
     return None if halves is None else _words(halves)
 
 
-def _flat(steps: npt.NDArray[np.int8] | None) -> npt.NDArray[np.int8] | None:
-    return None if steps is None else steps.reshape(-1)
+def _flat(sub_scales: npt.NDArray[np.int8] | None) -> npt.NDArray[np.int8] | None:
+    return None if sub_scales is None else sub_scales.reshape(-1)

@@ -388,7 +388,7 @@ def test_an_interrupt_is_130(tiny_model, capsys, monkeypatch):
 @pytest.fixture
 def subject(tiny_model) -> Subject:
     """Five heads of 24 over one KV head, 120 wide, in bfloat16."""
-    return Subject(read_arch(tiny_model), cpu.open_place("cpu", "bfloat16", 1), "bfloat16", 16, 1 << 20)
+    return Subject(read_arch(tiny_model), cpu.open_device("cpu", "bfloat16", 1), "bfloat16", 16, 1 << 20)
 
 
 def cases_of(subject: Subject) -> dict[tuple[str, int, int], Case]:
@@ -397,11 +397,11 @@ def cases_of(subject: Subject) -> dict[tuple[str, int, int], Case]:
 
 def test_bytes_of_whole_numbers(tiny_model, smollm2_path):
     """As the model's weights would be held: the file's own kinds, or those asked for."""
-    place = cpu.open_place("cpu", "bfloat16", 1)
+    device = cpu.open_device("cpu", "bfloat16", 1)
     stored = formats_of(read_model(smollm2_path), Precision("bfloat16", None))
     assert stored == dict.fromkeys(("qkv", "output", "gate_up", "down"), "Q4_1") | {"head": "Q8_0"}
     formats = formats_of(read_model(tiny_model), Precision("bfloat16", "int4"))
-    cases = cases_of(Subject(read_arch(tiny_model), place, "bfloat16", 16, 1 << 20, formats))
+    cases = cases_of(Subject(read_arch(tiny_model), device, "bfloat16", 16, 1 << 20, formats))
     down = cases["down", 1, 0]
     assert down.shape == "120 x 200 int4"
     assert down.num_bytes == down.num_calls * 120 * (200 // 2 + 7 * 4)
@@ -456,7 +456,7 @@ def test_shares_are_of_the_limits():
 def test_limits_are_measured_in_every_run():
     calls = []
     case = Case("k", "2 x 2", 1, 0, 2, 1 << 20, 2, True, lambda: calls.append(time.sleep(0.001)))
-    (figures,) = measure_group(cpu.open_place("cpu", "float32", 1).handle.native, [case], 3)
+    (figures,) = measure_group(cpu.open_device("cpu", "float32", 1).handle.native, [case], 3)
     assert len(figures["runs"]) == 3
     assert len(calls) > 3
     assert len({run["limits"]["read_bytes_per_second"] for run in figures["runs"]}) == 3

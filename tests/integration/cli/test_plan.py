@@ -209,9 +209,9 @@ def stored_model(path, format: str) -> ModelFiles:
 @pytest.mark.parametrize("format", sorted(LAYOUTS))
 def test_every_format_has_a_stand_in_of_the_models_size(tmp_path, format):
     path = tiny_model_dir(tmp_path / "model", hidden_size=256, intermediate_size=512, num_attention_heads=4)
-    model, place = stored_model(path, format), cpu.open_place("cpu", "bfloat16", 1)
+    model, device = stored_model(path, format), cpu.open_device("cpu", "bfloat16", 1)
     precision = Precision("bfloat16", format if format in ("int8", "int4") else None)
-    standin = make_standin(model, precision, cpu, place)
+    standin = make_standin(model, precision, cpu, device)
     assert (standin.arch.num_layers, standin.layer_scale, standin.head_scale) == (3, 1.0, 1.0)
     assert standin.num_bytes == weight_bytes(model.arch, precision, model.stored)
     costs = measure(standin, Cache("bfloat16", 16), 256, 64)
@@ -220,14 +220,14 @@ def test_every_format_has_a_stand_in_of_the_models_size(tmp_path, format):
 
 def test_a_large_model_is_cut_and_scaled(tmp_path):
     path = tiny_model_dir(tmp_path / "model", num_hidden_layers=12, vocab_size=331)
-    model, place = read_model(path), cpu.open_place("cpu", "float32", 1)
+    model, device = read_model(path), cpu.open_device("cpu", "float32", 1)
     a_layer = 4 * (2 * (120 * 120 + 24 * 120) + 3 * 200 * 120 + 2 * 120)
     budget = 331 * 120 * 4 + 120 * 4 + 5 * a_layer
-    standin = make_standin(model, Precision("float32"), cpu, place, budget)
+    standin = make_standin(model, Precision("float32"), cpu, device, budget)
     assert (standin.arch.vocab_size, standin.arch.num_layers, standin.head_scale) == (331, 5, 1.0)
     assert standin.layer_scale == pytest.approx(12 / 5)
     assert standin.num_bytes == budget
-    least = make_standin(model, Precision("float32"), cpu, place, 1)
+    least = make_standin(model, Precision("float32"), cpu, device, 1)
     assert (least.arch.vocab_size, least.arch.num_layers) == (256, 1)
     assert (least.head_scale, least.layer_scale) == (331 / 256, pytest.approx(12))
 
@@ -342,8 +342,8 @@ def test_predictions_are_within_30_percent_of_measurements(smollm2_path):
     """
     config = EngineConfig.from_fields(model=str(smollm2_path), device="cpu", kv_cache_memory="64MiB")
     engine, model = LLMEngine(config), read_model(smollm2_path)
-    arch, place = model.arch, cpu.open_place("cpu", "bfloat16", None)
-    standin = make_standin(model, Precision("bfloat16", None), cpu, place)
+    arch, device = model.arch, cpu.open_device("cpu", "bfloat16", None)
+    standin = make_standin(model, Precision("bfloat16", None), cpu, device)
     ratios: dict[str, list[float]] = {}
     found: dict[str, float] = {}
     before = measured(engine)
@@ -363,12 +363,12 @@ def test_predictions_are_within_30_percent_of_measurements(smollm2_path):
 
 def test_a_prediction_does_not_depend_on_how_much_of_the_model_stands_in(smollm2_path):
     """Bytes and operations, which all speeds go by, are the whole model's; the rest is scaled to it."""
-    model, place = read_model(smollm2_path), cpu.open_place("cpu", "bfloat16", None)
+    model, device = read_model(smollm2_path), cpu.open_device("cpu", "bfloat16", None)
     precision = Precision("bfloat16", None)
     sizes = sizes_of(model, precision, 23_040.0)
     assert sizes.layer_values == 30 * (1536 + 4608) * 576
     assert (sizes.head_values, sizes.head_bytes) == (49152 * 576, 30_081_024)
-    part = make_standin(model, precision, cpu, place, 64 * 2**20)
+    part = make_standin(model, precision, cpu, device, 64 * 2**20)
     assert part.arch.num_layers < 30
     assert part.arch.num_layers * part.layer_scale == pytest.approx(30)
     assert part.arch.vocab_size * part.head_scale == pytest.approx(49152)

@@ -11,9 +11,9 @@ from octavo.models.decoder import Decoder
 from octavo.models.load import LoadOptions, load_decoder, read_arch, read_model
 from octavo.ops import cpu, reference
 from octavo.ops.cpu.device import paths
-from octavo.ops.interface import Ops, Place
+from octavo.ops.interface import Device, Ops
 from octavo.text.tokenizer_gguf import tokenizer_from_gguf
-from tests.support.cpu_devices import place_on
+from tests.support.cpu_devices import device_on
 from tests.support.paged import log_softmax, paged_logits
 from tests.support.tiny_models import tiny_model_dir, transformers_model, transformers_model_from_gguf, write_gguf
 
@@ -47,21 +47,21 @@ class Backend:
     """Who computes, and where."""
 
     ops: Ops
-    place: Place
+    device: Device
 
     def load(self, path: Path) -> Decoder:
-        return load_decoder(path, LoadOptions("auto", self.place.dtype, 0), self.ops, self.place)
+        return load_decoder(path, LoadOptions("auto", self.device.dtype, 0), self.ops, self.device)
 
     def logits(self, decoder: Decoder, ids: list[np.ndarray]) -> list[np.ndarray]:
-        return paged_logits(decoder, self.place, ids, ops=self.ops)
+        return paged_logits(decoder, self.device, ids, ops=self.ops)
 
 
 def backend_of(name: str, dtype: str) -> Backend:
     """The reference, or a path of the CPU backend."""
     if name == "reference":
         # On one thread: more only wait for each other here.
-        return Backend(reference, reference.open_place("cpu", dtype, 1))
-    return Backend(cpu, place_on(name, dtype, 2))
+        return Backend(reference, reference.open_device("cpu", dtype, 1))
+    return Backend(cpu, device_on(name, dtype, 2))
 
 
 @pytest.fixture(scope="module", params=["reference", *paths()])
@@ -140,7 +140,7 @@ def smollm2(smollm2_path):
 
 @pytest.mark.parametrize("name", ["reference", paths()[0]])
 def test_smollm2_agrees_with_transformers(name, smollm2_path, smollm2):
-    """The built-in model, dequantised to float32, on texts of a few hundred tokens."""
+    """The built-in model, dequantized to float32, on texts of a few hundred tokens."""
     backend = backend_of(name, "float32")
     decoder = backend.load(smollm2_path)
     ids = sequences(decoder.config.vocab_size, (1, 5, 16, 40, 130))

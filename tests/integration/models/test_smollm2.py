@@ -1,4 +1,4 @@
-"""The built-in model, for real: its text, and its agreement with transformers on the same dequantised weights."""
+"""The built-in model, for real: its text, and its agreement with transformers on the same dequantized weights."""
 
 import functools
 import subprocess
@@ -76,7 +76,7 @@ def test_a_start_brings_nothing_that_it_does_not_need(smollm2_path):
 
 @pytest.fixture(scope="module")
 def perplexity(smollm2_path):
-    """Of 1,033 tokens of plain English, in float32 but for what is said; weights dequantised unless said otherwise."""
+    """Of 1,033 tokens of plain English, in float32 but for what is said; weights dequantized unless said otherwise."""
     text = (Path(__file__).parents[2] / "support" / "fixtures" / "mill.txt").read_text(encoding="utf-8")
 
     @functools.cache

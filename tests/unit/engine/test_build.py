@@ -25,13 +25,13 @@ GIB = 2**30
 
 
 @pytest.fixture
-def place():
-    return reference.open_place("cpu", "float32", 1)
+def device():
+    return reference.open_device("cpu", "float32", 1)
 
 
-def resolved(tiny_model, place, **fields):
+def resolved(tiny_model, device, **fields):
     return resolve(
-        read_model(tiny_model), EngineConfig.from_fields(model=str(tiny_model), **fields), reference, place, {}
+        read_model(tiny_model), EngineConfig.from_fields(model=str(tiny_model), **fields), reference, device, {}
     )
 
 
@@ -40,32 +40,32 @@ def engine(path, **fields) -> LLMEngine:
 
 
 @pytest.mark.parametrize("fields", [{"kv_cache_memory": "100 TiB"}, {"num_blocks": 10**9}])
-def test_a_cache_that_cannot_fit_is_refused_with_the_largest_that_would(tiny_model, place, fields):
+def test_a_cache_that_cannot_fit_is_refused_with_the_largest_that_would(tiny_model, device, fields):
     begin = time.monotonic()
     with pytest.raises(DoesNotFitError) as refusal:
-        resolved(tiny_model, place, **fields)
+        resolved(tiny_model, device, **fields)
     assert time.monotonic() - begin < 2
     assert refusal.value.exit_code == 78
     most = int(re.search(r"num_blocks=(\d+)", str(refusal.value))[1])
-    assert resolved(tiny_model, place, num_blocks=most * 9 // 10).num_blocks == most * 9 // 10
+    assert resolved(tiny_model, device, num_blocks=most * 9 // 10).num_blocks == most * 9 // 10
 
 
-def test_a_containers_limit_counts(tiny_model, place, monkeypatch):
+def test_a_containers_limit_counts(tiny_model, device, monkeypatch):
     small = hardware.Memory(total=64 * GIB, available=300 * 2**20, container_limit=GIB)
     monkeypatch.setattr(hardware, "memory", lambda: small)
     with pytest.raises(DoesNotFitError, match="room for"):
-        resolved(tiny_model, place, kv_cache_memory="8GiB")
-    assert resolved(tiny_model, place).kv_bytes <= 100 * 2**20
+        resolved(tiny_model, device, kv_cache_memory="8GiB")
+    assert resolved(tiny_model, device).kv_bytes <= 100 * 2**20
     monkeypatch.setattr(hardware, "memory", lambda: dataclasses.replace(small, available=100 * 2**20))
     with pytest.raises(DoesNotFitError, match="weights"):
-        resolved(tiny_model, place)
+        resolved(tiny_model, device)
 
 
-def test_the_default_cache_is_4_gib_or_a_quarter_of_memory(tiny_model, place, monkeypatch):
+def test_the_default_cache_is_4_gib_or_a_quarter_of_memory(tiny_model, device, monkeypatch):
     for total, expected in ((64 * GIB, 4 * GIB), (8 * GIB, 2 * GIB)):
         memory = hardware.Memory(total=total, available=total, container_limit=None)
         monkeypatch.setattr(hardware, "memory", lambda memory=memory: memory)
-        found = resolved(tiny_model, place)
+        found = resolved(tiny_model, device)
         assert expected - found.kv_bytes // found.num_blocks < found.kv_bytes <= expected
 
 
@@ -80,30 +80,30 @@ def test_an_address_space_limit_counts(tiny_model):
     assert "Traceback" not in done.stderr
 
 
-def test_lengths_that_cannot_be_are_refused(tiny_model, place):
+def test_lengths_that_cannot_be_are_refused(tiny_model, device):
     with pytest.raises(ConfigError, match="positions end at 2048"):
-        resolved(tiny_model, place, max_model_len=2049)
+        resolved(tiny_model, device, max_model_len=2049)
     with pytest.raises(DoesNotFitError, match="160 tokens"):
-        resolved(tiny_model, place, num_blocks=10, max_model_len=161)
+        resolved(tiny_model, device, num_blocks=10, max_model_len=161)
     with pytest.raises(ConfigError, match="max_num_batched_tokens=100"):
-        resolved(tiny_model, place, enable_chunked_prefill=False, max_num_batched_tokens=100)
-    whole = resolved(tiny_model, place, enable_chunked_prefill=False)
+        resolved(tiny_model, device, enable_chunked_prefill=False, max_num_batched_tokens=100)
+    whole = resolved(tiny_model, device, enable_chunked_prefill=False)
     assert whole.limits.max_num_batched_tokens >= whole.limits.max_model_len == 2048
 
 
-def test_what_was_resolved_is_told(tiny_model, place):
-    told = resolved(tiny_model, place, num_blocks=10).describe()
+def test_what_was_resolved_is_told(tiny_model, device):
+    told = resolved(tiny_model, device, num_blocks=10).describe()
     for part in ("llama", "cpu", "float32", "10 blocks of 16", "max_model_len 160", "max_num_batched_tokens 512"):
         assert part in told
 
 
 def test_a_dtype_without_arithmetic_is_replaced_and_said(tiny_model):
-    place = reference.open_place("cpu", "float16", 1)
-    told = resolved(tiny_model, dataclasses.replace(place, dtype="bfloat16"), dtype="half").describe()
+    device = reference.open_device("cpu", "float16", 1)
+    told = resolved(tiny_model, dataclasses.replace(device, dtype="bfloat16"), dtype="half").describe()
     assert "in bfloat16 (no arithmetic here for float16)" in told
     assert (
         "no arithmetic"
-        not in resolved(tiny_model, dataclasses.replace(place, dtype="float16"), dtype="half").describe()
+        not in resolved(tiny_model, dataclasses.replace(device, dtype="float16"), dtype="half").describe()
     )
 
 

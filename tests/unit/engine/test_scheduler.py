@@ -583,7 +583,7 @@ def test_a_fault_of_the_machine_that_hits_every_batch_still_lets_everyone_throug
     for _ in range(200):
         if not bench.engine.has_unfinished():
             break
-        suspects = bool(bench.scheduler._suspects) or len(bench.scheduler.sequences) == 1
+        suspects = bool(bench.scheduler._isolated) or len(bench.scheduler.sequences) == 1
         bench.step(fault=None if suspects else CrashError("no memory for two"))
     bench.check_at_rest()
     assert not bench.excused

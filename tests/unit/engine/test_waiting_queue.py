@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from octavo.engine.waiting_queue import Turns
+from octavo.engine.waiting_queue import FairTurns
 from tests.support.scheduler_harness import Bench, Setup, params_of
 
 
@@ -85,7 +85,7 @@ def test_a_held_sequence_can_be_aborted():
 @given(st.lists(st.sampled_from(["serve", "a", "b", "c", "d"]), max_size=200))
 def test_nobody_waits_for_more_than_one_request_of_each_other(actions):
     """No client has two requests in one turn, and nobody's turns go back: so others are served at most once between."""
-    turns, waiting, last, num_taken = Turns(), [], {}, 0
+    turns, waiting, last, num_taken = FairTurns(), [], {}, 0
     for action in actions:
         if action != "serve":
             rank = (0, turns.take(0, action), 0.0, num_taken)
@@ -101,7 +101,7 @@ def test_nobody_waits_for_more_than_one_request_of_each_other(actions):
 
 
 def test_turns_that_were_given_up_are_free_again():
-    turns = Turns()
+    turns = FairTurns()
     ranks = [(0, turns.take(0, "a"), 0.0, number) for number in range(100)]
     assert ranks[-1][1] == 99
     turns.serve(ranks[0], "a")
@@ -111,7 +111,7 @@ def test_turns_that_were_given_up_are_free_again():
 
 
 def test_priorities_have_turns_of_their_own():
-    turns = Turns()
+    turns = FairTurns()
     for _ in range(50):
         turns.take(10, "a")
     assert turns.take(0, "a") == 0
@@ -120,11 +120,11 @@ def test_priorities_have_turns_of_their_own():
 
 
 def test_clients_that_are_gone_are_forgotten():
-    turns = Turns()
+    turns = FairTurns()
     for index in range(5000):
         turn = turns.take(0, f"client {index}")
         turns.serve((0, turn + 1, 0.0, index), f"client {index}")
-    assert len(turns._lanes[0].last) <= 1026
+    assert len(turns._classes[0].last) <= 1026
     for index in range(5000):
         turns.leave((0, 0, 0.0, index), f"client {index}", has_begun=True)
-    assert not turns._lanes
+    assert not turns._classes

@@ -51,21 +51,21 @@ def _safetensors_seed() -> bytes:
 
 SEEDS = {"m.gguf": _gguf_seed(), "m.safetensors": _safetensors_seed()}
 
-_place = st.floats(0, 1, exclude_max=True)
+_device = st.floats(0, 1, exclude_max=True)
 _mutation = st.one_of(
-    st.tuples(st.just("flip"), _place, st.integers(0, 7)),
-    st.tuples(st.just("byte"), _place, st.integers(0, 255)),
-    st.tuples(st.just("number"), _place, st.sampled_from(_INTERESTING)),
-    st.tuples(st.just("insert"), _place, st.binary(min_size=1, max_size=12)),
-    st.tuples(st.just("delete"), _place, st.integers(1, 12)),
-    st.tuples(st.just("cut"), _place, st.none()),
-    st.tuples(st.just("repeat"), _place, st.integers(1, 64)),
+    st.tuples(st.just("flip"), _device, st.integers(0, 7)),
+    st.tuples(st.just("byte"), _device, st.integers(0, 255)),
+    st.tuples(st.just("number"), _device, st.sampled_from(_INTERESTING)),
+    st.tuples(st.just("insert"), _device, st.binary(min_size=1, max_size=12)),
+    st.tuples(st.just("delete"), _device, st.integers(1, 12)),
+    st.tuples(st.just("cut"), _device, st.none()),
+    st.tuples(st.just("repeat"), _device, st.integers(1, 64)),
 )
 
 
 def _mutate(content: bytearray, mutation: tuple) -> None:
-    what, place, argument = mutation
-    at = int(place * len(content))
+    what, device, argument = mutation
+    at = int(device * len(content))
     match what:
         case "flip" if content:
             content[at] ^= 1 << argument

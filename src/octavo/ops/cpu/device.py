@@ -1,4 +1,4 @@
-"""The CPU's place, its memory, packed weights and the cache: where things live. No arithmetic of a model here."""
+"""The CPU as a device: its memory, packed weights and the cache: where things live. No arithmetic of a model here."""
 
 import os
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from octavo.errors import ConfigError
 from octavo.ops import _cpu, hardware
 from octavo.ops.cpu.graph import Native, Program, Tensor, Tokens, evaluate
-from octavo.ops.interface import Host, KVShape, Place, Quantised
+from octavo.ops.interface import Device, Host, KVShape, Quantized
 from octavo.ops.sampling import Ints
 
 PATH_VARIABLE = "OCTAVO_CPU_PATH"  # forces one of the paths that the processor has, for tests and comparisons
@@ -21,7 +21,7 @@ PANEL = 32  # kPanel in kernels.h
 
 @dataclass(eq=False, slots=True)
 class Handle:
-    """The CPU's own part of a Place. `programs` are recorded lines, by what they were recorded for."""
+    """The CPU's own part of a Device. `programs` are recorded lines, by what they were recorded for."""
 
     native: Native  # threads and the chosen path
     is_bf16: bool
@@ -41,7 +41,7 @@ class Matrix:
     """A packed matrix, or embedding."""
 
     native: Native
-    place: Place
+    device: Device
 
 
 @dataclass(eq=False, slots=True)
@@ -57,7 +57,7 @@ class Blocks:
 
     native: Native
     plan: Native
-    place: Place
+    device: Device
     shape: KVShape
     dtype: str
 
@@ -68,7 +68,7 @@ def paths() -> list[str]:
     return names
 
 
-def open_place(device: str, dtype: str, threads: int | None) -> Place:
+def open_device(device: str, dtype: str, threads: int | None) -> Device:
     """See `Ops.open_place`. There are kernels for float32 and bfloat16; float16 runs as bfloat16."""
     if device not in ("auto", "cpu"):
         raise ConfigError(f"device={device!r}: must be auto or cpu here")
@@ -79,24 +79,24 @@ def open_place(device: str, dtype: str, threads: int | None) -> Place:
         raise ConfigError(f"{PATH_VARIABLE}={path!r}: this processor has {', '.join(paths())}")
     dtype = "bfloat16" if dtype == "float16" else dtype
     native = _cpu.Machine(path, threads or hardware.processor().num_cores)
-    return Place("cpu", dtype, Handle(native, dtype == "bfloat16", Tokens(_cpu.TokensPlan())))
+    return Device("cpu", dtype, Handle(native, dtype == "bfloat16", Tokens(_cpu.TokensPlan())))
 
 
-def total_memory(place: Place) -> int:  # noqa: ARG001
+def total_memory(device: Device) -> int:  # noqa: ARG001
     """Bytes of the machine, within a container's limit."""
     return hardware.total_memory()
 
 
-def free_memory(place: Place) -> int:  # noqa: ARG001
+def free_memory(device: Device) -> int:  # noqa: ARG001
     """Bytes that can be taken now, without swapping and within a container's limit."""
     return hardware.memory().available
 
 
-def upload(place: Place, array: Host) -> Tensor:
+def upload(device: Device, array: Host) -> Tensor:
     """Numbers [rows, ...], bfloat16 as uint16 words, as a tensor that operations take."""
     values = _floats(array)
     rows = values.reshape(len(values), -1)
-    return Tensor(place.handle.native, "upload", (), rows.shape[1], shape=values.shape[1:], value=rows)
+    return Tensor(device.handle.native, "upload", (), rows.shape[1], shape=values.shape[1:], value=rows)
 
 
 def download(tensor: Any) -> Host:
@@ -107,18 +107,18 @@ def download(tensor: Any) -> Host:
     return copy
 
 
-def new_kv(place: Place, shape: KVShape, dtype: str) -> Blocks:
+def new_kv(device: Device, shape: KVShape, dtype: str) -> Blocks:
     """One layer's alone; see `new_kv_layers`."""
-    return new_kv_layers(place, shape, 1, dtype)[0]
+    return new_kv_layers(device, shape, 1, dtype)[0]
 
 
-def new_kv_layers(place: Place, shape: KVShape, num_layers: int, dtype: str) -> list[Blocks]:
+def new_kv_layers(device: Device, shape: KVShape, num_layers: int, dtype: str) -> list[Blocks]:
     """Zeroed keys and values; the system gives the memory page by page as blocks are first written."""
     if dtype not in ("float32", "bfloat16", "int8"):
         raise ConfigError(f"kv_dtype={dtype!r}: on a CPU keys and values are float32, bfloat16 or int8")
     sizes = (shape.num_blocks, shape.block_size, shape.num_kv_heads, shape.head_dim)
     caches = _cpu.Cache.layers(num_layers, *sizes, dtype)
-    return [Blocks(cache, _cpu.AttentionPlan(), place, shape, dtype) for cache in caches]
+    return [Blocks(cache, _cpu.AttentionPlan(), device, shape, dtype) for cache in caches]
 
 
 def copy_blocks(kv: Blocks, src_ids: Ints, dst_ids: Ints) -> None:
@@ -127,14 +127,14 @@ def copy_blocks(kv: Blocks, src_ids: Ints, dst_ids: Ints) -> None:
         kv.native.copy_block(source, target)
 
 
-def pack_linear(place: Place, shape: tuple[int, int], parts: Iterable[Host | Quantised], bias: Host | None) -> Matrix:
+def pack_linear(device: Device, shape: tuple[int, int], parts: Iterable[Host | Quantized], bias: Host | None) -> Matrix:
     """`parts` stacked; two equal parts (gate and up) stand interleaved, so that SwiGLU reads one stream."""
-    handle: Handle = place.handle
+    handle: Handle = device.handle
     dtype = "bfloat16" if handle.is_bf16 else "float32"
     native, codes, num_filled = None, [], 0
     for part in parts:
         is_pair = len(part) * 2 == shape[0] and shape[0] % (2 * PANEL) == 0
-        if isinstance(part, Quantised):
+        if isinstance(part, Quantized):
             codes.append(part)  # what all parts are decides how the matrix lies
             continue
         if native is None:
@@ -142,40 +142,40 @@ def pack_linear(place: Place, shape: tuple[int, int], parts: Iterable[Host | Qua
         native.fill(handle.native, num_filled, np.ascontiguousarray(part))
         num_filled += len(part)
     if codes:
-        native, num_filled = _pack_codes(place, shape[1], codes, is_pair=is_pair), sum(map(len, codes))
+        native, num_filled = _pack_codes(device, shape[1], codes, is_pair=is_pair), sum(map(len, codes))
     assert native is not None
     assert num_filled == shape[0]
     if bias is not None:
         native.set_bias(np.ascontiguousarray(_floats(bias)))
-    return Matrix(native, place)
+    return Matrix(native, device)
 
 
-def _pack_codes(place: Place, num_in: int, parts: list[Quantised], *, is_pair: bool) -> Native:
+def _pack_codes(device: Device, num_in: int, parts: list[Quantized], *, is_pair: bool) -> Native:
     kinds = [(len(part), f"int{part.bits}_{part.group_len}", *_extras(part)) for part in parts]
-    native = _cpu.Matrix(place.handle.native, num_in, kinds, is_pair)
+    native = _cpu.Matrix(device.handle.native, num_in, kinds, is_pair)
     num_filled = 0
     for part in parts:
         mins = None if part.mins is None else _words(part.mins)
-        steps = None if part.steps is None else np.ascontiguousarray(part.steps)
-        min_steps = None if part.min_steps is None else np.ascontiguousarray(part.min_steps)
+        sub_scales = None if part.sub_scales is None else np.ascontiguousarray(part.sub_scales)
+        sub_mins = None if part.sub_mins is None else np.ascontiguousarray(part.sub_mins)
         codes = np.ascontiguousarray(part.codes)
-        native.fill_codes(place.handle.native, num_filled, codes, _words(part.scales), mins, steps, min_steps)
+        native.fill_codes(device.handle.native, num_filled, codes, _words(part.scales), mins, sub_scales, sub_mins)
         num_filled += len(part)
     return native
 
 
-def _extras(part: Quantised) -> tuple[bool, bool]:
-    return part.mins is not None, part.steps is not None
+def _extras(part: Quantized) -> tuple[bool, bool]:
+    return part.mins is not None, part.sub_scales is not None
 
 
 def _words(halves: NDArray[np.float16]) -> NDArray[np.uint16]:
     return np.ascontiguousarray(halves).view(np.uint16)
 
 
-def pack_embedding(place: Place, matrix: Host | Quantised) -> Matrix:
+def pack_embedding(device: Device, matrix: Host | Quantized) -> Matrix:
     """An embedding [vocab, hidden], as a head reads it."""
-    inner = matrix.codes.shape[1] if isinstance(matrix, Quantised) else matrix.shape[1]
-    return pack_linear(place, (len(matrix), inner), [matrix], None)
+    inner = matrix.codes.shape[1] if isinstance(matrix, Quantized) else matrix.shape[1]
+    return pack_linear(device, (len(matrix), inner), [matrix], None)
 
 
 def tie_head(embedding: Matrix) -> Matrix:
@@ -183,12 +183,12 @@ def tie_head(embedding: Matrix) -> Matrix:
     return embedding
 
 
-def pack_vector(place: Place, vector: NDArray[np.float32]) -> Native:  # noqa: ARG001
+def pack_vector(device: Device, vector: NDArray[np.float32]) -> Native:  # noqa: ARG001
     """A vector, in float32."""
     return _cpu.Vector(np.ascontiguousarray(vector, np.float32))
 
 
-def pack_rope(place: Place, inverse_frequencies: NDArray[np.float32], scale: float) -> Rope:  # noqa: ARG001
+def pack_rope(device: Device, inverse_frequencies: NDArray[np.float32], scale: float) -> Rope:  # noqa: ARG001
     """The frequencies, in float32."""
     return Rope(_cpu.RopePlan(np.ascontiguousarray(inverse_frequencies, np.float32), scale))
 

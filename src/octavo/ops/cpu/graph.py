@@ -87,12 +87,12 @@ class Replayed:
 def evaluate(tensor: Tensor) -> NDArray[np.float32]:
     """The numbers of one tensor, computed now and kept. [rows, its shape]"""
     if tensor.value is None:
-        program = compile_line(tensor)
+        program = compile_graph(tensor)
         tensor.value = np.array(program.read(program.run())[:, : tensor.width])
     return tensor.value.reshape(len(tensor.value), *(tensor.shape or (tensor.width,)))
 
 
-def compile_line(result: Tensor) -> Program:
+def compile_graph(result: Tensor) -> Program:
     """The program that computes `result`, with what can be done in one operation done in one."""
     order = list(_ordered(result))
     native = _cpu.Program(result.machine)

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from octavo.ops import _cpu
 from octavo.ops.cpu import sampling
 from octavo.ops.cpu.device import Blocks, Handle, Matrix, Rope
-from octavo.ops.cpu.graph import Native, Program, Replayed, Tensor, Tokens, compile_line, evaluate
-from octavo.ops.interface import AttentionShape, FinalNorm, HeadNorms, Place, RowSpans
+from octavo.ops.cpu.graph import Native, Program, Replayed, Tensor, Tokens, compile_graph, evaluate
+from octavo.ops.interface import AttentionShape, Device, FinalNorm, HeadNorms, RowSpans
 from octavo.ops.sampling import Ints, SampleRules, Scored
 
-_MAX_PROGRAMS = 4  # recorded lines kept at a place
+_MAX_PROGRAMS = 4  # recorded lines kept by a device
 
 
 @dataclass(eq=False, slots=True)
@@ -30,8 +30,8 @@ class Logits:
     head: Matrix
 
     def read(self) -> NDArray[np.float32]:
-        """Float32 [S, vocab], in the place's room for them: valid until others are read."""
-        handle: Handle = self.head.place.handle
+        """Float32 [S, vocab], in the device's room for them: valid until others are read."""
+        handle: Handle = self.head.device.handle
         out = handle.logits_rows(len(self.rows), self.head.native.num_out)
         program, buffer = _program_of(self.hidden)
         norm, head = self.norm, self.head.native
@@ -42,17 +42,17 @@ class Logits:
 def _program_of(hidden: Tensor | Replayed) -> tuple[Program, int]:
     if isinstance(hidden, Replayed):
         return hidden.program, hidden.program.out
-    program = compile_line(hidden)
+    program = compile_graph(hidden)
     program.run()
     return program, program.out
 
 
-def replay(place: Place, key: tuple[object, ...], line: Callable[[], Tensor]) -> Replayed:
+def replay(device: Device, key: tuple[object, ...], line: Callable[[], Tensor]) -> Replayed:
     """See `Ops.replay`: `line` is called once for each `key`, and what it noted is run each time."""
-    handle: Handle = place.handle
+    handle: Handle = device.handle
     program = next((p for known, p in handle.programs if _is_same(known, key)), None)
     if program is None:
-        program = compile_line(line())
+        program = compile_graph(line())
         handle.programs[:] = [*handle.programs[-_MAX_PROGRAMS + 1 :], (key, program)]
     return Replayed(handle.native, program, program.run())
 
@@ -61,9 +61,9 @@ def _is_same(one: tuple[object, ...], other: tuple[object, ...]) -> bool:
     return len(one) == len(other) and all(map(operator.is_, one, other))
 
 
-def plan_tokens(place: Place, tokens: NDArray[np.int32]) -> Tokens:
-    """The step's ids, in the place's own list."""
-    planned: Tokens = place.handle.tokens
+def plan_tokens(device: Device, tokens: NDArray[np.int32]) -> Tokens:
+    """The step's ids, in the device's own list."""
+    planned: Tokens = device.handle.tokens
     planned.native.set(tokens)
     planned.count = len(tokens)
     return planned
@@ -88,14 +88,14 @@ def plan_attention(kv: Blocks, rows: RowSpans, shape: AttentionShape) -> Attenti
     native = _cpu.AttentionShape(
         shape.num_heads, shape.num_kv_heads, shape.head_dim, shape.scale, shape.window or 0, shape.soft_cap or 0.0
     )
-    handle: Handle = kv.place.handle
+    handle: Handle = kv.device.handle
     kv.plan.set(handle.native, native, rows.slots, rows.row_starts, rows.context_lens, rows.block_table)
     return AttentionPlan(kv.plan, shape)
 
 
 def embed(embedding: Matrix, tokens: Tokens) -> Tensor:
     """[T] -> [T, hidden]."""
-    handle = embedding.place.handle
+    handle = embedding.device.handle
     args = (embedding.native, tokens.native)
     return Tensor(handle.native, "embed", (), embedding.native.num_in, args, tokens=tokens)
 
@@ -156,4 +156,4 @@ def _numbers(logits: Logits | Tensor) -> NDArray[np.float32]:
 
 
 def _machine(logits: Logits | Tensor) -> Native:
-    return logits.head.place.handle.native if isinstance(logits, Logits) else logits.machine
+    return logits.head.device.handle.native if isinstance(logits, Logits) else logits.machine

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from octavo.errors import ConfigError
 from octavo.ops import hardware
-from octavo.ops.interface import Host, KVShape, Place, Quantised
+from octavo.ops.interface import Device, Host, KVShape, Quantized
 from octavo.ops.sampling import Ints
 
 Tensor = torch.Tensor
@@ -24,10 +24,10 @@ _FP16_FEATURES = {"avx512_fp16", "amx_fp16", "fp16"}
 
 @dataclass(frozen=True, slots=True)
 class Handle:
-    """The reference's own part of a Place.
+    """The reference's own part of a Device.
 
     `scratch` is where tiles of 16-bit weights are widened to float32: on a CPU, None for float32. `is_native` says
-    whether matrix products of the place's dtype may be left to torch as they are. On a processor without bfloat16
+    whether matrix products of the device's dtype may be left to torch as they are. On a processor without bfloat16
     arithmetic torch has a fast product for one row only (measured on AVX2: 10 to 20 times slower from 32 rows on).
     """
 
@@ -41,7 +41,7 @@ class Handle:
 class Matrix:
     """A packed matrix [out, in] with a bias [out] or none; also an embedding [vocab, hidden].
 
-    One that came quantised is held in float32; its inputs are rounded in groups of `input_group` (0: not at all).
+    One that came quantized is held in float32; its inputs are rounded in groups of `input_group` (0: not at all).
     """
 
     weight: Tensor
@@ -72,7 +72,7 @@ class Blocks:
     value_scales: Tensor | None = None
 
 
-def open_place(device: str, dtype: str, threads: int | None) -> Place:
+def open_device(device: str, dtype: str, threads: int | None) -> Device:
     """See `Ops.open_place`. Sets the number of threads of the whole process's torch."""
     if dtype not in DTYPES:
         raise ConfigError(f"dtype={dtype!r}: must be one of {', '.join(DTYPES)}")
@@ -80,13 +80,13 @@ def open_place(device: str, dtype: str, threads: int | None) -> Place:
     features = set(hardware.processor().features)
     if target.type == "cuda":
         handle = Handle(target, DTYPES[dtype], None, is_native=True)
-        return Place(str(target), dtype, handle)
+        return Device(str(target), dtype, handle)
     torch.set_num_threads(threads or hardware.processor().num_cores)
     if dtype == "float16" and not features & _FP16_FEATURES:
         dtype = "bfloat16"
     is_native = dtype != "bfloat16" or bool(features & _BF16_FEATURES)
     scratch = None if dtype == "float32" else torch.empty(SCRATCH, dtype=torch.float32)
-    return Place("cpu", dtype, Handle(target, DTYPES[dtype], scratch, is_native))
+    return Device("cpu", dtype, Handle(target, DTYPES[dtype], scratch, is_native))
 
 
 def _find_device(device: str) -> torch.device:
@@ -111,24 +111,24 @@ def has_gpu() -> bool:
     return bool(torch.cuda.is_available())
 
 
-def total_memory(place: Place) -> int:
+def total_memory(device: Device) -> int:
     """Bytes of the GPU, or of the machine within a container's limit."""
-    if place.device != "cpu":
-        return int(torch.cuda.mem_get_info(place.handle.device)[1])
+    if device.name != "cpu":
+        return int(torch.cuda.mem_get_info(device.handle.device)[1])
     return hardware.total_memory()
 
 
-def free_memory(place: Place) -> int:
+def free_memory(device: Device) -> int:
     """Bytes that can be taken now, without swapping and within a container's limit."""
-    if place.device != "cpu":
-        return int(torch.cuda.mem_get_info(place.handle.device)[0])
+    if device.name != "cpu":
+        return int(torch.cuda.mem_get_info(device.handle.device)[0])
     return hardware.memory().available
 
 
 @torch.inference_mode()
-def upload(place: Place, array: Host) -> Tensor:
-    """A copy of `array` on the place's device, in its own dtype."""
-    return torch.from_numpy(np.array(array, order="C")).to(place.handle.device)
+def upload(device: Device, array: Host) -> Tensor:
+    """A copy of `array` on the device, in its own dtype."""
+    return torch.from_numpy(np.array(array, order="C")).to(device.handle.device)
 
 
 @torch.inference_mode()
@@ -141,24 +141,24 @@ def download(tensor: Tensor) -> Host:
 
 
 @torch.inference_mode()
-def new_kv(place: Place, shape: KVShape, dtype: str) -> Blocks:
+def new_kv(device: Device, shape: KVShape, dtype: str) -> Blocks:
     """Zeroed keys and values; on a CPU the system gives the memory page by page as blocks are first written."""
     if dtype == "int8":
-        codes = [_zeros(place, shape, torch.int8) for _ in range(2)]
-        scales = [_zeros(place, replace(shape, head_dim=1), torch.float32) for _ in range(2)]
+        codes = [_zeros(device, shape, torch.int8) for _ in range(2)]
+        scales = [_zeros(device, replace(shape, head_dim=1), torch.float32) for _ in range(2)]
         return Blocks(codes[0], codes[1], shape, scales[0], scales[1])
-    return Blocks(_zeros(place, shape, DTYPES[dtype]), _zeros(place, shape, DTYPES[dtype]), shape)
+    return Blocks(_zeros(device, shape, DTYPES[dtype]), _zeros(device, shape, DTYPES[dtype]), shape)
 
 
-def new_kv_layers(place: Place, shape: KVShape, num_layers: int, dtype: str) -> list[Blocks]:
+def new_kv_layers(device: Device, shape: KVShape, num_layers: int, dtype: str) -> list[Blocks]:
     """See `Ops.new_kv_layers`."""
-    return [new_kv(place, shape, dtype) for _ in range(num_layers)]
+    return [new_kv(device, shape, dtype) for _ in range(num_layers)]
 
 
-def _zeros(place: Place, shape: KVShape, dtype: torch.dtype) -> Tensor:
+def _zeros(device: Device, shape: KVShape, dtype: torch.dtype) -> Tensor:
     size = (shape.num_blocks * shape.block_size, shape.num_kv_heads, shape.head_dim)
-    if place.device != "cpu":
-        return torch.zeros(size, dtype=dtype, device=place.handle.device)
+    if device.name != "cpu":
+        return torch.zeros(size, dtype=dtype, device=device.handle.device)
     # torch.zeros writes its zeros: 4 GiB took 2.8 s. NumPy asks for zeroed pages, which come when they are touched.
     return torch.from_numpy(np.zeros(math.prod(size) * dtype.itemsize, np.uint8)).view(dtype).view(size)
 
@@ -176,42 +176,42 @@ def copy_blocks(kv: Blocks, src_ids: Ints, dst_ids: Ints) -> None:
 
 
 @torch.inference_mode()
-def pack_linear(place: Place, shape: tuple[int, int], parts: Iterable[Host | Quantised], bias: Host | None) -> Matrix:
+def pack_linear(device: Device, shape: tuple[int, int], parts: Iterable[Host | Quantized], bias: Host | None) -> Matrix:
     """`parts` [some of out, in], stacked; a single one that lies in host memory becomes the matrix itself."""
-    packed_bias = None if bias is None else _tensor(place, bias)
+    packed_bias = None if bias is None else _tensor(device, bias)
     num_filled, weight, codes = 0, None, []
     for part in parts:
-        if isinstance(part, Quantised):
+        if isinstance(part, Quantized):
             codes.append(part)
             continue
         if len(part) == shape[0]:
-            weight = _tensor(place, part)
+            weight = _tensor(device, part)
         elif weight is None:
-            weight = torch.empty(shape, dtype=place.handle.dtype, device=place.handle.device)
+            weight = torch.empty(shape, dtype=device.handle.dtype, device=device.handle.device)
         if len(part) < shape[0]:
-            weight[num_filled : num_filled + len(part)] = _tensor(place, part)
+            weight[num_filled : num_filled + len(part)] = _tensor(device, part)
         num_filled += len(part)
     if codes:
-        return _pack_codes(place, codes, packed_bias)
+        return _pack_codes(device, codes, packed_bias)
     assert weight is not None
     assert num_filled == shape[0]
-    return Matrix(weight, packed_bias, place.handle)
+    return Matrix(weight, packed_bias, device.handle)
 
 
-def _pack_codes(place: Place, parts: list[Quantised], bias: Tensor | None) -> Matrix:
+def _pack_codes(device: Device, parts: list[Quantized], bias: Tensor | None) -> Matrix:
     values = np.concatenate([part.values() for part in parts])
     groups = {64 if part.group_len == 64 else 32 for part in parts}
     assert len(groups) == 1, "the parts do not take their input as the same"
-    weight = torch.from_numpy(values).to(place.handle.device)
-    return Matrix(weight, None if bias is None else bias.float(), place.handle, groups.pop())
+    weight = torch.from_numpy(values).to(device.handle.device)
+    return Matrix(weight, None if bias is None else bias.float(), device.handle, groups.pop())
 
 
 @torch.inference_mode()
-def pack_embedding(place: Place, matrix: Host | Quantised) -> Matrix:
+def pack_embedding(device: Device, matrix: Host | Quantized) -> Matrix:
     """An embedding [vocab, hidden]."""
-    if isinstance(matrix, Quantised):
-        return _pack_codes(place, [matrix], None)
-    return Matrix(_tensor(place, matrix), None, place.handle)
+    if isinstance(matrix, Quantized):
+        return _pack_codes(device, [matrix], None)
+    return Matrix(_tensor(device, matrix), None, device.handle)
 
 
 def tie_head(embedding: Matrix) -> Matrix:
@@ -220,21 +220,21 @@ def tie_head(embedding: Matrix) -> Matrix:
 
 
 @torch.inference_mode()
-def pack_vector(place: Place, vector: NDArray[np.float32]) -> Tensor:
+def pack_vector(device: Device, vector: NDArray[np.float32]) -> Tensor:
     """A vector, in float32."""
-    return torch.from_numpy(np.array(vector, np.float32)).to(place.handle.device)
+    return torch.from_numpy(np.array(vector, np.float32)).to(device.handle.device)
 
 
 @torch.inference_mode()
-def pack_rope(place: Place, inverse_frequencies: NDArray[np.float32], scale: float) -> Rope:
+def pack_rope(device: Device, inverse_frequencies: NDArray[np.float32], scale: float) -> Rope:
     """The frequencies, in float32."""
-    return Rope(pack_vector(place, inverse_frequencies), scale)
+    return Rope(pack_vector(device, inverse_frequencies), scale)
 
 
-def _tensor(place: Place, array: Host) -> Tensor:
-    """A host array of weights in the place's dtype; on a CPU without a copy."""
+def _tensor(device: Device, array: Host) -> Tensor:
+    """A host array of weights in the device's dtype; on a CPU without a copy."""
     words = array.view(np.int16) if array.dtype == np.uint16 else array
     tensor = torch.from_numpy(np.ascontiguousarray(words))
     tensor = tensor.view(torch.bfloat16) if array.dtype == np.uint16 else tensor
-    assert tensor.dtype == place.handle.dtype, f"weights came as {tensor.dtype}, the place holds {place.dtype}"
-    return tensor.to(place.handle.device)
+    assert tensor.dtype == device.handle.dtype, f"weights came as {tensor.dtype}, the device holds {device.dtype}"
+    return tensor.to(device.handle.device)

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from octavo.ops.interface import FinalNorm, HeadNorms, Place
+from octavo.ops.interface import Device, FinalNorm, HeadNorms
 from octavo.ops.reference.attention import AttentionPlan
 from octavo.ops.reference.device import Blocks, Matrix, Rope
 
@@ -23,15 +23,15 @@ class Rotation:
     sin: Tensor
 
 
-def replay(place: Place, key: tuple[object, ...], line: Callable[[], Tensor]) -> Tensor:  # noqa: ARG001
+def replay(device: Device, key: tuple[object, ...], line: Callable[[], Tensor]) -> Tensor:  # noqa: ARG001
     """What `line` gives; nothing is recorded."""
     return line()
 
 
 @torch.inference_mode()
-def plan_tokens(place: Place, tokens: NDArray[np.int32]) -> Tensor:
+def plan_tokens(device: Device, tokens: NDArray[np.int32]) -> Tensor:
     """Ids [T] on the device."""
-    return torch.from_numpy(tokens.astype(np.int64)).to(place.handle.device)
+    return torch.from_numpy(tokens.astype(np.int64)).to(device.handle.device)
 
 
 @torch.inference_mode()
@@ -74,7 +74,7 @@ def linear(x: Tensor, weight: Matrix) -> Tensor:
 
 
 def _as_codes(x: Tensor, group: int) -> Tensor:
-    """What is left of each row when groups of its inputs become whole numbers; see `Quantised`. float32 [T, in]."""
+    """What is left of each row when groups of its inputs become whole numbers; see `Quantized`. float32 [T, in]."""
     padded = functional.pad(x, (0, -x.shape[1] % group)).view(len(x), -1, group)
     largest = padded.abs().amax(dim=-1, keepdim=True)
     codes = (padded * torch.where(largest > 1e-30, 127.0 / largest, 0.0)).round()
@@ -113,12 +113,12 @@ def rope_and_cache(
 def _write(x: Tensor, slots: Tensor, numbers: Tensor, scales: Tensor | None) -> None:
     """Rows x [T, num_kv_heads, head_dim] to their slots, as numbers or as codes with their scales."""
     if scales is not None:
-        x, scale = quantise(x.float())
+        x, scale = quantize(x.float())
         scales.index_copy_(0, slots, scale)
     numbers.index_copy_(0, slots, x.to(numbers.dtype))
 
 
-def quantise(x: Tensor) -> tuple[Tensor, Tensor]:
+def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
     """Codes [..., n] and scales [..., 1] of float32 rows [..., n], as `Ops.new_kv_layers` has them for int8."""
     scale = x.abs().amax(dim=-1, keepdim=True) / 127
     scale = torch.where(x.isfinite().all(dim=-1, keepdim=True), scale, torch.nan)
@@ -135,7 +135,7 @@ def _rotate(x: Tensor, rope: Rotation) -> Tensor:
 
 @torch.inference_mode()
 def logits(hidden: Tensor, rows: NDArray[np.int32], norm: FinalNorm, head: Matrix) -> Tensor:
-    """[S, vocab] in float32: never rounded to 16 bits, where neighbours of the best token would tie with it."""
+    """[S, vocab] in float32: never rounded to 16 bits, where neighbors of the best token would tie with it."""
     index = torch.from_numpy(rows.astype(np.int64)).to(hidden.device)
     x = rms_norm(hidden.index_select(0, index), norm.weight, norm.eps)
     if head.input_group:

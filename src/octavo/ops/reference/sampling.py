@@ -1,4 +1,4 @@
-"""Sampling and logprobs: what they mean, in plain PyTorch. Vectorised over rows; no row sees another."""
+"""Sampling and logprobs: what they mean, in plain PyTorch. Vectorized over rows; no row sees another."""
 
 import numpy as np
 import torch
@@ -50,7 +50,7 @@ def _edited(logits: Tensor, rules: SampleRules) -> Tensor:
     if not any(len(rows) for rows, _ in sparse):
         return logits
     edited = logits.clone()
-    _penalise(edited, rules)
+    _penalize(edited, rules)
     if len(rules.bias):
         edited[_index(rules.bias_at, edited)] += _on(rules.bias, edited)
     if len(rules.banned_at[0]):
@@ -64,7 +64,7 @@ def _edited(logits: Tensor, rules: SampleRules) -> Tensor:
     return edited
 
 
-def _penalise(edited: Tensor, rules: SampleRules) -> None:
+def _penalize(edited: Tensor, rules: SampleRules) -> None:
     """Repetition (Keskar et al. 2019, CTRL, section 4.1: divide positive logits, multiply negative ones), then
     frequency (times the count in the output) and presence (once if in the output), as the OpenAI API defines them."""
     if not len(rules.seen_counts):
@@ -103,7 +103,7 @@ def _draw(edited: Tensor, rules: SampleRules, greedy: Tensor) -> Tensor:
 
 
 def _filtered(weights: Tensor, rules: SampleRules, rows: Ints) -> Tensor:
-    """Zero the weights (unnormalised probabilities, the largest is 1) that top-k, top-p and min-p cut off."""
+    """Zero the weights (unnormalized probabilities, the largest is 1) that top-k, top-p and min-p cut off."""
     top_k, top_p, min_p = rules.top_k[rows], rules.top_p[rows], rules.min_p[rows]
     cut = np.flatnonzero((top_k > 0) | (top_p < 1))
     if len(cut):
@@ -120,8 +120,8 @@ def _top(weights: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
     Equal weights are ordered by token id.
     """
     order, index = weights.sort(dim=-1, descending=True, stable=True)
-    place = torch.arange(order.shape[-1], device=order.device)
-    order = order.masked_fill((top_k[:, None] > 0) & (place >= top_k[:, None]), 0.0)
+    device = torch.arange(order.shape[-1], device=order.device)
+    order = order.masked_fill((top_k[:, None] > 0) & (device >= top_k[:, None]), 0.0)
     cumulative = order.double().cumsum(dim=-1)
     before = cumulative - order
     reached = before >= top_p.double()[:, None] * cumulative[:, -1:]

@@ -229,7 +229,7 @@ class ChatAnswer(Answer):
         return {"content": [self._at(token_id, at) for token_id, at in places], "refusal": None}
 
     def _at(self, token_id: int, at: LogprobsAt) -> dict[str, Any]:
-        likeliest = _likeliest(at, self.wish.num_logprobs or 0)
+        likeliest = _most_likely(at, self.wish.num_logprobs or 0)
         return self._token(token_id, at[token_id]) | {"top_logprobs": [self._token(id, at[id]) for id in likeliest]}
 
     def _token(self, token_id: int, logprob: Logprob) -> dict[str, Any]:
@@ -296,7 +296,7 @@ class CompletionAnswer(Answer):
 
     def _top(self, at: LogprobsAt) -> dict[str, float]:
         top: dict[str, float] = {}
-        for token_id in _likeliest(at, self.wish.num_logprobs or 0):
+        for token_id in _most_likely(at, self.wish.num_logprobs or 0):
             top.setdefault(self._label(token_id), finite(at[token_id].logprob))
         return top
 
@@ -331,7 +331,7 @@ def finite(logprob: float) -> float:
     return max(logprob, LEAST_LOGPROB) if not math.isnan(logprob) else LEAST_LOGPROB
 
 
-def _likeliest(at: LogprobsAt, num: int) -> list[int]:
+def _most_likely(at: LogprobsAt, num: int) -> list[int]:
     """The `num` likeliest tokens of a position; the chosen one only if it is among them."""
     return sorted(at, key=lambda token_id: (-at[token_id].logprob, at[token_id].rank))[:num]
 

@@ -1,7 +1,7 @@
-"""The bodies of requests as pydantic types, and which fields are honoured, ignored with a warning, or refused by name.
+"""The bodies of requests as pydantic types, and which fields are honored, ignored with a warning, or refused by name.
 
 Knows the wire's names and types. What a value may be (ranges, ids of the vocabulary) is checked where it is used:
-`SamplingParams` and the runtime. No field is dropped in silence: it is honoured, it is named in `warnings` and in the
+`SamplingParams` and the runtime. No field is dropped in silence: it is honored, it is named in `warnings` and in the
 header `x-octavo-ignored` because it can change no answer, or the request is refused.
 """
 

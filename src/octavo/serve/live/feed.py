@@ -14,7 +14,7 @@ A frame is one JSON object:
                    seconds by phase, …) and tokens_per_second, all requests together
     map            only where it has changed: {blocks, blocks_per_cell, block_size, codes}. `codes` is base64, a byte a
                    cell: 0 free, 1 cached, 2 shared (more than one owner), 3 + k used by owner k, 255 used by an owner
-                   without a number. Above 8,192 blocks a cell stands for several neighbours and shows the largest of
+                   without a number. Above 8,192 blocks a cell stands for several neighbors and shows the largest of
                    their codes: it is free only where all of them are.
     steps          new ones, oldest first: {step, tokens {prompt, decode, recompute}, seconds {plan, pack, run, sample,
                    commit}, num_rows, rows [[k, kind, tokens], …] (at most 256)}
@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from octavo.engine_thread import EngineDriver, post
+from octavo.engine_thread import EngineThread, post
 from octavo.serve.live.snapshot import MAX_STEPS, Picture, Recorder
 
 POLL = 0.25  # seconds without news after which the engine is asked, unless it was idle
@@ -56,7 +56,7 @@ class _Viewer:
 class Watch:
     """Frames for any number of viewers. All methods run on the event loop's thread."""
 
-    def __init__(self, driver: EngineDriver) -> None:
+    def __init__(self, driver: EngineThread) -> None:
         self._driver = driver
         self._viewers: set[_Viewer] = set()
         self._recorder: Recorder | None = None

@@ -204,7 +204,7 @@ class Recorder:
         """Number a sequence that was not seen before. One that is gone already ran a single row: its prompt."""
         number = -1
         if len(self._numbers) < MAX_OWNERS:
-            number = (self._last_number + 1) % MAX_OWNERS  # the next free one: a colour is not used again at once
+            number = (self._last_number + 1) % MAX_OWNERS  # the next free one: a color is not used again at once
             while number in self._numbers:
                 number = (number + 1) % MAX_OWNERS
             self._numbers.add(number)

@@ -20,7 +20,7 @@ from octavo.models.rope import inverse_frequencies
 from octavo.ops import _cpu, cpu
 from octavo.ops.cpu.device import Blocks, Matrix
 from octavo.ops.cpu.sampling import sample
-from octavo.ops.interface import AttentionShape, KVShape, Place, RowSpans
+from octavo.ops.interface import AttentionShape, Device, KVShape, RowSpans
 from octavo.params import SamplingParams
 from octavo.weights.bf16 import to_bf16
 from octavo.weights.quantization import LAYOUTS
@@ -38,11 +38,11 @@ _POOL = 1_000_003  # random values that everything is cut from; a prime, so that
 class Subject:
     """Whose kernels: a model's sizes, where it would run, and how many bytes what comes from memory is made to take.
 
-    `formats`: what the matrices of `_products` are held in, by name; the place's dtype where nothing is said.
+    `formats`: what the matrices of `_products` are held in, by name; the device's dtype where nothing is said.
     """
 
     arch: ArchConfig
-    place: Place
+    device: Device
     kv_dtype: str
     block_size: int
     working_set: int
@@ -107,11 +107,11 @@ def _products(arch: ArchConfig) -> list[_Product]:
 
 def _product_cases(subject: Subject, product: _Product) -> list[Case]:
     """Products with one to many rows. Those with few go through copies of the matrix that no cache holds."""
-    place, format = subject.place, subject.formats.get(product.name, subject.place.dtype)
+    device, format = subject.device, subject.formats.get(product.name, subject.device.dtype)
     is_float = format not in LAYOUTS
     num_values = product.num_out * product.num_in
     one = num_values * ITEM_BYTES[format] if is_float else LAYOUTS[format].num_bytes(product.num_out, product.num_in)
-    matrices = [_matrix(place, product, format) for _ in range(-(-max(subject.working_set, one) // one))]
+    matrices = [_matrix(device, product, format) for _ in range(-(-max(subject.working_set, one) // one))]
     cases = []
     for rows in (rows for rows in _ROWS if rows <= product.most_rows):
         few = matrices if rows <= _FEW_ROWS else matrices[: max(1, _WARM_BYTES // one)]
@@ -125,23 +125,23 @@ def _product_cases(subject: Subject, product: _Product) -> list[Case]:
                 num_bytes=len(few) * one,
                 num_operations=2 * len(few) * product.num_out * product.num_in * rows,
                 from_memory=rows <= _FEW_ROWS,
-                run=_products_of(place, product, few, rows),
+                run=_products_of(device, product, few, rows),
             )
         )
     return cases
 
 
-def _matrix(place: Place, product: _Product, format: str) -> Matrix:
+def _matrix(device: Device, product: _Product, format: str) -> Matrix:
     num_parts = 2 if product.is_gated and product.num_out % 2 == 0 else 1
     size = (product.num_out // num_parts, product.num_in)
     part = random_codes(format, size, random_bytes()) if format in LAYOUTS else _words(format, size)
-    return cpu.pack_linear(place, (product.num_out, product.num_in), [part] * num_parts, None)
+    return cpu.pack_linear(device, (product.num_out, product.num_in), [part] * num_parts, None)
 
 
-def _products_of(place: Place, product: _Product, matrices: list[Matrix], rows: int) -> Callable[[], object]:
-    program = _cpu.Program(place.handle.native)
+def _products_of(device: Device, product: _Product, matrices: list[Matrix], rows: int) -> Callable[[], object]:
+    program = _cpu.Program(device.handle.native)
     is_gated = matrices[0].native.halves and product.is_gated
-    norm = cpu.pack_vector(place, np.ones(product.num_in, np.float32)) if product.is_normed else None
+    norm = cpu.pack_vector(device, np.ones(product.num_in, np.float32)) if product.is_normed else None
     x = program.add_buffer(product.num_in)
     out = program.add_buffer(product.num_out // 2 if is_gated else product.num_out)
     for matrix in matrices:
@@ -162,7 +162,7 @@ def _attention_case(subject: Subject, rows: int, queries: int, context: int) -> 
     num_layers = min(arch.num_layers, num_copies)
     num_turns = -(-num_copies // num_layers)
     layers = _filled_layers(subject, num_layers, num_turns * rows * -(-context // subject.block_size))
-    program = _cpu.Program(subject.place.handle.native)
+    program = _cpu.Program(subject.device.handle.native)
     q, out = program.add_buffer(width), program.add_buffer(width)
     plans = [_plan(subject, layers[0], rows, queries, context, turn) for turn in range(num_turns)]
     for plan in plans:
@@ -204,7 +204,7 @@ def _filled_layers(subject: Subject, num_layers: int, num_blocks: int) -> list[B
     """Keys and values that are not zero: memory that was never written is one page of zeros in a cache."""
     arch = subject.arch
     shape = KVShape(num_blocks, subject.block_size, arch.num_kv_heads, arch.head_dim)
-    layers = cpu.new_kv_layers(subject.place, shape, num_layers, subject.kv_dtype)
+    layers = cpu.new_kv_layers(subject.device, shape, num_layers, subject.kv_dtype)
     memory = layers[0].native.memory()
     if subject.kv_dtype == "int8":
         num_codes = 2 * subject.block_size * arch.head_dim  # of a head in a block; behind them, scales
@@ -218,8 +218,8 @@ def _filled_layers(subject: Subject, num_layers: int, num_blocks: int) -> list[B
 
 
 def _norm_case(subject: Subject) -> Case:
-    place, width = subject.place, subject.arch.hidden_size
-    program, norm = _cpu.Program(place.handle.native), cpu.pack_vector(place, np.ones(width, np.float32))
+    device, width = subject.device, subject.arch.hidden_size
+    program, norm = _cpu.Program(device.handle.native), cpu.pack_vector(device, np.ones(width, np.float32))
     x, out = program.add_buffer(width), program.add_buffer(width)
     program.rms_norm(norm, 1e-5, x, out)
     program.view(x, _SMALL_ROWS)[:] = _floats((_SMALL_ROWS, width))
@@ -229,15 +229,15 @@ def _norm_case(subject: Subject) -> Case:
 
 def _rope_case(subject: Subject) -> Case:
     """Rotation, head norms where the model has them, and the write of K and V to the cache."""
-    arch, place = subject.arch, subject.place
+    arch, device = subject.arch, subject.device
     kv_width = arch.num_kv_heads * arch.head_dim
     width = arch.num_heads * arch.head_dim + 2 * kv_width
     (layer,) = _filled_layers(subject, 1, -(-_SMALL_ROWS // subject.block_size))
     plan = _plan(subject, layer, 1, _SMALL_ROWS, _SMALL_ROWS, 0)
-    rope = cpu.pack_rope(place, inverse_frequencies(replace(arch.rope, has_factors=False), arch.head_dim), 1.0)
+    rope = cpu.pack_rope(device, inverse_frequencies(replace(arch.rope, has_factors=False), arch.head_dim), 1.0)
     rotations = cpu.plan_rope(rope, np.arange(_SMALL_ROWS, dtype=np.int32))
-    norm = cpu.pack_vector(place, np.ones(arch.head_dim, np.float32)) if arch.qk_norm else None
-    program = _cpu.Program(place.handle.native)
+    norm = cpu.pack_vector(device, np.ones(arch.head_dim, np.float32)) if arch.qk_norm else None
+    program = _cpu.Program(device.handle.native)
     qkv = program.add_buffer(width)
     program.rope(layer.native, plan.native, rotations, norm, norm, 1e-5, qkv)
     program.view(qkv, _SMALL_ROWS)[:] = _floats((_SMALL_ROWS, width))
@@ -250,7 +250,7 @@ def _rope_case(subject: Subject) -> Case:
 def _sampler_cases(subject: Subject) -> list[Case]:
     """Draws from a full tile of logits, each row by itself: greedy, and with top-k and top-p."""
     logits = 3.0 * _floats((TILE, subject.arch.vocab_size))
-    shape, machine = str(subject.arch.vocab_size), subject.place.handle.native
+    shape, machine = str(subject.arch.vocab_size), subject.device.handle.native
 
     def case(kernel: str, params: SamplingParams) -> Case:
         rules = rules_of([Draw(params.resolved(), seed, position=1) for seed in range(TILE)])

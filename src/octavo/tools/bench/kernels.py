@@ -42,19 +42,19 @@ def measure_kernels(config: EngineConfig, runs: int, working_set: int, is_quiet:
     files = read_model(hub.resolve(model.model, model.revision, progress=not is_quiet, weights=False))
     arch = files.arch
     dtype = DTYPE_ALIASES.get(model.dtype, model.dtype)
-    place = cpu.open_place("cpu", arch.dtype if dtype == "auto" else dtype, model.threads)
+    device = cpu.open_device("cpu", arch.dtype if dtype == "auto" else dtype, model.threads)
     kv_dtype = DTYPE_ALIASES.get(config.cache_config.kv_dtype, config.cache_config.kv_dtype)
-    kv_dtype = place.dtype if kv_dtype == "auto" else kv_dtype
-    formats = formats_of(files, choose_precision(files, config, place))
-    subject = Subject(arch, place, kv_dtype, config.cache_config.block_size, working_set, formats)
+    kv_dtype = device.dtype if kv_dtype == "auto" else kv_dtype
+    formats = formats_of(files, choose_precision(files, config, device))
+    subject = Subject(arch, device, kv_dtype, config.cache_config.block_size, working_set, formats)
     measured = []
     for cases in groups(subject):
-        measured += measure_group(place.handle.native, cases, runs)
+        measured += measure_group(device.handle.native, cases, runs)
         if not is_quiet:
             note(f"{measured[-1]['kernel']}: done")
     return {
         "benchmark": "kernels",
-        **kernel_circumstances(subject.arch, place, config, kv_dtype),
+        **kernel_circumstances(subject.arch, device, config, kv_dtype),
         "workload": {"runs": runs, "working_set": working_set},
         "limits": medians([run["limits"] for case in measured for run in case["runs"]]),
         "kernels": measured,

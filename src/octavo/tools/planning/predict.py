@@ -14,7 +14,7 @@ from octavo.engine.memory_plan import MemoryPlan
 from octavo.engine.scheduler import Limits
 from octavo.models.load import ModelFiles
 from octavo.ops import _cpu, cpu
-from octavo.ops.interface import Place
+from octavo.ops.interface import Device
 from octavo.tools.planning.cost_model import (
     Costs,
     Sizes,
@@ -48,17 +48,17 @@ class _Foreseen:
 
 
 def forecast(
-    model: ModelFiles, config: EngineConfig, place: Place, memory: MemoryPlan, limits: Limits
+    model: ModelFiles, config: EngineConfig, device: Device, memory: MemoryPlan, limits: Limits
 ) -> dict[str, Any]:
     """The parts `limits`, `probe`, `predictions` and `table` of a plan. Takes some 300 MB for a few seconds."""
-    precision, block_size = choose_precision(model, config, place), config.cache_config.block_size
+    precision, block_size = choose_precision(model, config, device), config.cache_config.block_size
     sizes = sizes_of(model, precision, memory.block_bytes / block_size)
     num_bytes = max(_LEAST_READ, min(_MOST_READ, sizes.layer_bytes + sizes.head_bytes))
-    begin, native = time.perf_counter(), place.handle.native
+    begin, native = time.perf_counter(), device.handle.native
     read = _cpu.read_bandwidth(native, num_bytes, _LIMIT_ROUNDS)
     peak = _cpu.product_peak(native, _LIMIT_ROUNDS)
-    standin = make_standin(model, precision, cpu, place)
-    cache = Cache(choose_kv_dtype(config, place), block_size)
+    standin = make_standin(model, precision, cpu, device)
+    cache = Cache(choose_kv_dtype(config, device), block_size)
     costs = measure(standin, cache, _max_context(model, config), limits.max_num_batched_tokens)
     known = _Foreseen(costs, sizes, read, peak)
     return {

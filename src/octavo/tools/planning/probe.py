@@ -96,7 +96,7 @@ def _engine(standin: Standin, cache: Cache, num_rows: int, clock: Clock) -> Engi
     tables = BlockTables([BlockPool(num_blocks, cache.block_size)], [None], share_prefixes=True)
     limits = Limits(max_num_batched_tokens=num_rows, max_num_seqs=num_rows, max_model_len=1 + _NUM_STEPS)
     shape = _kv_shape(standin, cache, num_blocks)
-    kv = new_cache(standin.ops, standin.place, shape, standin.arch.num_layers, cache.dtype)
+    kv = new_cache(standin.ops, standin.device, shape, standin.arch.num_layers, cache.dtype)
     return Engine(Scheduler(limits, tables), Runner(standin.decoder, kv, standin.ops, clock), clock)
 
 
@@ -119,9 +119,9 @@ class _Field:
 
     def attention_seconds(self, num_rows: int, queries: int, context: int) -> float:
         """Attention alone, of rows with `queries` tokens each at the end of `context`, each time over other blocks."""
-        ops, place, arch = self.standin.ops, self.standin.place, self.standin.arch
+        ops, device, arch = self.standin.ops, self.standin.device, self.standin.arch
         shape = AttentionShape(arch.num_heads, arch.num_kv_heads, arch.head_dim, arch.head_dim**-0.5)
-        q = ops.upload(place, np.ones((num_rows * queries, arch.num_heads, arch.head_dim), np.float32))
+        q = ops.upload(device, np.ones((num_rows * queries, arch.num_heads, arch.head_dim), np.float32))
         turns = max(1, min(_MOST_REPEATS, self.num_blocks // (num_rows * -(-context // self.block_size))))
         layer = self.kv.layers[0]
         times: list[float] = []
@@ -132,7 +132,7 @@ class _Field:
             rows = RowSpans(group.slots, batch.row_starts, group.context_lens, group.block_table)
             plan = ops.plan_attention(layer, rows, shape)  # once a step, not once a layer
             start = time.perf_counter()
-            ops.replay(place, (q,), lambda plan=plan: ops.attention(q, layer, plan))  # type: ignore[misc]
+            ops.replay(device, (q,), lambda plan=plan: ops.attention(q, layer, plan))  # type: ignore[misc]
             times.append(time.perf_counter() - start)
         return median(times[1:])
 
@@ -163,7 +163,7 @@ def _field(standin: Standin, cache: Cache, max_len: int) -> _Field:
     """Blocks are written first: memory that never was is one page of zeros, which a cache holds."""
     one = block_bytes(_kv_shape(standin, cache, 1), 1, cache.dtype)
     num_blocks = max(2, min(_KV_BYTES // one, BATCHES[-1] * -(-max_len // cache.block_size)))
-    kv = new_cache(standin.ops, standin.place, _kv_shape(standin, cache, num_blocks), 1, cache.dtype)
+    kv = new_cache(standin.ops, standin.device, _kv_shape(standin, cache, num_blocks), 1, cache.dtype)
     standin.ops.copy_blocks(kv.layers[0], np.zeros(num_blocks - 1, np.int64), np.arange(1, num_blocks))
     return _Field(standin, kv, num_blocks, cache.block_size)
 

@@ -11,7 +11,7 @@ from octavo.models.families import parts_of
 from octavo.models.load import ModelFiles, format_of, pack_weights, part_bytes
 from octavo.models.random_weights import RandomSource
 from octavo.models.tensor_sources import Precision
-from octavo.ops.interface import Ops, Place
+from octavo.ops.interface import Device, Ops
 
 BUDGET = 160 * 2**20  # bytes of weights; a model with no more has all of them
 _HEAD_SHARE = 4  # of the budget, one part in so many for embedding and head each, where they are cut
@@ -26,7 +26,7 @@ class Standin:
     weights: DecoderWeights
     decoder: Decoder
     ops: Ops
-    place: Place
+    device: Device
     num_layers: int  # the model's
     layer_scale: float  # by bytes
     head_scale: float  # by rows
@@ -35,10 +35,10 @@ class Standin:
     def first_layers(self, num_layers: int) -> Decoder:
         """A decoder of the first `num_layers` layers only, on the same bytes."""
         weights = replace(self.weights, layers=self.weights.layers[:num_layers])
-        return Decoder(_cut(self.arch, num_layers, self.arch.vocab_size), weights, self.ops, self.place)
+        return Decoder(_cut(self.arch, num_layers, self.arch.vocab_size), weights, self.ops, self.device)
 
 
-def make_standin(model: ModelFiles, precision: Precision, ops: Ops, place: Place, budget: int = BUDGET) -> Standin:
+def make_standin(model: ModelFiles, precision: Precision, ops: Ops, device: Device, budget: int = BUDGET) -> Standin:
     """A stand-in with about `budget` bytes of weights, and one layer at least. Reads no weights."""
     arch = model.arch
     formats = {(part.name, part.layer): format_of(part, precision, model.stored) for part in parts_of(arch)}
@@ -58,13 +58,13 @@ def make_standin(model: ModelFiles, precision: Precision, ops: Ops, place: Place
         for part in parts_of(small)
     }
     source = RandomSource(small, kept, precision.dtype)
-    weights = pack_weights(small, source, ops, place)
+    weights = pack_weights(small, source, ops, device)
     return Standin(
         arch=small,
         weights=weights,
-        decoder=Decoder(small, weights, ops, place),
+        decoder=Decoder(small, weights, ops, device),
         ops=ops,
-        place=place,
+        device=device,
         num_layers=arch.num_layers,
         layer_scale=sum(by_layer) / sum(by_layer[index] for index in chosen),
         head_scale=arch.vocab_size / vocab_size,

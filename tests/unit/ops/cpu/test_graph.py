@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octavo.ops import cpu
-from octavo.ops.cpu.graph import Tensor, compile_line
-from octavo.ops.interface import AttentionShape, FinalNorm, KVShape, Place, RowSpans
-from tests.support.cpu_devices import host, normal, place_on, poisoned
+from octavo.ops.cpu.graph import Tensor, compile_graph
+from octavo.ops.interface import AttentionShape, Device, FinalNorm, KVShape, RowSpans
+from tests.support.cpu_devices import device_on, host, normal, poisoned
 
 EPS = 1e-5
 WIDTHS = (24, 64, 33)  # of activations; SwiGLU of 64 is fused, of the others it cannot be
@@ -22,8 +22,8 @@ KINDS = ("linear", "rms_norm", "add_into", "add_into", "silu_mul", "swiglu", "up
 
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
-def place(request) -> Place:
-    return place_on(cpu_path(), request.param)
+def device(request) -> Device:
+    return device_on(cpu_path(), request.param)
 
 
 def cpu_path() -> str:
@@ -35,23 +35,23 @@ def cpu_path() -> str:
 class Weights:
     """One of each shape that random lines need, with and without a bias."""
 
-    def __init__(self, place: Place) -> None:
-        dtype = place.dtype
+    def __init__(self, device: Device) -> None:
+        dtype = device.dtype
 
         def pack(out: int, inner: int, num_parts: int = 1):
             matrix = normal(out + inner, out, inner) / np.float32(inner**0.5)
             parts = [host(part, dtype) for part in np.array_split(matrix, num_parts)]
             bias = None if (out + inner) % 2 else host(normal(out, out), dtype)
-            return cpu.pack_linear(place, (out, inner), parts, bias)
+            return cpu.pack_linear(device, (out, inner), parts, bias)
 
         self.matrices = {(out, inner): pack(out, inner) for out in WIDTHS for inner in WIDTHS}
         self.gated = {(out, inner): pack(2 * out, inner, 2) for out in WIDTHS for inner in WIDTHS}
-        self.norms = {n: cpu.pack_vector(place, 1 + 0.3 * normal(n, n)) for n in WIDTHS}
+        self.norms = {n: cpu.pack_vector(device, 1 + 0.3 * normal(n, n)) for n in WIDTHS}
 
 
 @pytest.fixture(scope="module")
-def weights(place) -> Weights:
-    return Weights(place)
+def weights(device) -> Weights:
+    return Weights(device)
 
 
 @dataclass(frozen=True)
@@ -105,14 +105,16 @@ def lines(draw) -> tuple[int, list[Note]]:
     return given_width, notes
 
 
-def note_line(place: Place, weights: Weights, x: Tensor, notes: list[Note], then: Callable[[Tensor], Tensor]) -> Tensor:
+def note_line(
+    device: Device, weights: Weights, x: Tensor, notes: list[Note], then: Callable[[Tensor], Tensor]
+) -> Tensor:
     """The line's last result; `then` gets every result before the next operation takes it."""
     results, num_rows = [x], len(x.value)
     for note in notes:
         first = results[note.first]
         match note.kind:
             case "upload":
-                made = cpu.upload(place, normal(len(results), num_rows, note.width))
+                made = cpu.upload(device, normal(len(results), num_rows, note.width))
             case "linear" if note.width in WIDTHS:
                 made = cpu.linear(first, weights.matrices[note.width, first.width])
             case "linear":
@@ -131,22 +133,22 @@ def note_line(place: Place, weights: Weights, x: Tensor, notes: list[Note], then
 
 @settings(max_examples=200, deadline=None)
 @given(line=lines(), num_rows=st.sampled_from([1, 2, 13, 33]))
-def test_a_random_line_is_its_operations_one_by_one(place, weights, line, num_rows):
+def test_a_random_line_is_its_operations_one_by_one(device, weights, line, num_rows):
     width, notes = line
     x = normal(num_rows, num_rows, width)
 
     def computed(tensor: Tensor) -> Tensor:
-        return cpu.upload(place, cpu.download(tensor))
+        return cpu.upload(device, cpu.download(tensor))
 
-    steps = cpu.download(note_line(place, weights, cpu.upload(place, x), notes, computed))
-    program = compile_line(note_line(place, weights, cpu.upload(place, x), notes, lambda tensor: tensor))
+    steps = cpu.download(note_line(device, weights, cpu.upload(device, x), notes, computed))
+    program = compile_graph(note_line(device, weights, cpu.upload(device, x), notes, lambda tensor: tensor))
     for _ in range(2):
         assert program.read(program.run()).tobytes() == steps.tobytes()
 
 
-def test_what_was_changed_in_place_is_not_read(place, weights):
+def test_what_was_changed_in_place_is_not_read(device, weights):
     """... for what it was: a line that asks for that is refused, not computed from something else."""
-    x = cpu.upload(place, normal(1, 3, 24))
+    x = cpu.upload(device, normal(1, 3, 24))
     before = cpu.rms_norm(x, weights.norms[24], EPS)
     changed = cpu.add_into(x, cpu.linear(x, weights.matrices[24, 24]))
     with pytest.raises(AssertionError, match="changed in place"):
@@ -175,7 +177,7 @@ def recorded(monkeypatch) -> Callable[[Tensor], Recorder]:
     def compiled(result: Tensor) -> Recorder:
         with monkeypatch.context() as patch:
             patch.setattr("octavo.ops._cpu.Program", Recorder)
-            return compile_line(result).native
+            return compile_graph(result).native
 
     return compiled
 
@@ -183,19 +185,19 @@ def recorded(monkeypatch) -> Callable[[Tensor], Recorder]:
 class TestFusing:
     """What goes into a product, and what must not."""
 
-    def test_norm_product_and_sum_are_one(self, place, weights, recorded):
-        x = cpu.upload(place, normal(1, 3, 24))
+    def test_norm_product_and_sum_are_one(self, device, weights, recorded):
+        x = cpu.upload(device, normal(1, 3, 24))
         normed = cpu.rms_norm(x, weights.norms[24], EPS)
         made = recorded(cpu.add_into(x, cpu.linear(normed, weights.matrices[24, 24])))
         assert made.calls == ["linear"]
 
-    def test_gate_and_up_go_into_the_product(self, place, weights, recorded):
-        x = cpu.upload(place, normal(1, 3, 24))
+    def test_gate_and_up_go_into_the_product(self, device, weights, recorded):
+        x = cpu.upload(device, normal(1, 3, 24))
         assert recorded(cpu.silu_mul(cpu.linear(x, weights.gated[64, 24]))).calls == ["linear"]
         assert recorded(cpu.silu_mul(cpu.linear(x, weights.gated[33, 24]))).calls == ["linear", "silu_mul"]
 
-    def test_what_others_read_stays(self, place, weights, recorded):
-        x = cpu.upload(place, normal(1, 3, 64))
+    def test_what_others_read_stays(self, device, weights, recorded):
+        x = cpu.upload(device, normal(1, 3, 64))
         normed = cpu.rms_norm(x, weights.norms[64], EPS)
         twice = cpu.add_into(cpu.linear(normed, weights.matrices[64, 64]), normed)
         assert recorded(twice).calls == ["rms_norm", "linear", "add"]
@@ -203,9 +205,9 @@ class TestFusing:
         kept = cpu.add_into(cpu.linear(cpu.silu_mul(product), weights.gated[64, 64]), product)
         assert recorded(kept).calls == ["linear", "silu_mul", "linear", "add"]
 
-    def test_a_layer_takes_a_few_buffers(self, place, weights, recorded):
+    def test_a_layer_takes_a_few_buffers(self, device, weights, recorded):
         """However many layers: the residual stream, and what lies between its sums."""
-        x = cpu.upload(place, normal(1, 3, 24))
+        x = cpu.upload(device, normal(1, 3, 24))
         for _ in range(20):
             up = cpu.linear(cpu.rms_norm(x, weights.norms[24], EPS), weights.gated[64, 24])
             x = cpu.add_into(x, cpu.linear(cpu.silu_mul(up), weights.matrices[24, 64]))
@@ -213,7 +215,7 @@ class TestFusing:
         assert made.calls == ["linear", "linear"] * 20
         assert sorted(made.widths) == [24, 64]
 
-    def test_what_is_put_in_has_a_buffer_of_its_own_until_it_is_read(self, place, weights):
+    def test_what_is_put_in_has_a_buffer_of_its_own_until_it_is_read(self, device, weights):
         """It is there before the first operation runs; and put in again when a program runs again."""
         square, given = weights.matrices[24, 24], normal(1, 5, 24)
 
@@ -222,8 +224,8 @@ class TestFusing:
             deep = cpu.linear(cpu.linear(cpu.linear(early, square), square), square)
             return cpu.add_into(deep, cpu.linear(late, square))
 
-        early, late = cpu.upload(place, given), cpu.upload(place, given[::-1])
-        program = compile_line(line(early, late))
+        early, late = cpu.upload(device, given), cpu.upload(device, given[::-1])
+        program = compile_graph(line(early, late))
         first = program.read(program.run()).copy()
         assert program.read(program.run()).tobytes() == first.tobytes()
         assert cpu.download(early).tobytes() == given.tobytes()
@@ -237,22 +239,22 @@ class TestFusing:
 class Model:
     """Embedding and one product: a line with tokens, and how often it was noted."""
 
-    def __init__(self, place: Place, seed: int) -> None:
-        self.place, self.num_noted = place, 0
+    def __init__(self, device: Device, seed: int) -> None:
+        self.device, self.num_noted = device, 0
         self.matrix = normal(seed, 50, 24)
-        self.embedding = cpu.pack_embedding(place, host(self.matrix, place.dtype))
-        self.weight = cpu.pack_linear(place, (40, 24), [host(normal(seed + 1, 40, 24), place.dtype)], None)
+        self.embedding = cpu.pack_embedding(device, host(self.matrix, device.dtype))
+        self.weight = cpu.pack_linear(device, (40, 24), [host(normal(seed + 1, 40, 24), device.dtype)], None)
 
     def line(self, tokens) -> Tensor:
         self.num_noted += 1
         return cpu.linear(cpu.embed(self.embedding, tokens), self.weight)
 
     def forward(self, ids: np.ndarray, *key: object):
-        tokens = cpu.plan_tokens(self.place, ids)
-        return cpu.replay(self.place, (self, *key), lambda: self.line(tokens))
+        tokens = cpu.plan_tokens(self.device, ids)
+        return cpu.replay(self.device, (self, *key), lambda: self.line(tokens))
 
     def expected(self, ids: np.ndarray) -> np.ndarray:
-        x = cpu.upload(self.place, cpu.download(cpu.embed(self.embedding, cpu.plan_tokens(self.place, ids))))
+        x = cpu.upload(self.device, cpu.download(cpu.embed(self.embedding, cpu.plan_tokens(self.device, ids))))
         return cpu.download(cpu.linear(x, self.weight))
 
 
@@ -261,9 +263,9 @@ def some_ids(seed: int, count: int) -> np.ndarray:
 
 
 @pytest.fixture
-def fresh(place) -> Place:
-    """A place that nothing was recorded at."""
-    return place_on(cpu_path(), place.dtype, threads=2)
+def fresh(device) -> Device:
+    """A device that nothing was recorded on."""
+    return device_on(cpu_path(), device.dtype, threads=2)
 
 
 def test_a_record_is_run_with_any_number_of_tokens(fresh):
@@ -290,10 +292,10 @@ def test_each_key_has_its_record(fresh):
         assert model.num_noted == noted, key
 
 
-def test_one_place_does_not_know_the_records_of_another(fresh, place):
+def test_one_place_does_not_know_the_records_of_another(fresh, device):
     ids, one = some_ids(1, 6), Model(fresh, 1)
     cpu.download(one.forward(ids))
-    other = Model(place_on(cpu_path(), place.dtype), 2)
+    other = Model(device_on(cpu_path(), device.dtype), 2)
     assert cpu.download(other.forward(ids)).tobytes() == other.expected(ids).tobytes()
 
 

@@ -11,16 +11,16 @@ from octavo.engine.build import resolve
 from octavo.models.load import read_model
 from octavo.ops import cpu, reference
 from octavo.ops.cpu.device import paths
-from octavo.ops.interface import AttentionShape, KVShape, Place
-from tests.support.cpu_devices import codes_and_scales, normal, place_on, poisoned, quantised, spans_over
+from octavo.ops.interface import AttentionShape, Device, KVShape
+from tests.support.cpu_devices import codes_and_scales, device_on, normal, poisoned, quantized, spans_over
 from tests.unit.ops.cpu.test_kernels import ATTENTION, SPANS, Attended, same_bits
 
 SHAPES = [(1, 2, 1), (1, 6, 4), (2, 16, 3), (3, 34, 16), (3, 64, 16), (1, 80, 5), (2, 128, 32)]
 
 
 @pytest.fixture(params=paths())
-def place(request) -> Place:
-    return place_on(request.param, "float32")
+def device(request) -> Device:
+    return device_on(request.param, "float32")
 
 
 def hard_rows(head_dim: int, count: int = 40) -> np.ndarray:
@@ -42,7 +42,7 @@ def hard_rows(head_dim: int, count: int = 40) -> np.ndarray:
     return rows
 
 
-def written(ops, at: Place, kv, rows, keys: np.ndarray, values: np.ndarray) -> None:
+def written(ops, at: Device, kv, rows, keys: np.ndarray, values: np.ndarray) -> None:
     """Keys and values [T, num_kv_heads, head_dim] to the slots of `rows`; no key is turned."""
     num_tokens, num_kv_heads, head_dim = keys.shape
     rope = ops.plan_rope(ops.pack_rope(at, np.zeros(head_dim // 2, np.float32), 1.0), np.zeros(num_tokens, np.int32))
@@ -52,25 +52,25 @@ def written(ops, at: Place, kv, rows, keys: np.ndarray, values: np.ndarray) -> N
 
 
 @pytest.mark.parametrize(("num_kv_heads", "head_dim", "block_size"), SHAPES)
-def test_bytes_are_those_of_the_reference(place, num_kv_heads, head_dim, block_size):
+def test_bytes_are_those_of_the_reference(device, num_kv_heads, head_dim, block_size):
     """Codes and scales, bit for bit; and not a byte elsewhere."""
-    oracle = reference.open_place("cpu", "float32", 1)
+    oracle = reference.open_device("cpu", "float32", 1)
     rows, num_blocks = spans_over(np.random.default_rng(1), [(23, 23), (1, 1), (40, 16)], block_size)
     shape = KVShape(num_blocks, block_size, num_kv_heads, head_dim)
     hard = hard_rows(head_dim)
     keys = np.stack([np.roll(hard, head, axis=0) for head in range(num_kv_heads)], axis=1)
     values = keys[::-1].copy()
-    _, kv, _ = poisoned(place, shape, "int8", num_layers=3)
+    _, kv, _ = poisoned(device, shape, "int8", num_layers=3)
     theirs = reference.new_kv(oracle, shape, "int8")
     before = kv.native.memory().copy()
-    written(cpu, place, kv, rows, keys, values)
+    written(cpu, device, kv, rows, keys, values)
     written(reference, oracle, theirs, rows, keys, values)
     found = [part.reshape(-1, *part.shape[2:]) for part in codes_and_scales(kv, 1, 3)]
     expected = (theirs.keys, theirs.values, theirs.key_scales, theirs.value_scales)
     for ours, tensor in zip(found, expected, strict=True):
         np.testing.assert_array_equal(ours[rows.slots], tensor.numpy()[rows.slots])
-    np.testing.assert_array_equal(theirs.values.numpy()[rows.slots], quantised(values)[0])
-    np.testing.assert_array_equal(theirs.value_scales.numpy()[rows.slots], quantised(values)[1])
+    np.testing.assert_array_equal(theirs.values.numpy()[rows.slots], quantized(values)[0])
+    np.testing.assert_array_equal(theirs.value_scales.numpy()[rows.slots], quantized(values)[1])
     changed = np.flatnonzero(kv.native.memory() != before)
     mine = np.zeros(before.shape, bool)
     mine.reshape(num_blocks, 3, -1)[np.unique(rows.slots // block_size), 1] = True
@@ -83,7 +83,7 @@ def test_bytes_are_those_of_the_reference(place, num_kv_heads, head_dim, block_s
 def test_hard_rows_are_hard():
     """The codes are what they should be, by arithmetic that shares nothing with either backend."""
     rows = hard_rows(64).astype(np.float64)
-    codes, scales = quantised(hard_rows(64))
+    codes, scales = quantized(hard_rows(64))
     assert np.isnan(scales[9:14]).all()
     assert not codes[9:14].any()
     assert not codes[[0, 1, 7]].any()
@@ -95,12 +95,12 @@ def test_hard_rows_are_hard():
 
 
 @pytest.mark.parametrize("case", ATTENTION)
-def test_attention_is_that_of_the_reference(place, case):
+def test_attention_is_that_of_the_reference(device, case):
     """Over the reference's own codes and scales."""
     import torch
 
-    oracle = reference.open_place("cpu", "float32", 1)
-    attended = Attended(place, "int8", SPANS["mixed"], ATTENTION[case])
+    oracle = reference.open_device("cpu", "float32", 1)
+    attended = Attended(device, "int8", SPANS["mixed"], ATTENTION[case])
     theirs = reference.new_kv(oracle, attended.kv_shape, "int8")
     parts = codes_and_scales(attended.kv)
     with torch.inference_mode():
@@ -109,15 +109,15 @@ def test_attention_is_that_of_the_reference(place, case):
             tensor.copy_(torch.from_numpy(np.ascontiguousarray(part).reshape(tensor.shape)))
     plan = reference.plan_attention(theirs, attended.rows, attended.shape)
     expected = reference.download(reference.attention(reference.upload(oracle, attended.q), theirs, plan))
-    np.testing.assert_allclose(attended.run(place), expected, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(attended.run(device), expected, rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("spans", SPANS)
 @pytest.mark.parametrize("case", ["smollm2", "blocks of 3, window 9", "capped, blocks of 24", "blocks of 128"])
-def test_what_lies_in_slots_that_are_not_seen_changes_nothing(place, spans, case):
+def test_what_lies_in_slots_that_are_not_seen_changes_nothing(device, spans, case):
     """Codes and scales of an earlier owner of the block, or bytes that make the scales NaN: the same bits."""
-    attended = Attended(place, "int8", SPANS[spans], ATTENTION[case])
-    found = attended.run(place)
+    attended = Attended(device, "int8", SPANS[spans], ATTENTION[case])
+    found = attended.run(device)
     assert np.isfinite(found).all()
     unseen = np.isnan(attended.keys[:, 0, 0]).reshape(attended.kv_shape.num_blocks, -1)
     keys, values, *scales = codes_and_scales(attended.kv)
@@ -125,21 +125,21 @@ def test_what_lies_in_slots_that_are_not_seen_changes_nothing(place, spans, case
         keys[unseen], values[unseen] = 77, -99
         for part in scales:
             part[unseen] = scale
-        assert same_bits(attended.run(place), found)
+        assert same_bits(attended.run(device), found)
 
 
-def test_a_row_that_is_not_finite_is_not_a_number_for_those_who_see_it(place):
+def test_a_row_that_is_not_finite_is_not_a_number_for_those_who_see_it(device):
     """And for nobody before it, though they share its tiles and products."""
-    attended = Attended(place, "int8", [(100, 100), (70, 70)], ATTENTION["smollm2"])
-    whole = attended.run(place)
+    attended = Attended(device, "int8", [(100, 100), (70, 70)], ATTENTION["smollm2"])
+    whole = attended.run(device)
     row_of = attended.rows.slots
     for which in (0, 1):
-        again = Attended(place, "int8", [(100, 100), (70, 70)], ATTENTION["smollm2"])
+        again = Attended(device, "int8", [(100, 100), (70, 70)], ATTENTION["smollm2"])
         parts = codes_and_scales(again.kv)
         block, slot = divmod(int(row_of[41]), again.kv_shape.block_size)
         parts[which][block, slot, 1] = 0
         parts[2 + which][block, slot, 1] = np.nan
-        found = again.run(place).reshape(170, 9, 64)
+        found = again.run(device).reshape(170, 9, 64)
         expected = whole.reshape(170, 9, 64)
         assert np.isnan(found[41:100, 3:6]).all()
         assert same_bits(found[:41], expected[:41])
@@ -150,16 +150,16 @@ def test_a_row_that_is_not_finite_is_not_a_number_for_those_who_see_it(place):
 # --- how much there is of it ------------------------------------------------------------------------------------
 
 
-def test_scales_are_counted(place, tiny_model):
+def test_scales_are_counted(device, tiny_model):
     shape = KVShape(7, 5, 3, 10)
-    layers = cpu.new_kv_layers(place, shape, 2, "int8")
+    layers = cpu.new_kv_layers(device, shape, 2, "int8")
     assert block_bytes(shape, 2, "int8") == 2 * 2 * 5 * 3 * (10 + 4)
     assert layers[0].native.memory().size == 7 * block_bytes(shape, 2, "int8")
     model = read_model(tiny_model)
     arch = model.arch
     fields = {"model": str(tiny_model), "kv_cache_memory": "16MiB"}
     found = {
-        dtype: resolve(model, EngineConfig.from_fields(kv_dtype=dtype, **fields), cpu, place, {})
+        dtype: resolve(model, EngineConfig.from_fields(kv_dtype=dtype, **fields), cpu, device, {})
         for dtype in ("float32", "int8")
     }
     ratio = 4 * arch.head_dim / (arch.head_dim + 4)

@@ -14,14 +14,14 @@ import pytest
 
 from octavo.ops import cpu, reference
 from octavo.ops.cpu.device import PANEL, paths
-from octavo.ops.interface import AttentionShape, FinalNorm, HeadNorms, KVShape, Place, RowSpans
+from octavo.ops.interface import AttentionShape, Device, FinalNorm, HeadNorms, KVShape, RowSpans
 from tests.support.cpu_devices import (
     BF16_UNIT,
     UNIT,
+    device_on,
     held,
     host,
     normal,
-    place_on,
     poisoned,
     read_kv,
     rounds_inputs,
@@ -50,13 +50,13 @@ def path(request) -> str:
 
 
 @pytest.fixture(params=DTYPES)
-def place(request, path) -> Place:
-    return place_on(path, request.param)
+def device(request, path) -> Device:
+    return device_on(path, request.param)
 
 
 @pytest.fixture(scope="module")
-def oracle() -> Place:
-    return reference.open_place("cpu", "float32", 1)
+def oracle() -> Device:
+    return reference.open_device("cpu", "float32", 1)
 
 
 def sum_bound(magnitudes: np.ndarray, num_terms: int) -> np.ndarray:
@@ -81,19 +81,19 @@ def same_bits(found: np.ndarray, expected: np.ndarray) -> bool:
 
 @pytest.mark.parametrize("hidden", [1, 2, 7, 33, 120])
 @pytest.mark.parametrize("vocab", [1, 31, 33, 331])
-def test_embed_is_exact(place, vocab, hidden):
+def test_embed_is_exact(device, vocab, hidden):
     matrix = normal(1, vocab, hidden)
     ids = np.random.default_rng(2).integers(0, vocab, 50).astype(np.int32)
-    embedding = cpu.pack_embedding(place, host(matrix, place.dtype))
-    found = cpu.download(cpu.embed(embedding, cpu.plan_tokens(place, ids)))
-    assert same_bits(found, held(matrix, place.dtype)[ids])
+    embedding = cpu.pack_embedding(device, host(matrix, device.dtype))
+    found = cpu.download(cpu.embed(embedding, cpu.plan_tokens(device, ids)))
+    assert same_bits(found, held(matrix, device.dtype)[ids])
 
 
 @pytest.mark.parametrize("n", WIDTHS)
 @pytest.mark.parametrize("size", [1.0, 1e-4, 1e15])
-def test_rms_norm(place, oracle, n, size):
+def test_rms_norm(device, oracle, n, size):
     x, weight = size * normal(1, 33, n), 1 + normal(2, n)
-    found = cpu.download(cpu.rms_norm(cpu.upload(place, x), cpu.pack_vector(place, weight), EPS))
+    found = cpu.download(cpu.rms_norm(cpu.upload(device, x), cpu.pack_vector(device, weight), EPS))
     norm = reference.pack_vector(oracle, weight)
     expected = reference.download(reference.rms_norm(reference.upload(oracle, x), norm, EPS))
     assert_within(found, expected, sum_bound(np.abs(expected), n))
@@ -101,28 +101,28 @@ def test_rms_norm(place, oracle, n, size):
 
 @pytest.mark.parametrize("n", WIDTHS)
 @pytest.mark.parametrize("size", [1.0, 30.0])
-def test_silu_mul(place, oracle, n, size):
+def test_silu_mul(device, oracle, n, size):
     """Up to e^-88, where the result all but vanishes."""
     x = size * normal(1, 33, 2 * n)
-    found = cpu.download(cpu.silu_mul(cpu.upload(place, x)))
+    found = cpu.download(cpu.silu_mul(cpu.upload(device, x)))
     expected = reference.download(reference.silu_mul(reference.upload(oracle, x)))
     assert_within(found, expected, 16 * UNIT * np.abs(expected) + 1e-33)
 
 
 @pytest.mark.parametrize("n", WIDTHS)
-def test_add_into_is_exact(place, n):
+def test_add_into_is_exact(device, n):
     a, b = normal(1, 33, n), normal(2, 33, n)
-    assert same_bits(cpu.download(cpu.add_into(cpu.upload(place, a), cpu.upload(place, b))), a + b)
+    assert same_bits(cpu.download(cpu.add_into(cpu.upload(device, a), cpu.upload(device, b))), a + b)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_bad_numbers_stay_in_their_row(place, bad):
+def test_bad_numbers_stay_in_their_row(device, bad):
     """... and stay bad: the sampler must see them."""
     x = normal(1, 40, 64)
     x[[3, 39], [0, 63]] = bad
-    tensor = cpu.upload(place, x)
-    norm = cpu.pack_vector(place, np.ones(64, np.float32))
-    weight = cpu.pack_linear(place, (32, 64), [host(normal(2, 32, 64), place.dtype)], None)
+    tensor = cpu.upload(device, x)
+    norm = cpu.pack_vector(device, np.ones(64, np.float32))
+    weight = cpu.pack_linear(device, (32, 64), [host(normal(2, 32, 64), device.dtype)], None)
     results = {
         "rms_norm": cpu.rms_norm(tensor, norm, EPS),
         "silu_mul": cpu.silu_mul(tensor),
@@ -140,38 +140,38 @@ def test_bad_numbers_stay_in_their_row(place, bad):
 # --- products ---------------------------------------------------------------------------------------------------
 
 
-def pack(ops, place: Place, matrix: np.ndarray, bias: np.ndarray | None, num_parts: int = 1):
-    """`matrix`, as `place` (or, for the reference, as it is) holds it."""
-    dtype = place.dtype if ops is cpu else "float32"
+def pack(ops, device: Device, matrix: np.ndarray, bias: np.ndarray | None, num_parts: int = 1):
+    """`matrix`, as `device` (or, for the reference, as it is) holds it."""
+    dtype = device.dtype if ops is cpu else "float32"
     parts = [host(part, dtype) for part in np.array_split(matrix, num_parts)]
-    return ops.pack_linear(place, matrix.shape, parts, None if bias is None else host(bias, dtype))
+    return ops.pack_linear(device, matrix.shape, parts, None if bias is None else host(bias, dtype))
 
 
-def product_inputs(place: Place, num_rows: int, out: int, inner: int):
-    """x, matrix and bias, as `place` holds them."""
+def product_inputs(device: Device, num_rows: int, out: int, inner: int):
+    """x, matrix and bias, as `device` holds them."""
     x = normal(num_rows, num_rows, inner)
-    x = held(x, "bfloat16") if rounds_inputs(place) else x
-    return x, held(normal(2, out, inner), place.dtype), held(normal(3, out), place.dtype)
+    x = held(x, "bfloat16") if rounds_inputs(device) else x
+    return x, held(normal(2, out, inner), device.dtype), held(normal(3, out), device.dtype)
 
 
 @pytest.mark.parametrize(("out", "inner"), SHAPES)
 @pytest.mark.parametrize("has_bias", [False, True])
-def test_linear(place, oracle, out, inner, has_bias):
+def test_linear(device, oracle, out, inner, has_bias):
     for num_rows in (1, 2, 5, 13, 33, 97):
-        x, matrix, bias = product_inputs(place, num_rows, out, inner)
+        x, matrix, bias = product_inputs(device, num_rows, out, inner)
         bias = bias if has_bias else None
-        found = cpu.download(cpu.linear(cpu.upload(place, x), pack(cpu, place, matrix, bias)))
+        found = cpu.download(cpu.linear(cpu.upload(device, x), pack(cpu, device, matrix, bias)))
         theirs = reference.linear(reference.upload(oracle, x), pack(reference, oracle, matrix, bias))
         magnitudes = np.abs(x) @ np.abs(matrix).T + (np.abs(bias) if has_bias else 0)
         assert_within(found, reference.download(theirs), sum_bound(magnitudes, inner))
 
 
 @pytest.mark.parametrize(("out", "inner"), SHAPES)
-def test_linear_normed_and_added_to(place, oracle, out, inner):
+def test_linear_normed_and_added_to(device, oracle, out, inner):
     """The norm in front and the sum behind go into the product; what they say stays."""
     norm_weight = 1 + 0.3 * normal(5, inner)
     for num_rows in (1, 7, 33):
-        x, matrix, bias = product_inputs(place, num_rows, out, inner)
+        x, matrix, bias = product_inputs(device, num_rows, out, inner)
         residual = normal(6, num_rows, out)
 
         def line(ops, at, x=x, matrix=matrix, bias=bias, residual=residual):
@@ -182,23 +182,23 @@ def test_linear_normed_and_added_to(place, oracle, out, inner):
         wide = reference.download(normed)
         expected = line(reference, oracle)
         bound = sum_bound(np.abs(wide) @ np.abs(matrix).T + np.abs(bias) + np.abs(residual), 2 * inner)
-        if rounds_inputs(place):
+        if rounds_inputs(device):
             expected = held(wide, "bfloat16") @ matrix.T + bias + residual
             bound += 2 * BF16_UNIT * np.max(np.abs(wide)[:, None] * np.abs(matrix)[None], axis=2)
-        assert_within(line(cpu, place), expected, bound)
+        assert_within(line(cpu, device), expected, bound)
 
 
 @pytest.mark.parametrize(("n", "inner"), [(1, 9), (32, 31), (33, 64), (64, 65), (96, 257), (100, 40), (128, 1000)])
 @pytest.mark.parametrize("has_bias", [False, True])
-def test_swiglu_of_a_product(place, oracle, n, inner, has_bias):
+def test_swiglu_of_a_product(device, oracle, n, inner, has_bias):
     """Two equal parts of whole panels stand interleaved and SwiGLU goes into the product; others do without."""
     for num_rows in (1, 6, 97):
-        x, matrix, bias = product_inputs(place, num_rows, 2 * n, inner)
+        x, matrix, bias = product_inputs(device, num_rows, 2 * n, inner)
         matrix /= np.float32(max(1, 2 * round(inner**0.5 / 2)))  # a power of 2 keeps bfloat16 what it is
-        matrix, bias = held(matrix, place.dtype), bias if has_bias else None
-        packed = pack(cpu, place, matrix, bias, num_parts=2)
+        matrix, bias = held(matrix, device.dtype), bias if has_bias else None
+        packed = pack(cpu, device, matrix, bias, num_parts=2)
         assert packed.native.halves == (n % PANEL == 0)
-        found = cpu.download(cpu.silu_mul(cpu.linear(cpu.upload(place, x), packed)))
+        found = cpu.download(cpu.silu_mul(cpu.linear(cpu.upload(device, x), packed)))
         product = reference.linear(reference.upload(oracle, x), pack(reference, oracle, matrix, bias))
         both = np.abs(x) @ np.abs(matrix).T + (0 if bias is None else np.abs(bias))
         off = sum_bound(both, inner)
@@ -207,26 +207,26 @@ def test_swiglu_of_a_product(place, oracle, n, inner, has_bias):
         bound = 1.1 * off[:, :n] * (np.abs(up) + off[:, n:]) + np.abs(gate) * off[:, n:] + 32 * UNIT * np.abs(gate * up)
         assert_within(found, reference.download(reference.silu_mul(product)), bound + 1e-30)
         # Not fused, the same matrix, the same numbers.
-        plain = cpu.download(cpu.linear(cpu.upload(place, x), packed))
+        plain = cpu.download(cpu.linear(cpu.upload(device, x), packed))
         assert_within(plain, reference.download(product), off)
-        assert same_bits(found, cpu.download(cpu.silu_mul(cpu.upload(place, plain))))
+        assert same_bits(found, cpu.download(cpu.silu_mul(cpu.upload(device, plain))))
 
 
 @pytest.mark.parametrize("sizes", [(64, 32, 32), (96, 32, 32), (40, 7, 7), (1, 1, 62), (128, 64, 64)])
-def test_a_matrix_of_uneven_parts(place, oracle, sizes):
+def test_a_matrix_of_uneven_parts(device, oracle, sizes):
     """Q, K and V: whatever the first part makes of the order of panels, outputs are where they belong."""
-    x, matrix, bias = product_inputs(place, 5, sum(sizes), 50)
+    x, matrix, bias = product_inputs(device, 5, sum(sizes), 50)
     parts = np.split(matrix, np.cumsum(sizes)[:-1])
-    packed = cpu.pack_linear(place, matrix.shape, (host(p, place.dtype) for p in parts), host(bias, place.dtype))
-    found = cpu.download(cpu.linear(cpu.upload(place, x), packed))
+    packed = cpu.pack_linear(device, matrix.shape, (host(p, device.dtype) for p in parts), host(bias, device.dtype))
+    found = cpu.download(cpu.linear(cpu.upload(device, x), packed))
     theirs = reference.linear(reference.upload(oracle, x), pack(reference, oracle, matrix, bias))
     assert_within(found, reference.download(theirs), sum_bound(np.abs(x) @ np.abs(matrix).T + np.abs(bias), 50))
 
 
 @pytest.mark.parametrize("vocab", [1, 33, 331])
 @pytest.mark.parametrize("hidden_size", [24, 65, 576])
-def test_logits_of_chosen_rows(place, oracle, vocab, hidden_size):
-    hidden, head = normal(1, 50, hidden_size), held(normal(2, vocab, hidden_size), place.dtype)
+def test_logits_of_chosen_rows(device, oracle, vocab, hidden_size):
+    hidden, head = normal(1, 50, hidden_size), held(normal(2, vocab, hidden_size), device.dtype)
     norm_weight = 1 + 0.3 * normal(3, hidden_size)
     wanted = np.array([49, 0, 7, 7, *range(20, 33)], np.int32)
 
@@ -239,13 +239,13 @@ def test_logits_of_chosen_rows(place, oracle, vocab, hidden_size):
     wide = reference.download(normed)[wanted]
     expected = line(reference, oracle, wanted)
     bound = sum_bound(np.abs(wide) @ np.abs(head).T, 2 * hidden_size)
-    if rounds_inputs(place):
+    if rounds_inputs(device):
         expected = held(wide, "bfloat16") @ head.T
         bound += 2 * BF16_UNIT * np.max(np.abs(wide)[:, None] * np.abs(head)[None], axis=2)
-    found = line(cpu, place, wanted)
+    found = line(cpu, device, wanted)
     assert_within(found, expected, bound)
     for index, row in enumerate(wanted):
-        assert same_bits(line(cpu, place, np.array([row], np.int32)), found[index])
+        assert same_bits(line(cpu, device, np.array([row], np.int32)), found[index])
 
 
 # --- the cache --------------------------------------------------------------------------------------------------
@@ -257,7 +257,7 @@ def test_logits_of_chosen_rows(place, oracle, vocab, hidden_size):
     ("heads", "kv_heads", "head_dim", "block_size"),
     [(3, 1, 6, 4), (5, 1, 24, 16), (4, 2, 64, 5), (2, 2, 80, 1), (8, 2, 128, 3), (1, 1, 2, 32), (9, 3, 34, 128)],
 )
-def test_rope_and_cache(place, oracle, kv_dtype, with_norms, heads, kv_heads, head_dim, block_size):
+def test_rope_and_cache(device, oracle, kv_dtype, with_norms, heads, kv_heads, head_dim, block_size):
     """Queries and keys turned, each at its own position; K and V in their slots, and not a byte anywhere else."""
     rng = np.random.default_rng(2)
     spans = [(9, 4), (5, 5), (1, 1), (700, 40), (8000, 3)]
@@ -274,9 +274,9 @@ def test_rope_and_cache(place, oracle, kv_dtype, with_norms, heads, kv_heads, he
         plan = ops.plan_attention(kv, rows, AttentionShape(heads, kv_heads, head_dim, 1.0))
         return ops.download(ops.rope_and_cache(ops.upload(at, qkv), rope, plan, kv, norms))
 
-    before, kv, behind = poisoned(place, kv_shape, kv_dtype, num_layers=3)
+    before, kv, behind = poisoned(device, kv_shape, kv_dtype, num_layers=3)
     theirs = reference.new_kv(oracle, kv_shape, "float32")
-    found, expected = line(cpu, place, kv), line(reference, oracle, theirs)
+    found, expected = line(cpu, device, kv), line(reference, oracle, theirs)
     # A pair's length does not change: both numbers' errors are measured by it.
     bound = 16 * UNIT * (1 + with_norms * head_dim**0.5 / 4)
     assert_within(found, expected, bound * pair_lengths(expected))
@@ -301,10 +301,10 @@ def pair_lengths(x: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kv_dtype", KV_DTYPES)
-def test_copied_blocks_are_whole(place, kv_dtype):
+def test_copied_blocks_are_whole(device, kv_dtype):
     """Those of one layer; the others stay."""
     shape = KVShape(7, 5, 3, 10)
-    layers = cpu.new_kv_layers(place, shape, 2, kv_dtype)
+    layers = cpu.new_kv_layers(device, shape, 2, kv_dtype)
     assert not layers[0].native.memory().any()
     given = normal(1, 2, 2, 7, 5, 3, 10)
     for layer, kv in enumerate(layers):
@@ -342,7 +342,7 @@ ATTENTION = {
 class Attended:
     """Attention over given keys and values; what no query may see is NaN."""
 
-    def __init__(self, place: Place, kv_dtype: str, spans, fields, seed: int = 1) -> None:
+    def __init__(self, device: Device, kv_dtype: str, spans, fields, seed: int = 1) -> None:
         heads, kv_heads, head_dim, block_size, window, soft_cap = fields
         rng = np.random.default_rng(seed)
         self.shape = AttentionShape(heads, kv_heads, head_dim, 2.0 * head_dim**-0.5, window, soft_cap)
@@ -353,15 +353,15 @@ class Attended:
         self.keys[seen], self.values[seen] = normal(seed, 2, len(seen), kv_heads, head_dim)
         self.q = normal(seed + 1, int(self.rows.row_starts[-1]), heads, head_dim)
         self.kv_dtype = kv_dtype
-        (self.kv,) = poisoned(place, self.kv_shape, kv_dtype)
+        (self.kv,) = poisoned(device, self.kv_shape, kv_dtype)
         size = (num_blocks, block_size, kv_heads, head_dim)
         write_kv(self.kv, self.keys.reshape(size), self.values.reshape(size))
 
-    def run(self, place: Place, rows: RowSpans | None = None, q: np.ndarray | None = None) -> np.ndarray:
+    def run(self, device: Device, rows: RowSpans | None = None, q: np.ndarray | None = None) -> np.ndarray:
         plan = cpu.plan_attention(self.kv, self.rows if rows is None else rows, self.shape)
-        return cpu.download(cpu.attention(cpu.upload(place, self.q if q is None else q), self.kv, plan))
+        return cpu.download(cpu.attention(cpu.upload(device, self.q if q is None else q), self.kv, plan))
 
-    def expected(self, oracle: Place) -> np.ndarray:
+    def expected(self, oracle: Device) -> np.ndarray:
         import torch
 
         kv = reference.new_kv(oracle, self.kv_shape, "float32")
@@ -374,17 +374,17 @@ class Attended:
 
 @pytest.mark.parametrize("spans", SPANS)
 @pytest.mark.parametrize("case", ATTENTION)
-def test_attention(place, oracle, spans, case):
+def test_attention(device, oracle, spans, case):
     """Scores of about +-6, values of about 1: float32's own error is some 1e-6."""
-    for kv_dtype in {place.dtype, "float32", "int8"}:
-        attended = Attended(place, kv_dtype, SPANS[spans], ATTENTION[case])
-        assert_within(attended.run(place), attended.expected(oracle), 2e-5)
+    for kv_dtype in {device.dtype, "float32", "int8"}:
+        attended = Attended(device, kv_dtype, SPANS[spans], ATTENTION[case])
+        assert_within(attended.run(device), attended.expected(oracle), 2e-5)
 
 
 # --- the same bits, whatever the company --------------------------------------------------------------------------
 
 
-def lines_of_rows(at: Place):
+def lines_of_rows(at: Device):
     """Name and function from rows [T, 160] to [T, ...], for each operation that takes rows one by one."""
     vector, narrow = cpu.pack_vector(at, 1 + normal(1, 160)), cpu.pack_vector(at, 1 + normal(1, 31))
     odd = pack(cpu, at, normal(2, 97, 160), normal(3, 97))
@@ -416,11 +416,11 @@ LINES = (
 
 
 @pytest.mark.parametrize("name", LINES)
-def test_a_row_is_the_same_in_any_batch(place, path, name):
+def test_a_row_is_the_same_in_any_batch(device, path, name):
     """Alone, first, last and in the middle of 1 to 200 rows, on one thread and on two."""
-    x, both = normal(1, MANY, 160), place_on(path, place.dtype, threads=2)
-    lines = {at: lines_of_rows(at)[name] for at in (place, both)}
-    alone = np.concatenate([cpu.download(lines[place](x[row : row + 1])) for row in range(MANY)])
+    x, both = normal(1, MANY, 160), device_on(path, device.dtype, threads=2)
+    lines = {at: lines_of_rows(at)[name] for at in (device, both)}
+    alone = np.concatenate([cpu.download(lines[device](x[row : row + 1])) for row in range(MANY)])
     for count in COUNTS:
         for first in {0, MANY - count, (MANY - count) // 2}:
             for at, line in lines.items():
@@ -428,10 +428,10 @@ def test_a_row_is_the_same_in_any_batch(place, path, name):
                 assert same_bits(found, alone[first : first + count]), (count, first, at.handle.native.num_threads)
 
 
-def test_embedded_rows_and_rotated_heads_are_the_same_in_any_batch(place, path):
+def test_embedded_rows_and_rotated_heads_are_the_same_in_any_batch(device, path):
     rows, num_blocks = spans_over(np.random.default_rng(0), [(MANY, MANY)], 5)
     positions, qkv = np.arange(MANY, dtype=np.int32), normal(1, MANY, 5 * 24)
-    norms = HeadNorms(*(cpu.pack_vector(place, 1 + normal(seed, 24)) for seed in (2, 3)), EPS)
+    norms = HeadNorms(*(cpu.pack_vector(device, 1 + normal(seed, 24)) for seed in (2, 3)), EPS)
     shape, kv_shape = AttentionShape(3, 1, 24, 1.0), KVShape(num_blocks, 5, 1, 24)
     frequencies = 0.5 ** np.arange(12, dtype=np.float32)
 
@@ -446,8 +446,8 @@ def test_embedded_rows_and_rotated_heads_are_the_same_in_any_batch(place, path):
             queries.append(cpu.download(cpu.rope_and_cache(cpu.upload(at, qkv[part]), rope, plan, kv, norms)))
         return np.concatenate(queries).tobytes(), kv.native.memory().tobytes()
 
-    whole = turned(place, [positions])
-    for at in (place, place_on(path, place.dtype, threads=2)):
+    whole = turned(device, [positions])
+    for at in (device, device_on(path, device.dtype, threads=2)):
         for count in (1, 7, 16, 17, 100, MANY):
             assert turned(at, np.split(positions, range(count, MANY, count))) == whole
 
@@ -461,26 +461,26 @@ CHUNKED = {
 
 
 @pytest.mark.parametrize("case", CHUNKED)
-def test_a_query_is_the_same_in_any_chunk_and_company(place, path, case):
-    compare_chunks(place, path, case, place.dtype)
+def test_a_query_is_the_same_in_any_chunk_and_company(device, path, case):
+    compare_chunks(device, path, case, device.dtype)
 
 
 @pytest.mark.parametrize("case", CHUNKED)
 def test_a_query_is_the_same_in_any_chunk_over_int8(path, case):
-    compare_chunks(place_on(path, "float32"), path, case, "int8")
+    compare_chunks(device_on(path, "float32"), path, case, "int8")
 
 
-def compare_chunks(place: Place, path: str, case: str, kv_dtype: str) -> None:
+def compare_chunks(device: Device, path: str, case: str, kv_dtype: str) -> None:
     """A long prompt whole, and in chunks of many sizes beside others, on two threads too."""
-    length, both = CHUNKED[case], place_on(path, place.dtype, threads=2)
+    length, both = CHUNKED[case], device_on(path, device.dtype, threads=2)
     spans = [(length, length), (length // 2, 1), (77, 40), (1, 1)]
     *sizes, window, soft_cap = ATTENTION[case]
-    attended = Attended(place, kv_dtype, spans, (*sizes, None, soft_cap))
+    attended = Attended(device, kv_dtype, spans, (*sizes, None, soft_cap))
     attended.shape = replace(attended.shape, window=window)
-    whole, rows = attended.run(place), attended.rows
+    whole, rows = attended.run(device), attended.rows
     assert same_bits(attended.run(both), whole)
     rng = np.random.default_rng(3)
-    for at in (place, both):
+    for at in (device, both):
         done = 0
         while done < length:
             count = min(int(rng.choice([1, 2, 3, 4, 5, 17, 48, 49, 300])), length - done)

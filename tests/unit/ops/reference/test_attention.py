@@ -15,8 +15,8 @@ DEVICES = [
 
 
 @pytest.fixture(params=DEVICES)
-def place(request):
-    return reference.open_place(request.param, "float32", 1)
+def device(request):
+    return reference.open_device(request.param, "float32", 1)
 
 
 def make_rows(rng, spans, block_size, window=None):
@@ -44,19 +44,19 @@ def naive(q, keys, values, rows, shape, block_size):
     group = shape.num_heads // shape.num_kv_heads
     for row, context in enumerate(rows.context_lens):
         first, last = rows.row_starts[row], rows.row_starts[row + 1]
-        for place in range(first, last):
-            position = context - (last - place)
+        for device in range(first, last):
+            position = context - (last - device)
             begin = 0 if shape.window is None else max(0, position - shape.window + 1)
             seen = [
                 rows.block_table[row, p // block_size] * block_size + p % block_size for p in range(begin, position + 1)
             ]
             for head in range(shape.num_heads):
-                scores = np.array([q[place, head] @ keys[slot, head // group] for slot in seen]) * shape.scale
+                scores = np.array([q[device, head] @ keys[slot, head // group] for slot in seen]) * shape.scale
                 if shape.soft_cap is not None:
                     scores = shape.soft_cap * np.tanh(scores / shape.soft_cap)
                 weights = np.exp(scores - scores.max())
                 weights /= weights.sum()
-                out[place, head] = sum(w * values[slot, head // group] for w, slot in zip(weights, seen, strict=True))
+                out[device, head] = sum(w * values[slot, head // group] for w, slot in zip(weights, seen, strict=True))
     return out.reshape(len(q), -1)
 
 
@@ -74,11 +74,11 @@ SPANS = {
     [(5, 1, 24, 16, None, None), (4, 4, 8, 1, None, None), (6, 2, 10, 3, 9, None), (2, 1, 6, 16, 1, None),
      (3, 3, 4, 5, 40, 2.0), (6, 3, 4, 16, None, 1.5)],
 )  # fmt: skip
-def test_attention_equals_naive_loops(place, spans, heads, kv_heads, head_dim, block_size, window, soft_cap):
+def test_attention_equals_naive_loops(device, spans, heads, kv_heads, head_dim, block_size, window, soft_cap):
     rng = np.random.default_rng(1)
     shape = AttentionShape(heads, kv_heads, head_dim, 0.7, window, soft_cap)
     rows, num_blocks = make_rows(rng, SPANS[spans], block_size, window)
-    kv = poisoned_kv(reference, place, KVShape(num_blocks, block_size, kv_heads, head_dim))
+    kv = poisoned_kv(reference, device, KVShape(num_blocks, block_size, kv_heads, head_dim))
     keys, values = (np.full((num_blocks * block_size, kv_heads, head_dim), np.nan) for _ in range(2))
     for row, context in enumerate(rows.context_lens):
         share = rows.row_starts[row + 1] - rows.row_starts[row]
@@ -91,17 +91,17 @@ def test_attention_equals_naive_loops(place, spans, heads, kv_heads, head_dim, b
         kv.values.copy_(torch.from_numpy(values))
     q = rng.standard_normal((rows.row_starts[-1], heads, head_dim)).astype(np.float32)
     plan = reference.plan_attention(kv, rows, shape)
-    ours = reference.download(reference.attention(reference.upload(place, q), kv, plan))
+    ours = reference.download(reference.attention(reference.upload(device, q), kv, plan))
     np.testing.assert_allclose(ours, naive(q, keys, values, rows, shape, block_size), rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize(("window", "soft_cap"), [(None, None), (9, None), (40, 1.5)])
-def test_attention_over_int8_equals_naive_loops(place, window, soft_cap):
+def test_attention_over_int8_equals_naive_loops(device, window, soft_cap):
     """Codes times scales; where nobody looks, scales are NaN."""
     rng = np.random.default_rng(1)
     shape = AttentionShape(6, 2, 10, 0.7, window, soft_cap)
     rows, num_blocks = make_rows(rng, SPANS["mixed"], 5, window)
-    kv = reference.new_kv(place, KVShape(num_blocks, 5, 2, 10), "int8")
+    kv = reference.new_kv(device, KVShape(num_blocks, 5, 2, 10), "int8")
     codes = rng.integers(-127, 128, (2, num_blocks * 5, 2, 10), np.int8)
     scales = np.full((2, num_blocks * 5, 2, 1), np.nan, np.float32)
     for row, context in enumerate(rows.context_lens):
@@ -114,31 +114,31 @@ def test_attention_over_int8_equals_naive_loops(place, window, soft_cap):
             tensor.copy_(torch.from_numpy(part))
     q = rng.standard_normal((rows.row_starts[-1], 6, 10)).astype(np.float32)
     plan = reference.plan_attention(kv, rows, shape)
-    ours = reference.download(reference.attention(reference.upload(place, q), kv, plan))
+    ours = reference.download(reference.attention(reference.upload(device, q), kv, plan))
     np.testing.assert_allclose(ours, naive(q, *(codes * scales), rows, shape, 5), rtol=0, atol=2e-5)
 
 
-def test_decodes_of_like_length_run_together(place):
+def test_decodes_of_like_length_run_together(device):
     """One bucket, so one gather and one product a layer; memory bounds it, not the number of rows."""
     rows, num_blocks = make_rows(np.random.default_rng(0), [(n, 1) for n in range(300, 364)], 16)
-    kv = reference.new_kv(place, KVShape(num_blocks, 16, 2, 8), "float32")
+    kv = reference.new_kv(device, KVShape(num_blocks, 16, 2, 8), "float32")
     assert len(reference.plan_attention(kv, rows, AttentionShape(4, 2, 8, 1.0)).buckets) == 1
     spread, num_blocks = make_rows(np.random.default_rng(0), [(10, 1)] * 30 + [(2000, 1)], 16)
-    kv = reference.new_kv(place, KVShape(num_blocks, 16, 2, 8), "float32")
+    kv = reference.new_kv(device, KVShape(num_blocks, 16, 2, 8), "float32")
     buckets = reference.plan_attention(kv, spread, AttentionShape(4, 2, 8, 1.0)).buckets
     assert sorted(bucket.num_pieces for bucket in buckets) == [1, 30]
 
 
-def test_a_bucket_is_bounded(place):
+def test_a_bucket_is_bounded(device):
     rows, _ = make_rows(np.random.default_rng(0), [(4000, 1)] * 8, 16)
-    kv = reference.new_kv(place, KVShape(2008, 16, 8, 128), "float32")
+    kv = reference.new_kv(device, KVShape(2008, 16, 8, 128), "float32")
     buckets = reference.plan_attention(kv, rows, AttentionShape(8, 8, 128, 1.0)).buckets
     assert max(len(bucket.slots) for bucket in buckets) * 2 * 8 * 128 * 4 <= 64 << 20
     assert sum(bucket.num_pieces for bucket in buckets) == 8
 
 
 @pytest.mark.parametrize("with_norms", [False, True])
-def test_rope_and_cache(place, with_norms):
+def test_rope_and_cache(device, with_norms):
     """Rotated halves at each token's own position; K and V in their slots and nowhere else; V as it came."""
     rng = np.random.default_rng(2)
     heads, kv_heads, dim, block_size = 3, 1, 6, 4
@@ -147,11 +147,11 @@ def test_rope_and_cache(place, with_norms):
     qkv = rng.standard_normal((10, (heads + 2 * kv_heads) * dim)).astype(np.float32)
     frequencies = np.array([1.0, 0.3, 0.01], np.float32)
     weights = rng.standard_normal((2, dim)).astype(np.float32)
-    kv = poisoned_kv(reference, place, KVShape(num_blocks, block_size, kv_heads, dim))
-    norms = HeadNorms(*(reference.pack_vector(place, w) for w in weights), 1e-3) if with_norms else None
-    rope = reference.plan_rope(reference.pack_rope(place, frequencies, 1.25), positions)
+    kv = poisoned_kv(reference, device, KVShape(num_blocks, block_size, kv_heads, dim))
+    norms = HeadNorms(*(reference.pack_vector(device, w) for w in weights), 1e-3) if with_norms else None
+    rope = reference.plan_rope(reference.pack_rope(device, frequencies, 1.25), positions)
     plan = reference.plan_attention(kv, rows, AttentionShape(heads, kv_heads, dim, 1.0))
-    q = reference.download(reference.rope_and_cache(reference.upload(place, qkv), rope, plan, kv, norms))
+    q = reference.download(reference.rope_and_cache(reference.upload(device, qkv), rope, plan, kv, norms))
 
     def expect(x, weight, position):
         if with_norms:

@@ -15,7 +15,7 @@ import pytest
 
 from octavo import EngineConfig, LLMEngine, SamplingParams
 from octavo.cache.blocks import BlockPool, PrefixChain
-from octavo.engine_thread import EngineDriver
+from octavo.engine_thread import EngineThread
 from octavo.serve.live import feed as live_feed
 from octavo.serve.live import snapshot
 from octavo.serve.live.feed import Watch
@@ -29,7 +29,7 @@ class Server:
 
     def __init__(self, engine: LLMEngine, pause: float) -> None:
         loop = asyncio.get_running_loop()
-        self.driver = EngineDriver(
+        self.driver = EngineThread(
             engine, loop, self._deliver, lambda error: None, on_step=lambda engine: time.sleep(pause)
         )
         self._done: dict[str, asyncio.Future] = {}
