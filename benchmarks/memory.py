@@ -11,10 +11,10 @@ import statistics
 
 from benchmarks.engines import MODELS, decode_steps, kv_bytes_per_token, machine_of, open_engine
 from benchmarks.machine import add_common_flags, describe, exclusive, print_circumstances, say, spread, write_json
-from octavo.cli.console import Interrupt
 from octavo.ops import _cpu
 from octavo.tools.bench.timing import latency_figures, serve
 from octavo.tools.bench.workload import Shape, Span, generate
+from octavo.tools.interrupt import Interrupt
 
 Figures = dict[str, list[float]]
 W1 = Shape(1, Span(32, 32), Span(128, 128))

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from octavo.cli.console import Interrupt, check_writable, note, opened
+from octavo.cli.console import check_writable, note, opened
 from octavo.cli.flags import add_config_flags, config_from
 from octavo.config import PARTS, EngineConfig, parse_bytes
 from octavo.errors import RequestError
@@ -31,6 +31,7 @@ from octavo.tools.bench.workload import (
     whole,
 )
 from octavo.tools.environment import aligned, circumstances, circumstances_text
+from octavo.tools.interrupt import Interrupt
 
 if TYPE_CHECKING:
     from octavo.llm_engine import LLMEngine

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from octavo.cli.console import (
-    Interrupt,
     add_session_flags,
     check_session_flags,
     note,
@@ -25,6 +24,7 @@ from octavo.errors import RequestError, UnsupportedError
 from octavo.outputs import RequestOutput
 from octavo.params import SamplingParams
 from octavo.tools.batch.requests import failure, refuse_logprobs
+from octavo.tools.interrupt import Interrupt
 
 if TYPE_CHECKING:
     from octavo.llm_engine import LLMEngine

@@ -1,4 +1,4 @@
-"""What the commands that run a model share: an engine with its notes on stderr, Ctrl-C as a flag, text to stdout.
+"""What the commands that run a model share: an engine with its notes on stderr, and text to stdout.
 
 Knows the runtime's engine; knows nothing of where prompts come from.
 """
@@ -7,18 +7,17 @@ import argparse
 import gc
 import io
 import json
-import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from octavo.cli.flags import add_config_flags, add_sampling_flags, config_from
 from octavo.config import EngineConfig
 from octavo.errors import EngineError, OctavoError, RequestError
 from octavo.outputs import RequestOutput
+from octavo.tools.interrupt import Interrupt
 
 if TYPE_CHECKING:  # imported where an engine is made, so that wrong flags get their answer at once
     from octavo.llm_engine import LLMEngine
@@ -26,30 +25,6 @@ if TYPE_CHECKING:  # imported where an engine is made, so that wrong flags get t
 # What a terminal would act on, spelled out; a line break and a tab are text, a carriage return is dropped.
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if code not in (0x09, 0x0A)}
 _CONTROLS[0x0D] = ""
-
-
-class Interrupt:
-    """While it is entered, Ctrl-C sets `is_set` and does nothing else: no step of the engine is torn apart.
-
-    Where the process was started with the signal ignored (a shell's background job), it stays ignored.
-    """
-
-    def __init__(self) -> None:
-        self.is_set = False
-        self._before: Any = signal.SIG_IGN
-
-    def __enter__(self) -> "Interrupt":
-        self._before = signal.getsignal(signal.SIGINT)
-        if self._before is not signal.SIG_IGN:
-            signal.signal(signal.SIGINT, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._before is not signal.SIG_IGN:
-            signal.signal(signal.SIGINT, self._before)
-
-    def _note(self, _signal: int, _frame: FrameType | None) -> None:
-        self.is_set = True
 
 
 def add_session_flags(parser: argparse.ArgumentParser) -> None:

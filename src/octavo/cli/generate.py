@@ -10,7 +10,6 @@ from pathlib import Path
 from time import monotonic
 
 from octavo.cli.console import (
-    Interrupt,
     add_session_flags,
     check_session_flags,
     json_line,
@@ -37,6 +36,7 @@ from octavo.tools.batch.requests import (
     refuse_logprobs,
     submit,
 )
+from octavo.tools.interrupt import Interrupt
 
 _HEADER_CHARS = 60  # of a prompt, in the header above its text
 

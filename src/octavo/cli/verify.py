@@ -13,13 +13,14 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from octavo.cli.bench import named_config
-from octavo.cli.console import Interrupt, note
+from octavo.cli.console import note
 from octavo.cli.flags import add_config_flags
 from octavo.config import CacheConfig, EngineConfig
 from octavo.errors import EngineError
 from octavo.outputs import RequestOutput
 from octavo.tools.bench.workload import Shape, Span, generate, plain_ids, span, whole
 from octavo.tools.environment import aligned, circumstances, circumstances_text
+from octavo.tools.interrupt import Interrupt
 from octavo.tools.verify.compare import Comparison, Trace, compare
 from octavo.tools.verify.variations import Attempt, Case, Setting, cases_of, changed, settings_for
 

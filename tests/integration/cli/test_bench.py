@@ -14,7 +14,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from octavo.cli.console import Interrupt
 from octavo.cli.main import main
 from octavo.errors import EngineError, OctavoError, RequestError
 from octavo.models.load import read_arch, read_model
@@ -36,6 +35,7 @@ from octavo.tools.bench.timing import (
     throughput_figures,
 )
 from octavo.tools.bench.workload import Job, Shape, Span, generate, plain_ids, read_workload
+from octavo.tools.interrupt import Interrupt
 
 TINY = ("--dtype", "float32", "--device", "cpu", "--threads", "1", "--num-blocks", "128", "--quiet")
 

@@ -261,9 +261,9 @@ def test_answers_go_to_a_file_and_the_prompt_does_not(tmp_path):
 
 def test_a_stopped_answer_stays_in_the_history_as_far_as_it_got(chat, monkeypatch):
     from octavo.cli.chat import Chat
-    from octavo.cli.console import Interrupt
     from octavo.config import EngineConfig
     from octavo.params import SamplingParams
+    from octavo.tools.interrupt import Interrupt
 
     engine, interrupt = FakeEngine(EngineConfig()), Interrupt()
     conversation = Chat(engine, SamplingParams(), None)

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from octavo import EngineConfig, LLMEngine
-from octavo.cli.console import Interrupt
 from octavo.cli.main import main
 from octavo.cli.plan import plan_text
 from octavo.engine.build import count_memory, open_backend
@@ -23,6 +22,7 @@ from octavo.ops import cpu, hardware
 from octavo.ops.cpu import graph
 from octavo.tools.bench.timing import serve
 from octavo.tools.bench.workload import Job
+from octavo.tools.interrupt import Interrupt
 from octavo.tools.planning.cost_model import (
     Costs,
     Sizes,

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from octavo.cli.console import Interrupt
 from octavo.errors import QueueFullError, RequestError, UnsupportedError
 from octavo.outputs import LogprobsAt, RequestOutput
 from octavo.params import UNSET, SamplingParams
+from octavo.tools.interrupt import Interrupt
 
 if TYPE_CHECKING:
     from octavo.llm_engine import LLMEngine

@@ -16,13 +16,14 @@ from pathlib import Path
 from time import monotonic
 from typing import IO
 
-from octavo.cli.console import Interrupt, check_writable, note, opened
+from octavo.cli.console import check_writable, note, opened
 from octavo.config import EngineConfig
 from octavo.errors import RequestError
 from octavo.outputs import RequestOutput
 from octavo.params import SamplingParams
 from octavo.tools.batch.requests import Entry, EntryId, Result, as_chat, complete, failure, rate_text, record
 from octavo.tools.batch.result_file import ResultFile, StdoutResults
+from octavo.tools.interrupt import Interrupt
 
 Results = ResultFile | StdoutResults
 

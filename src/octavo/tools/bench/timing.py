@@ -10,11 +10,11 @@ from itertools import groupby, pairwise
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
-from octavo.cli.console import Interrupt
 from octavo.errors import EngineError
 from octavo.outputs import RequestOutput
 from octavo.params import SamplingParams
 from octavo.tools.bench.workload import Job
+from octavo.tools.interrupt import Interrupt
 
 if TYPE_CHECKING:
     from octavo.llm_engine import LLMEngine
