@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "ops": {"errors"},
     "errors": set(),
 }
-MAY_IMPORT["tools"] = set(MAY_IMPORT) - {"serve"} | {"octavo", "cli"}
+MAY_IMPORT["tools"] = set(MAY_IMPORT) - {"serve"} | {"octavo"}  # the root, for its version
 MAY_IMPORT["cli"] = set(MAY_IMPORT) | {"octavo"}  # the root, for its version
 MAY_IMPORT["serve"] |= {"octavo"}  # the same
 MAY_IMPORT["octavo"] = set(MAY_IMPORT)  # the root offers every public name, lazily

@@ -1,8 +1,7 @@
 """`octavo bench`: how fast a model runs here. `latency` for one request at a time, `throughput` for many, `kernels` for
 the parts that a forward is made of.
 
-Knows flags and how figures are shown; `workload` makes the requests, `measure` takes the times, `kernels` takes those
-of single kernels.
+Knows flags and how figures are shown; `tools.bench` measures.
 """
 
 import argparse
@@ -10,33 +9,19 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from statistics import median
+from typing import Any
 
 from octavo.cli.console import check_writable, note, opened
-from octavo.cli.flags import add_config_flags, config_from
-from octavo.config import PARTS, EngineConfig, parse_bytes
+from octavo.cli.flags import add_config_flags, errors_of, named_config, rate, size, span, whole
+from octavo.cli.format import environment_rows, limits_text, table
+from octavo.config import PARTS, EngineConfig
 from octavo.errors import RequestError
 from octavo.tools.bench.plot import check_plot, write_kernel_plot, write_plot
-from octavo.tools.bench.timing import Run, latency_figures, medians, serve, throughput_figures
-from octavo.tools.bench.workload import (
-    MAX_COUNT,
-    Job,
-    Shape,
-    Span,
-    generate,
-    plain_ids,
-    rate,
-    read_workload,
-    span,
-    whole,
-)
-from octavo.tools.environment import aligned, circumstances, circumstances_text
+from octavo.tools.bench.run import WARM_JOBS, Benchmark, run_benchmark
+from octavo.tools.bench.workload import FileWorkload, Shape, Span, read_workload
 from octavo.tools.interrupt import Interrupt
 
-if TYPE_CHECKING:
-    from octavo.llm_engine import LLMEngine
-
-_WARM_JOBS = 4  # of the workload, that a warm-up of `throughput` runs
 _KERNEL_FIELDS = frozenset({"model", "revision", "dtype", "threads", "kv_dtype", "block_size"})
 _SHAPE_FLAGS = ("num_requests", "prompt_len", "output_len", "shared_prefix", "arrival_rate", "seed")
 _SHAPE: dict[str, Any] = {
@@ -45,6 +30,7 @@ _SHAPE: dict[str, Any] = {
     "output_len": Span(32, 128),
     "shared_prefix": 0,
 }
+_KERNEL_HEAD = ("kernel", "shape", "rows", "context", "time", "GB/s", "of read", "GFLOP/s", "of peak", "spread")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,21 +60,10 @@ def _add_kernels(kind: argparse.ArgumentParser) -> None:
     group = kind.add_argument_group("workload", "random numbers")
     group.add_argument("--runs", type=whole(1), default=5, metavar="N", help="runs to measure (default: 5)")
     group.add_argument(
-        "--working-set", type=_size, metavar="SIZE",
+        "--working-set", type=size, metavar="SIZE",
         help="bytes that a kernel bound by memory goes through before any come again, such as 64MiB "
         "(default: three times the largest cache)",
     )  # fmt: skip
-
-
-def _size(text: str) -> int:
-    """A parser of flags such as "64MiB"."""
-    try:
-        size = parse_bytes(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    if not 1 <= size <= MAX_COUNT:
-        raise argparse.ArgumentTypeError(f"{text!r} is not from 1 byte to 2 GiB")
-    return size
 
 
 def _add_latency(group: argparse._ArgumentGroup) -> None:
@@ -120,7 +95,7 @@ def _add_throughput(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--runs", type=whole(1), default=3, metavar="N", help="runs to measure (default: 3)")
     group.add_argument(
         "--warmup", type=whole(0), default=1, metavar="N",
-        help=f"runs of the first {_WARM_JOBS} requests, at once, before those (default: 1)",
+        help=f"runs of the first {WARM_JOBS} requests, at once, before those (default: 1)",
     )  # fmt: skip
 
 
@@ -134,38 +109,38 @@ def _add_output_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     config = named_config(args)
     if args.plot is not None:
-        check_plot(args.plot)
+        check_writable("--plot", args.plot)
+        with errors_of("--plot"):
+            check_plot(args.plot)
     if args.benchmark == "kernels":
-        _kernels(args, config)
-        return 0
-    if args.profile is not None:
-        check_writable("--profile", args.profile)
-    if args.benchmark == "latency":
-        _benchmark(args, config, _latency_workload(args), latency_figures)
+        _run_kernels(args, config)
     else:
-        _benchmark(args, config, _throughput_workload(args), throughput_figures)
+        _run_engine(args, config)
     return 0
 
 
-def _kernels(args: argparse.Namespace, config: EngineConfig) -> None:
-    from octavo.tools.bench.kernels import default_working_set, kernels_text, measure_kernels
+def _run_kernels(args: argparse.Namespace, config: EngineConfig) -> None:
+    from octavo.tools.bench.kernels import default_working_set, measure_kernels
 
     working_set = default_working_set() if args.working_set is None else args.working_set
-    report = measure_kernels(config, args.runs, working_set, args.quiet)
-    head = [*circumstances_text(report), ("workload", f"runs {args.runs}, working set {working_set / 2**20:,.0f} MiB")]
-    text = "\n".join([aligned(head), kernels_text(report)])
-    print(json.dumps(report, indent=2, allow_nan=False) if args.json else text)
+    report = measure_kernels(config, args.runs, working_set, None if args.quiet else note)
+    print(json.dumps(report, indent=2, allow_nan=False) if args.json else kernels_text(report))
     if args.plot is not None:
-        write_kernel_plot(args.plot, f"{_title(report)}shares of the machine's limits", report["kernels"])
+        with errors_of("--plot"):
+            write_kernel_plot(args.plot, f"{_title(report)}shares of the machine's limits", report["kernels"])
 
 
-def named_config(args: argparse.Namespace) -> EngineConfig:
-    """The configuration that the flags describe, with the model that stands alone on the command line."""
-    if args.name is not None:
-        if "config.model" in vars(args):
-            raise RequestError("--model: the model is given twice")
-        vars(args)["config.model"] = args.name
-    return config_from(args)
+def _run_engine(args: argparse.Namespace, config: EngineConfig) -> None:
+    if args.profile is not None:
+        check_writable("--profile", args.profile)
+    workload = _latency_workload(args) if args.benchmark == "latency" else _throughput_workload(args)
+    benchmark = Benchmark(args.benchmark, workload, args.runs, args.warmup)
+    with opened(args, config) as engine, Interrupt() as interrupt:
+        report, runs = run_benchmark(engine, benchmark, interrupt, None if args.quiet else note)
+    print(json.dumps(report, indent=2, allow_nan=False) if args.json else _text(report))
+    if args.plot is not None:
+        with errors_of("--plot"):
+            write_plot(args.plot, _title(report) + _workload_text(report["workload"]), runs)
 
 
 def _latency_workload(args: argparse.Namespace) -> Shape:
@@ -173,55 +148,19 @@ def _latency_workload(args: argparse.Namespace) -> Shape:
     return Shape(1, prompt_len, output_len, seed=args.seed)
 
 
-def _throughput_workload(args: argparse.Namespace) -> Shape | list[Job]:
+def _throughput_workload(args: argparse.Namespace) -> Shape | FileWorkload:
     given = {name: value for name in _SHAPE_FLAGS if (value := vars(args)[name]) is not None}
     if args.workload is None:
-        return Shape(**(_SHAPE | given))
+        with errors_of("--shared-prefix"):
+            return Shape(**(_SHAPE | given))
     if given:
         flag = "--" + next(iter(given)).replace("_", "-")
         raise RequestError(f"{flag}: does not go with --workload, whose file says what to run")
-    return read_workload(args.workload)
+    with errors_of("--workload"):
+        return read_workload(args.workload)
 
 
-def _benchmark(
-    args: argparse.Namespace,
-    config: EngineConfig,
-    workload: Shape | list[Job],
-    figures: Callable[[Run], dict[str, Any]],
-) -> None:
-    """Warm up, measure, print."""
-    with opened(args, config) as engine, Interrupt() as interrupt:
-        jobs = _jobs(engine, workload)
-        for _ in range(args.warmup):
-            serve(engine, [Job(job.prompt, job.max_tokens) for job in jobs[:_WARM_JOBS]], interrupt)
-        runs: list[Run] = []
-        for number in range(1, args.runs + 1):
-            runs.append(serve(engine, jobs, interrupt))
-            if not args.quiet:
-                note(f"run {number} of {args.runs}: {runs[-1].seconds:.2f} s")
-        report = {
-            "benchmark": args.benchmark,
-            **circumstances(engine),
-            "workload": _workload_json(args, workload) | {"runs": args.runs, "warmup": args.warmup},
-        }
-    each = [figures(run) for run in runs]
-    report |= {"median": medians(each), "runs": each}
-    print(json.dumps(report, indent=2, allow_nan=False) if args.json else _text(report))
-    if args.plot is not None:
-        write_plot(args.plot, _title(report) + _workload_text(report["workload"]), runs)
-
-
-def _jobs(engine: "LLMEngine", workload: Shape | list[Job]) -> list[Job]:
-    if isinstance(workload, list):
-        return workload
-    vocab_size = min(engine.tokenizer.vocab_size, engine.resolved.arch.vocab_size)
-    return generate(workload, plain_ids(vocab_size, engine.tokenizer.special_ids))
-
-
-def _workload_json(args: argparse.Namespace, workload: Shape | list[Job]) -> dict[str, Any]:
-    if isinstance(workload, Shape):
-        return workload.as_json()
-    return {"file": str(args.workload), "num_requests": len(workload)}
+# --- for people -------------------------------------------------------------------------------------------------
 
 
 def _title(report: Mapping[str, Any]) -> str:
@@ -248,15 +187,44 @@ def _workload_text(workload: Mapping[str, Any]) -> str:
 
 def _text(report: Mapping[str, Any]) -> str:
     """What was run, and the median of each figure with its lowest and highest."""
-    head = [*circumstances_text(dict(report)), ("workload", _workload_text(report["workload"]))]
-    table: list[tuple[str, ...]] = [("", "median", "lowest", "highest")]
+    head = [*environment_rows(report), ("workload", _workload_text(report["workload"]))]
+    rows = [("", *(f"{name:>11}" for name in ("median", "lowest", "highest")))]
     for name, path, show in _ROWS[report["benchmark"]]:
         values = [value for run in report["runs"] if (value := _at(run, path)) is not None]
         if values:
-            table.append((name, *(show(value) for value in (_at(report["median"], path), min(values), max(values)))))
-    width = max(len(row[0]) for row in table)
-    lines = [f"{name:<{width}}  {'  '.join(f'{cell:>11}' for cell in cells)}" for name, *cells in table]
-    return "\n".join([aligned(head), "", *lines])
+            shown = map(show, (_at(report["median"], path), min(values), max(values)))
+            rows.append((name, *(f"{text:>11}" for text in shown)))
+    return "\n".join([table(head), "", table(rows, "<>>>")])
+
+
+def kernels_text(report: Mapping[str, Any]) -> str:
+    """A line a kernel: time, rates, and shares of the limits. `spread` is (slowest - fastest) / median."""
+    work = report["workload"]
+    workload = f"runs {work['runs']}, working set {work['working_set'] / 2**20:,.0f} MiB"
+    head = [*environment_rows(report), ("workload", workload)]
+    rows = [_KERNEL_HEAD, *map(_kernel_row, report["kernels"])]
+    return "\n".join([table(head), limits_text(report), "", table(rows, "<<" + ">" * (len(_KERNEL_HEAD) - 2))])
+
+
+def _kernel_row(case: Mapping[str, Any]) -> tuple[str, ...]:
+    figures, times = case["median"], [run["seconds"] for run in case["runs"]]
+
+    def share(value: float | None) -> str:
+        return "" if value is None else f"{value:.0%}"
+
+    computed = figures["operations_per_second"]
+    return (
+        case["kernel"],
+        case["shape"],
+        str(case["rows"]),
+        str(case["context"] or ""),
+        f"{figures['seconds'] * 1e6:,.1f} us",
+        "" if figures["share_of_read"] is None else f"{figures['bytes_per_second'] / 1e9:,.1f}",
+        share(figures["share_of_read"]),
+        "" if computed is None else f"{computed / 1e9:,.1f}",
+        share(figures["share_of_peak"]),
+        f"{(max(times) - min(times)) / median(times):.0%}",
+    )
 
 
 def _at(figures: Mapping[str, Any], path: Sequence[str]) -> Any:

@@ -19,11 +19,11 @@ from octavo.cli.console import (
     summary,
     write,
 )
-from octavo.cli.flags import sampling_from
+from octavo.cli.flags import refuse_logprobs, sampling_from
 from octavo.errors import RequestError, UnsupportedError
 from octavo.outputs import RequestOutput
 from octavo.params import SamplingParams
-from octavo.tools.batch.requests import failure, refuse_logprobs
+from octavo.tools.batch.requests import failure
 from octavo.tools.interrupt import Interrupt
 
 if TYPE_CHECKING:

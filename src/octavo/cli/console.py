@@ -6,12 +6,11 @@ Knows the runtime's engine; knows nothing of where prompts come from.
 import argparse
 import gc
 import io
-import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from octavo.cli.flags import add_config_flags, add_sampling_flags, config_from
 from octavo.config import EngineConfig
@@ -21,6 +20,7 @@ from octavo.tools.interrupt import Interrupt
 
 if TYPE_CHECKING:  # imported where an engine is made, so that wrong flags get their answer at once
     from octavo.llm_engine import LLMEngine
+    from octavo.tools.batch.runner import BatchTally
 
 # What a terminal would act on, spelled out; a line break and a tab are text, a carriage return is dropped.
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if code not in (0x09, 0x0A)}
@@ -54,18 +54,24 @@ def check_writable(flag: str, path: Path) -> None:
         raise RequestError(f"{flag}: there is no directory {path.parent}")
 
 
+def open_engine(config: EngineConfig, *, is_quiet: bool, trace: bool = False) -> "LLMEngine":
+    """The engine that `config` describes, with how it loads and what it came to on stderr."""
+    from octavo.llm_engine import LLMEngine
+
+    engine = LLMEngine(config, progress=not is_quiet, trace=trace)
+    if not is_quiet:
+        note(engine.resolved.describe())
+    return engine
+
+
 @contextmanager
 def opened(args: argparse.Namespace, config: EngineConfig) -> Iterator["LLMEngine"]:
     """The engine that `config` describes. The profile, if one is wanted, is written whichever way the body ends."""
-    from octavo.llm_engine import LLMEngine
-
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that cannot show a character shows a mark instead
         sys.stdout.reconfigure(errors="replace")
-    engine = LLMEngine(config, progress=not args.quiet, trace=args.profile is not None)
+    engine = open_engine(config, is_quiet=args.quiet, trace=args.profile is not None)
     gc.freeze()  # what is there now stays till the end: no collection before has to look at it
     gc.enable()
-    if not args.quiet:
-        note(engine.resolved.describe())
     try:
         yield engine
     finally:
@@ -103,11 +109,6 @@ def note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def json_line(record: Mapping[str, Any]) -> bytes:
-    """One line of JSON in UTF-8. A lone surrogate (JSON can spell one) stays an escape."""
-    return json.dumps(record, ensure_ascii=False, allow_nan=False).encode("utf-8", "backslashreplace") + b"\n"
-
-
 def wants_summary(args: argparse.Namespace) -> bool:
     """Whether to say how fast it was."""
     return not args.quiet and (args.verbose or sys.stderr.isatty())
@@ -123,6 +124,32 @@ def summary(output: RequestOutput) -> str:
         parts.append(f"then {1 / metrics.time_per_output_token:.1f} tok/s")
     cached = f" ({output.num_cached_tokens} cached)" if output.num_cached_tokens else ""
     return ", ".join([*parts, f"prompt {len(output.prompt_token_ids)} tokens{cached}", f"{completion.finish_reason}"])
+
+
+class BatchBar:
+    """A bar of finished lines and tokens per second on stderr, where that is a terminal."""
+
+    def __init__(self, total: int, is_shown: bool) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        console = Console(stderr=True)
+        columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[rate]}"))
+        self._bar = Progress(*columns, console=console, transient=True, disable=not (is_shown and console.is_terminal))
+        self._task = self._bar.add_task("lines", total=total, rate="")
+
+    def __enter__(self) -> "BatchBar":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def show(self, tally: "BatchTally") -> None:
+        """Bring it up to date."""
+        seconds = self._bar.tasks[0].elapsed or 0.0
+        rate = f"{tally.num_tokens / max(seconds, 1e-9):,.0f} tok/s, {tally.num_failed} failed"
+        self._bar.update(self._task, completed=tally.num_written, rate=rate)
 
 
 def _write_profile(engine: "LLMEngine", path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from octavo import __version__, hub
-from octavo.cli.format import size_text
+from octavo.cli.format import size_text, table
 from octavo.config import DEFAULT_MODEL
 from octavo.ops import hardware
 from octavo.ops.cpu.device import open_device, paths
@@ -29,10 +29,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(report, indent=2))
         return 0
-    lines = _lines(report)
-    width = max(len(name) for name, _ in lines)
-    for name, value in lines:
-        print(f"{name:<{width}}  {value}")
+    print(table(_lines(report)))
     return 0
 
 

@@ -8,11 +8,17 @@ Which values are allowed is the dataclasses' affair; here is only how a value is
 import argparse
 import dataclasses
 import json
-from collections.abc import Callable
-from typing import Any
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
-from octavo.config import PARTS, EngineConfig
-from octavo.params import DEFAULTS, SamplingParams
+from octavo.config import MAX_COUNT, PARTS, EngineConfig, parse_bytes
+from octavo.errors import OctavoError, RequestError, UnsupportedError
+from octavo.params import DEFAULTS, UNSET, SamplingParams
+
+if TYPE_CHECKING:
+    from octavo.tools.bench.workload import Span
 
 _TITLES = {
     "model_config": "model",
@@ -47,6 +53,15 @@ def config_from(args: argparse.Namespace) -> EngineConfig:
     return EngineConfig.from_fields(**given(args, "config."))
 
 
+def named_config(args: argparse.Namespace) -> EngineConfig:
+    """The same, with the model that stands alone on the command line (`args.name`). Raises RequestError for two."""
+    if args.name is not None:
+        if "config.model" in vars(args):
+            raise RequestError("--model: the model is given twice")
+        vars(args)["config.model"] = args.name
+    return config_from(args)
+
+
 def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     """A flag for each field of SamplingParams. The parser's conflict handler must be "resolve" beside config flags."""
     group = parser.add_argument_group("sampling", "what is not given comes from the model's generation_config.json")
@@ -58,6 +73,13 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
 def sampling_from(args: argparse.Namespace) -> SamplingParams:
     """The sampling parameters that the flags describe. Raises RequestError."""
     return SamplingParams(**given(args, "sampling."))
+
+
+def refuse_logprobs(params: SamplingParams, reason: str) -> None:
+    """Raise UnsupportedError where log-probabilities are wanted that nobody will see."""
+    for name in ("logprobs", "prompt_logprobs"):
+        if vars(params)[name] not in (UNSET, None):
+            raise UnsupportedError(f"--{name.replace('_', '-')}: {reason}", name)
 
 
 def given(args: argparse.Namespace, prefix: str) -> dict[str, Any]:
@@ -139,3 +161,62 @@ def _bias(text: str) -> dict[int, Any]:
         return {int(token): amount for token, amount in _json_object(text).items()}
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r}: its keys must be token ids") from None
+
+
+@contextmanager
+def errors_of(flag: str) -> Iterator[None]:
+    """Put `flag` before the errors of the body: tools do not know what their arguments are called here."""
+    try:
+        yield
+    except OctavoError as error:
+        raise type(error)(f"{flag}: {error}") from error
+
+
+# --- parsers of values, for `type=` --------------------------------------------------------------------------------
+
+
+def whole(minimum: int) -> Callable[[str], int]:
+    """A parser of flags that are whole numbers, at least `minimum`."""
+
+    def parse(text: str) -> int:
+        if not (text.isascii() and text.isdecimal()) or len(text) > 10 or not minimum <= int(text) <= MAX_COUNT:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, at least {minimum}")
+        return int(text)
+
+    return parse
+
+
+def span(text: str) -> "Span":
+    """A parser of flags such as "32" and "32:256"."""
+    from octavo.tools.bench.workload import Span
+
+    low, colon, high = text.partition(":")
+    try:
+        found = Span(whole(1)(low), whole(1)(high if colon else low))
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a length such as 32, or two such as 32:256") from None
+    if found.low > found.high:
+        raise argparse.ArgumentTypeError(f"{text!r}: the first is larger than the second")
+    return found
+
+
+def rate(text: str) -> float:
+    """A parser of flags that are numbers above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
+
+
+def size(text: str) -> int:
+    """A parser of flags such as "64MiB"."""
+    try:
+        found = parse_bytes(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    if not 1 <= found <= MAX_COUNT:
+        raise argparse.ArgumentTypeError(f"{text!r} is not from 1 byte to 2 GiB")
+    return found

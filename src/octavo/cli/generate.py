@@ -1,18 +1,21 @@
 """`octavo generate`: prompts from the command line, from stdin or from a JSONL file; text or JSON on stdout.
 
-Knows flags, prompts and how results are shown; a JSONL file is `batch`'s affair.
+Knows flags, prompts and how results are shown; `tools.batch` runs a JSONL file.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from time import monotonic
+from typing import IO, TYPE_CHECKING
 
 from octavo.cli.console import (
+    BatchBar,
     add_session_flags,
     check_session_flags,
-    json_line,
+    check_writable,
     note,
     opened,
     stream,
@@ -20,23 +23,17 @@ from octavo.cli.console import (
     wants_summary,
     write,
 )
-from octavo.cli.flags import sampling_from
+from octavo.cli.flags import errors_of, refuse_logprobs, sampling_from
+from octavo.cli.format import rate_text
 from octavo.config import EngineConfig
 from octavo.errors import RequestError
 from octavo.outputs import RequestOutput
 from octavo.params import SamplingParams
-from octavo.tools.batch.requests import (
-    Entry,
-    Result,
-    as_chat,
-    complete,
-    failure,
-    rate_text,
-    record,
-    refuse_logprobs,
-    submit,
-)
+from octavo.tools.batch.requests import Entry, Result, as_chat, complete, failure, json_line, record, submit
 from octavo.tools.interrupt import Interrupt
+
+if TYPE_CHECKING:
+    from octavo.tools.batch.runner import BatchTally
 
 _HEADER_CHARS = 60  # of a prompt, in the header above its text
 
@@ -73,9 +70,7 @@ def run(args: argparse.Namespace) -> int:
     config, params = check_session_flags(args), sampling_from(args)
     _check_combination(args, params)
     if args.input is not None:
-        from octavo.tools.batch import runner
-
-        return runner.run(args, config, params)
+        return _run_file(args, config, params)
     texts = args.prompts or [_from_stdin()]
     fields = [as_chat({"prompt": text}, args.system) if args.chat else {"prompt": text} for text in texts]
     entries = [Entry(index, f"prompt-{index + 1}", fields[index], params) for index in range(len(texts))]
@@ -164,6 +159,63 @@ def _show(args: argparse.Namespace, entry: Entry, result: Result, texts: Sequenc
     if isinstance(result, RequestOutput):
         write((text if args.echo else "") + result.outputs[0].text + "\n")
     write("\n" if entry.index + 1 < len(texts) else "")
+
+
+def _run_file(args: argparse.Namespace, config: EngineConfig, defaults: SamplingParams) -> int:
+    """Generate what the output lacks. 0 if every line has its text, 1 if some failed, 130 if interrupted."""
+    from octavo.tools.batch.result_file import ResultFile, ResultStream
+    from octavo.tools.batch.runner import BatchOptions, BatchRunner
+
+    options = BatchOptions(defaults, args.chat, args.system)
+    with _open_input(args.input) as source:
+        if args.output is not None:
+            check_writable("--output", args.output)
+            if args.output.is_file() and os.path.samestat(args.output.stat(), os.fstat(source.fileno())):
+                raise RequestError(f"--output: {args.output} is the input")
+        with ResultStream(sys.stdout.buffer) if args.output is None else ResultFile(args.output, "--output") as results:
+            begin = monotonic()
+            with errors_of("--input"):
+                batch = BatchRunner(source, options, results)
+            if batch.tally.num_runnable:
+                is_shown = not args.quiet and (args.output is not None or not sys.stdout.isatty())
+                with (
+                    opened(args, config) as engine,
+                    Interrupt() as interrupt,
+                    BatchBar(batch.tally.num_pending, is_shown) as bar,
+                ):
+                    begin = monotonic()
+                    batch.run(engine, interrupt, bar.show)
+            else:
+                batch.refuse()
+        _report(args, batch.tally, monotonic() - begin)
+    return 130 if batch.tally.is_interrupted else 1 if batch.tally.num_failed else 0
+
+
+def _open_input(name: str) -> IO[bytes]:
+    """The input, so that it can be read twice. Raises RequestError."""
+    from octavo.tools.batch.runner import rereadable
+
+    try:
+        return rereadable(sys.stdin.buffer if name == "-" else Path(name).open("rb"))
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise RequestError(f"--input: cannot read {name}: {reason}") from error
+
+
+def _report(args: argparse.Namespace, tally: "BatchTally", seconds: float) -> None:
+    """What was done, what failed, and what to do about it."""
+    where = "on stdout" if args.output is None else f"in {args.output}"
+    if not args.quiet:
+        before = tally.num_lines - tally.num_pending
+        there = f"; {before} were there already" if before else ""
+        note(f"{tally.num_written} results, {rate_text(tally.num_tokens, seconds)}{there}")
+    if tally.num_failed:
+        note(
+            f"octavo: {tally.num_failed} of {tally.num_lines} lines failed; the result of each, {where}, has its error"
+        )
+    if tally.is_interrupted and args.output is not None:
+        left = tally.num_pending - tally.num_written
+        note(f"interrupted: {left} of {tally.num_lines} lines are left; the same command does the rest")
 
 
 def _exit_code(results: Sequence[Result], interrupt: Interrupt) -> int:

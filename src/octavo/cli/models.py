@@ -11,7 +11,7 @@ from collections import Counter
 from typing import Any
 
 from octavo import hub
-from octavo.cli.format import printable, size_text
+from octavo.cli.format import printable, size_text, table
 from octavo.config import DEFAULT_MODEL
 
 
@@ -48,13 +48,15 @@ def run(args: argparse.Namespace) -> int:
 def _list(as_json: bool) -> None:
     models = hub.list_models()
     if as_json:
-        rows = [dataclasses.asdict(model) | {"path": str(model.path) if model.path else None} for model in models]
-        print(json.dumps(rows, indent=2))
+        plain = [dataclasses.asdict(model) | {"path": str(model.path) if model.path else None} for model in models]
+        print(json.dumps(plain, indent=2))
         return
-    width = max((len(model.name) for model in models), default=0)
+    rows = []
     for model in models:
         place = printable(str(model.path)) if model.path else "not here yet; fetched on first use"
-        print(f"{printable(model.name):<{width}}  {size_text(model.num_bytes):>10}  {model.source:<11}  {place}")
+        rows.append((printable(model.name), f"{size_text(model.num_bytes):>10}", f"{model.source:<11}", place))
+    if rows:
+        print(table(rows))
 
 
 def _remove(names: list[str], as_json: bool) -> None:
@@ -96,17 +98,14 @@ def _report_text(report: dict[str, Any], with_tensors: bool) -> str:
         ("parameters", f"{report['num_parameters']:,}"),
         ("tensors", f"{len(report['tensors'])} ({dtypes})"),
     ]
-    width = max(len(name) for name, _ in rows)
-    lines = [f"{name:<{width}}  {printable(str(value))}" for name, value in rows]
-    if with_tensors:
-        lines += ["", *_tensor_lines(report["tensors"])]
-    return "\n".join(lines)
+    text = table([(name, printable(str(value))) for name, value in rows])
+    return f"{text}\n\n{_tensors_text(report['tensors'])}" if with_tensors else text
 
 
-def _tensor_lines(tensors: list[dict[str, Any]]) -> list[str]:
-    names = [printable(tensor["name"]) for tensor in tensors]
-    width = max(map(len, names), default=0)
-    return [
-        f"{name:<{width}}  {tensor['dtype']:<5}  {' x '.join(map(str, tensor['shape'])) or 'scalar'}"
-        for name, tensor in zip(names, tensors, strict=True)
-    ]
+def _tensors_text(tensors: list[dict[str, Any]]) -> str:
+    return table(
+        [
+            (printable(tensor["name"]), f"{tensor['dtype']:<5}", " x ".join(map(str, tensor["shape"])) or "scalar")
+            for tensor in tensors
+        ]
+    )

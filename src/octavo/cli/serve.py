@@ -1,15 +1,12 @@
 """`octavo serve`: the model behind an OpenAI endpoint. Knows the flags; the server is `serve.server`'s affair."""
 
 import argparse
-import dataclasses
 import logging
 import os
 import signal
 import sys
 
-from octavo.cli.flags import add_config_flags, add_dataclass_flags, config_from, given
-from octavo.config import EngineConfig
-from octavo.errors import RequestError
+from octavo.cli.flags import add_config_flags, add_dataclass_flags, given, named_config
 from octavo.serve.config import ServeSettings
 
 
@@ -26,20 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     # Until the server takes the signals over: being told to end before it is there is no failure either.
     signal.signal(signal.SIGTERM, lambda _number, _frame: os._exit(0))
-    config, settings = _config(args), ServeSettings(**given(args, "serve."))
+    config, settings = named_config(args), ServeSettings(**given(args, "serve."))
     level = logging.WARNING if args.quiet and not settings.log_requests else logging.INFO
     logging.basicConfig(stream=sys.stderr, format="octavo: %(message)s", level=logging.WARNING)
     logging.getLogger("octavo").setLevel(level)
     from octavo.serve.server import run_server
 
     return run_server(config, settings, quiet=args.quiet)
-
-
-def _config(args: argparse.Namespace) -> EngineConfig:
-    """The configuration, whichever way the model is named."""
-    config = config_from(args)
-    if args.name is None:
-        return config
-    if "model" in given(args, "config."):
-        raise RequestError("--model: the model is named already; give it once")
-    return dataclasses.replace(config, model_config=dataclasses.replace(config.model_config, model=args.name))

@@ -1,4 +1,4 @@
-"""What stands beside every figure: the machine, the versions, and what the engine came to. Plain data and text."""
+"""What stands beside every figure: the machine, the versions, and what the engine came to. Plain data."""
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -44,10 +44,6 @@ def circumstances(engine: "LLMEngine") -> dict[str, Any]:
 def kernel_circumstances(arch: ArchConfig, device: Device, config: EngineConfig, kv_dtype: str) -> dict[str, Any]:
     """The same for the CPU's kernels alone, without an engine."""
     model, native = config.model_config, device.handle.native
-    description = (
-        f"{arch.family} in {device.dtype}: {arch.num_layers} layers of {arch.hidden_size}, {arch.num_heads}/"
-        f"{arch.num_kv_heads} heads of {arch.head_dim}, {arch.intermediate_size} inside, vocabulary {arch.vocab_size}"
-    )
     return {
         **surroundings(),
         "engine": {
@@ -59,10 +55,18 @@ def kernel_circumstances(arch: ArchConfig, device: Device, config: EngineConfig,
             "kv_dtype": kv_dtype,
             "threads": native.num_threads,
             "block_size": config.cache_config.block_size,
-            "description": description,
+            "description": describe_arch(arch, device.dtype),
         },
         "config": config.to_dict(),
     }
+
+
+def describe_arch(arch: ArchConfig, held: str) -> str:
+    """A model's sizes in a line; `held`: what its weights are held in."""
+    return (
+        f"{arch.family} in {held}: {arch.num_layers} layers of {arch.hidden_size}, {arch.num_heads}/"
+        f"{arch.num_kv_heads} heads of {arch.head_dim}, {arch.intermediate_size} inside, vocabulary {arch.vocab_size}"
+    )
 
 
 def surroundings() -> dict[str, Any]:
@@ -83,27 +87,6 @@ def _kernel_path(engine: "LLMEngine") -> str | None:
     """The instruction set that the CPU's kernels were chosen for; None on another backend."""
     layer = engine.engine.runner.kv.layers[0]
     return str(layer.device.handle.native.path) if isinstance(layer, Blocks) else None
-
-
-def circumstances_text(found: dict[str, Any]) -> list[tuple[str, str]]:
-    """The same as names and values for people."""
-    machine, engine = found["machine"], found["engine"]
-    rest = f"; backend {engine['backend']}"
-    rest += "" if engine["kernels"] is None else f", kernels {engine['kernels']}"
-    rest += "" if engine["threads"] is None else f", threads {engine['threads']}"
-    return [
-        ("machine", f"{machine['processor']} ({machine['architecture']}), {machine['num_cores']} cores"),
-        ("instructions", " ".join(machine["features"]) or "none known"),
-        ("versions", ", ".join(f"{name} {number}" for name, number in found["versions"].items())),
-        ("model", engine["model"]),
-        ("engine", engine["description"] + rest),
-    ]
-
-
-def aligned(rows: list[tuple[str, str]]) -> str:
-    """Names and values, a line each, the values in one column."""
-    width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 
 
 def _versions() -> dict[str, str]:

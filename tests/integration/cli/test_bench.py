@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from octavo.cli.bench import kernels_text
 from octavo.cli.main import main
 from octavo.errors import EngineError, OctavoError, RequestError
 from octavo.models.load import read_arch, read_model
@@ -22,7 +23,7 @@ from octavo.ops import cpu
 from octavo.ops.cpu.device import PATH_VARIABLE, paths
 from octavo.outputs import CompletionOutput, RequestMetrics, RequestOutput
 from octavo.tools.bench.kernel_cases import Case, Subject, groups
-from octavo.tools.bench.kernels import case_figures, default_working_set, formats_of, kernels_text, measure_group
+from octavo.tools.bench.kernels import case_figures, default_working_set, formats_of, measure_group
 from octavo.tools.bench.plot import check_plot, write_plot
 from octavo.tools.bench.timing import (
     Run,
@@ -34,7 +35,7 @@ from octavo.tools.bench.timing import (
     serve,
     throughput_figures,
 )
-from octavo.tools.bench.workload import Job, Shape, Span, generate, plain_ids, read_workload
+from octavo.tools.bench.workload import FileWorkload, Job, Shape, Span, generate, plain_ids, read_workload
 from octavo.tools.interrupt import Interrupt
 
 TINY = ("--dtype", "float32", "--device", "cpu", "--threads", "1", "--num-blocks", "128", "--quiet")
@@ -100,7 +101,7 @@ def test_no_special_tokens_and_no_empty_vocabulary():
 
 
 def test_a_prefix_is_no_longer_than_the_shortest_prompt():
-    with pytest.raises(RequestError, match=r"--shared-prefix: 9 .* 8:12"):
+    with pytest.raises(RequestError, match=r"^9 tokens .* 8:12"):
         Shape(1, Span(8, 12), Span(1, 1), 9)
 
 
@@ -112,7 +113,7 @@ def test_a_workload_file(tmp_path):
     path.write_text(
         '{"prompt": "hi", "max_tokens": 3, "arrival": 1.5}\n\n{"prompt_token_ids": [4, 5], "max_tokens": 1}\n'
     )
-    assert read_workload(path) == [Job((4, 5), 1, 0.0), Job("hi", 3, 1.5)]
+    assert read_workload(path) == FileWorkload(path, (Job((4, 5), 1, 0.0), Job("hi", 3, 1.5)))
 
 
 @pytest.mark.parametrize(
@@ -150,7 +151,7 @@ def test_a_bad_line_is_named(tmp_path, line, words):
 def test_a_file_that_cannot_be_used_is_named(tmp_path):
     (tmp_path / "empty").write_text("\n")
     for name, words in (("empty", "holds no requests"), ("none", "No such file")):
-        with pytest.raises(RequestError, match=f"--workload: .*{name}.*{words}"):
+        with pytest.raises(RequestError, match=f".*{name}.*{words}"):
             read_workload(tmp_path / name)
 
 
@@ -349,9 +350,10 @@ def test_a_workload_file_runs(tiny_model, tmp_path, capsys):
         (("throughput", "--prompt-len", "9:4"), "first is larger"),
         (("throughput", "--prompt-len", "0"), "--prompt-len"),
         (("throughput", "--arrival-rate", "nan"), "--arrival-rate"),
-        (("throughput", "--shared-prefix", "33"), "--shared-prefix"),
+        (("throughput", "--shared-prefix", "33"), "--shared-prefix: 33 tokens"),
         (("throughput", "--workload", "x", "--seed", "1"), "--seed"),
-        (("throughput", "--workload", "/no/file"), "/no/file"),
+        (("throughput", "--workload", "/no/file"), "--workload: cannot read /no/file: No such file"),
+        (("latency", "--plot", "/no/such/directory/x.png"), "--plot: there is no directory"),
         (("throughput", "--profile", "/no/directory/x"), "--profile"),
         (("latency", "--max-num-seqs", "0"), "max_num_seqs"),
     ],
@@ -479,7 +481,7 @@ def test_kernels_in_json_and_in_words(tiny_model, capsys):
     }  # fmt: skip
     assert all(case["median"]["seconds"] > 0 for case in report["kernels"])
     assert min(report["limits"].values()) > 0
-    lines = kernels_text(report).splitlines()
+    lines = kernels_text(report).splitlines()[6:]
     assert len(lines) == 3 + len(report["kernels"])
     assert lines[2].split()[:3] == ["kernel", "shape", "rows"]
 
@@ -509,12 +511,10 @@ def test_a_plot_is_written(tiny_model, tmp_path, capsys):
     assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     with pytest.raises(RequestError, match=r"\.txt must end in one of .*\.png"):
         check_plot(tmp_path / "x.txt")
-    with pytest.raises(RequestError, match="no directory"):
-        check_plot(Path("/no/such/directory/x.png"))
     (tmp_path / "d").mkdir()
     run = SimpleNamespace(timelines=[Timeline(0.0, 1, [1.0])])
     write_plot(tmp_path / "one.svg", "one token", [run])  # type: ignore[list-item]
-    with pytest.raises(OctavoError, match="--plot: cannot write"):
+    with pytest.raises(OctavoError, match="^cannot write"):
         write_plot(tmp_path / "d" / "n" / "x.png", "", [run])  # type: ignore[list-item]
 
 

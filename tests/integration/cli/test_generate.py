@@ -308,7 +308,7 @@ def test_chat_wraps_the_lines_that_are_text(fake, tmp_path):
     assert fake[0].conversations == [[{"role": "user", "content": "ab"}]]
     assert {line["id"]: line.get("error") for line in read_lines(tmp_path / "out")} == {
         "x": None,
-        "line-2": "prompt: must be text to be given as a message (--chat)",
+        "line-2": "prompt: must be text to be given as a message (as_chat)",
     }
 
 
@@ -432,7 +432,7 @@ def test_a_full_disk_leaves_whole_lines(fake, tmp_path, capsys, monkeypatch):
             self.room -= 100
             return self.file.write(data[:100])
 
-    monkeypatch.setattr(lock, lambda path: Full(original(path)))
+    monkeypatch.setattr(lock, lambda *given: Full(original(*given)))
     assert octavo("--input", source, "--output", tmp_path / "out") == 1
     assert "No space left on device" in capsys.readouterr().err
     assert 1 <= len(read_lines(tmp_path / "out")) < 5

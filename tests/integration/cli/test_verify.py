@@ -205,7 +205,7 @@ def only(monkeypatch):
         def chosen(*args, **options):
             return [setting for setting in settings_for(*args, **options) if setting.name in names]
 
-        monkeypatch.setattr("octavo.cli.verify.settings_for", chosen)
+        monkeypatch.setattr("octavo.tools.verify.verifier.settings_for", chosen)
 
     return choose
 

@@ -1,15 +1,16 @@
-"""Requests as the command line takes them, the fields of a JSON object, and many of them through one engine.
+"""Requests as the fields of a JSON object, and many of them through one engine.
 
 Knows which fields there are and what a result looks like as JSON; knows no files.
 """
 
 import dataclasses
+import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from octavo.errors import QueueFullError, RequestError, UnsupportedError
+from octavo.errors import QueueFullError, RequestError
 from octavo.outputs import LogprobsAt, RequestOutput
 from octavo.params import UNSET, SamplingParams
 from octavo.tools.interrupt import Interrupt
@@ -65,17 +66,10 @@ def given_fields(params: SamplingParams) -> dict[str, Any]:
     return {name: value for name, value in vars(params).items() if value is not UNSET}
 
 
-def refuse_logprobs(params: SamplingParams, reason: str) -> None:
-    """Raise UnsupportedError where log-probabilities are wanted that nobody will see."""
-    for name in ("logprobs", "prompt_logprobs"):
-        if given_fields(params).get(name) is not None:
-            raise UnsupportedError(f"--{name.replace('_', '-')}: {reason}", name)
-
-
 def as_chat(fields: Mapping[str, Any], system: str | None) -> dict[str, Any]:
     """The same request with its prompt as a user's message. Raises RequestError where the prompt is no text."""
     if not isinstance(fields.get("prompt"), str):
-        raise RequestError("prompt: must be text to be given as a message (--chat)", "prompt")
+        raise RequestError("prompt: must be text to be given as a message (as_chat)", "prompt")
     before = [] if system is None else [{"role": "system", "content": system}]
     rest = {name: value for name, value in fields.items() if name != "prompt"}
     return {"messages": [*before, {"role": "user", "content": fields["prompt"]}], **rest}
@@ -156,9 +150,9 @@ def failure(result: Result) -> str | None:
     return (completion.error or "the engine failed") if completion.finish_reason == "error" else None
 
 
-def rate_text(num_tokens: int, seconds: float) -> str:
-    """ "1,234 tokens in 5.2 s (237 tok/s)"."""
-    return f"{num_tokens:,} tokens in {seconds:.2f} s ({num_tokens / max(seconds, 1e-9):,.0f} tok/s)"
+def json_line(record: Mapping[str, Any]) -> bytes:
+    """One line of JSON in UTF-8. A lone surrogate (JSON can spell one) stays an escape."""
+    return json.dumps(record, ensure_ascii=False, allow_nan=False).encode("utf-8", "backslashreplace") + b"\n"
 
 
 def _check_prompt(prompt: Any, fields: Mapping[str, Any]) -> None:

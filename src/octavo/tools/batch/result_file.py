@@ -7,18 +7,15 @@ import fcntl
 import json
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
-from octavo.cli.console import json_line
 from octavo.errors import OctavoError, RequestError, shown
-
-EntryId = str | int
+from octavo.tools.batch.requests import EntryId, json_line
 
 
 @dataclass(slots=True)
@@ -30,13 +27,14 @@ class _Found:
     end: int = 0
 
 
-class StdoutResults:
-    """Results on stdout; nothing is there already."""
+class ResultStream:
+    """Results on an open binary file, such as stdout, which is flushed after each; nothing is there already."""
 
-    def __init__(self) -> None:
+    def __init__(self, file: IO[bytes]) -> None:
         self.done: set[EntryId] = set()
+        self._file = file
 
-    def __enter__(self) -> "StdoutResults":
+    def __enter__(self) -> "ResultStream":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -44,38 +42,38 @@ class StdoutResults:
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Add one line, now."""
-        sys.stdout.buffer.write(json_line(record))
-        sys.stdout.buffer.flush()
+        self._file.write(json_line(record))
+        self._file.flush()
 
 
 class ResultFile:
     """Results in a file. `done` are the ids that have theirs; a line that a kill cut short is gone, and so are the
     lines of requests that failed: they are tried again.
 
-    Raises RequestError where the file holds anything else, or another process writes it. Leaving the context makes
-    sure that everything is on the disk.
+    Raises RequestError where the file holds anything else, or another process writes it; `label` stands before the
+    message. Leaving the context makes sure that everything is on the disk.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, label: str = "output") -> None:
+        self._path, self._label = path, label
         self._is_regular = not path.exists() or path.is_file()
         self.done: set[EntryId] = set()
         self._end = 0
         try:
-            self._file = _open_locked(path)
+            self._file = _open_locked(path, label)
             if self._is_regular:
                 self._take_up()
         except OSError as error:
-            raise RequestError(f"--output: cannot write {path}: {error.strerror}") from error
+            raise RequestError(f"{label}: cannot write {path}: {error.strerror}") from error
 
     def _take_up(self) -> None:
         """Read what is there, and leave nothing but whole results in the file."""
         try:
-            found = _scan(self._path)
+            found = _scan(self._path, self._label)
             if found.num_failed:
                 self._file.close()
                 _drop_failed(self._path, found.end)
-                self._file = _open_locked(self._path)
+                self._file = _open_locked(self._path, self._label)
             else:
                 self._file.truncate(found.end)
             self.done = found.done
@@ -104,24 +102,24 @@ class ResultFile:
         except OSError as error:
             if self._is_regular:
                 self._file.truncate(self._end)
-            raise OctavoError(f"--output: cannot write {self._path}: {error.strerror}") from error
+            raise OctavoError(f"{self._label}: cannot write {self._path}: {error.strerror}") from error
         self._end += len(line)
 
 
-def _open_locked(path: Path) -> Any:
+def _open_locked(path: Path, label: str) -> Any:
     """The file, open to append without a buffer, so that a line is one write; held against other processes."""
     file = path.open("ab", buffering=0)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
-        raise RequestError(f"--output: another process is writing {path}") from None
+        raise RequestError(f"{label}: another process is writing {path}") from None
     except OSError:  # a file system without locks
         pass
     return file
 
 
-def _scan(path: Path) -> _Found:
+def _scan(path: Path, label: str) -> _Found:
     found = _Found()
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -132,7 +130,7 @@ def _scan(path: Path) -> _Found:
                 break  # cut short
             if line.strip() and not _is_result(result):
                 raise RequestError(
-                    f"--output: {path} holds something else than results (line {number}: {shown(line[:40])}); "
+                    f"{label}: {path} holds something else than results (line {number}: {shown(line[:40])}); "
                     "name another file"
                 )
             found.end += len(line)

@@ -1,19 +1,17 @@
 """`octavo bench kernels`: how close each kernel comes to what the machine can do, both measured in the same run.
 
 Two limits stand beside a kernel: a bare read of as many bytes, and products that never leave the registers (the
-instruction set's own best: tiles of bfloat16 on AMX, fused float32 on AVX2, whatever the dtype). Knows times and
-tables; which kernels there are, and what a call amounts to, is in `kernel_cases`.
+instruction set's own best: tiles of bfloat16 on AMX, fused float32 on AVX2, whatever the dtype). Knows times;
+which kernels there are, and what a call amounts to, is in `kernel_cases`.
 """
 
 import time
-from collections.abc import Mapping, Sequence
-from statistics import median
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from octavo import hub
-from octavo.cli.console import note
 from octavo.config import DTYPE_ALIASES, EngineConfig
-from octavo.engine.build import choose_precision
+from octavo.engine.build import choose_kv_dtype, choose_precision
 from octavo.models.families import parts_of
 from octavo.models.load import ModelFiles, format_of, read_model
 from octavo.models.tensor_sources import Precision
@@ -28,7 +26,6 @@ _LIMIT_ROUNDS = 3  # the limits are the best of so many
 _ONE_CACHE = 32 << 20  # bytes of last-level cache where the machine does not say
 _LEAST_READ = 1 << 20
 _MOST_WORKING_SET = 2 << 30
-_HEAD = ("kernel", "shape", "rows", "context", "time", "GB/s", "of read", "GFLOP/s", "of peak", "spread")
 
 
 def default_working_set() -> int:
@@ -36,21 +33,25 @@ def default_working_set() -> int:
     return min(_MOST_WORKING_SET, 3 * max(processor().caches.values(), default=_ONE_CACHE))
 
 
-def measure_kernels(config: EngineConfig, runs: int, working_set: int, is_quiet: bool) -> dict[str, Any]:
-    """Every kernel `runs` times beside the limits, as a report. Reads the model's configuration, no weights."""
+def measure_kernels(
+    config: EngineConfig, runs: int, working_set: int, note: Callable[[str], None] | None = None
+) -> dict[str, Any]:
+    """Every kernel `runs` times beside the limits, as a report. Reads the model's configuration, no weights.
+
+    `note` is told how far it is.
+    """
     model = config.model_config
-    files = read_model(hub.resolve(model.model, model.revision, progress=not is_quiet, weights=False))
+    files = read_model(hub.resolve(model.model, model.revision, progress=note is not None, weights=False))
     arch = files.arch
     dtype = DTYPE_ALIASES.get(model.dtype, model.dtype)
     device = cpu.open_device("cpu", arch.dtype if dtype == "auto" else dtype, model.threads)
-    kv_dtype = DTYPE_ALIASES.get(config.cache_config.kv_dtype, config.cache_config.kv_dtype)
-    kv_dtype = device.dtype if kv_dtype == "auto" else kv_dtype
+    kv_dtype = choose_kv_dtype(config, device)
     formats = formats_of(files, choose_precision(files, config, device))
     subject = Subject(arch, device, kv_dtype, config.cache_config.block_size, working_set, formats)
     measured = []
     for cases in groups(subject):
         measured += measure_group(device.handle.native, cases, runs)
-        if not is_quiet:
+        if note is not None:
             note(f"{measured[-1]['kernel']}: done")
     return {
         "benchmark": "kernels",
@@ -121,44 +122,3 @@ def _seconds_of(case: Case) -> float:
         if seconds >= _SHORTEST:
             return seconds / num_runs
         num_runs *= 2
-
-
-def kernels_text(report: Mapping[str, Any]) -> str:
-    """A line a kernel: time, rates, and shares of the limits. `spread` is (slowest - fastest) / median."""
-    limits = report["limits"]
-    rows = [_HEAD, *map(_row, report["kernels"])]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
-    lines = [
-        "  ".join(cell.ljust(width) if column < 2 else cell.rjust(width) for column, (cell, width) in cells).rstrip()
-        for cells in (list(enumerate(zip(row, widths, strict=True))) for row in rows)
-    ]
-    return "\n".join(
-        [
-            f"limits: a bare read {limits['read_bytes_per_second'] / 1e9:,.1f} GB/s; "
-            f"{report['engine']['kernels']} products in registers "
-            f"{limits['operations_per_second'] / 1e9:,.1f} GFLOP/s",
-            "",
-            *lines,
-        ]
-    )
-
-
-def _row(case: Mapping[str, Any]) -> tuple[str, ...]:
-    figures, times = case["median"], [run["seconds"] for run in case["runs"]]
-
-    def share(value: float | None) -> str:
-        return "" if value is None else f"{value:.0%}"
-
-    computed = figures["operations_per_second"]
-    return (
-        case["kernel"],
-        case["shape"],
-        str(case["rows"]),
-        str(case["context"] or ""),
-        f"{figures['seconds'] * 1e6:,.1f} us",
-        "" if figures["share_of_read"] is None else f"{figures['bytes_per_second'] / 1e9:,.1f}",
-        share(figures["share_of_read"]),
-        "" if computed is None else f"{computed / 1e9:,.1f}",
-        share(figures["share_of_peak"]),
-        f"{(max(times) - min(times)) / median(times):.0%}",
-    )

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from octavo.cli.console import check_writable
 from octavo.errors import OctavoError, RequestError
 from octavo.tools.bench.timing import Run
 
@@ -20,11 +19,10 @@ _WIDTH, _HEIGHT = 10.0, 4.0  # inches
 
 
 def check_plot(path: Path) -> None:
-    """Raise, before any time is spent, where no picture could be drawn or written at `path`."""
-    check_writable("--plot", path)
+    """Raise, before any time is spent, where no picture could be drawn, or none of the kind that `path` names."""
     kinds = _new_figure().canvas.get_supported_filetypes()
     if path.suffix[1:] not in kinds:
-        raise RequestError(f"--plot: {path} must end in one of {', '.join(f'.{kind}' for kind in sorted(kinds))}")
+        raise RequestError(f"{path} must end in one of {', '.join(f'.{kind}' for kind in sorted(kinds))}")
 
 
 def write_plot(path: Path, title: str, runs: Sequence[Run]) -> None:
@@ -67,7 +65,7 @@ def _save(figure: "Figure", title: str, path: Path) -> None:
     try:
         figure.savefig(path)
     except OSError as error:
-        raise OctavoError(f"--plot: cannot write {path}: {error.strerror}") from error
+        raise OctavoError(f"cannot write {path}: {error.strerror}") from error
 
 
 def _draw(axes: "Axes", title: str, counted: str, runs: Sequence[Sequence[float]]) -> None:
@@ -88,6 +86,6 @@ def _new_figure(height: float = _HEIGHT) -> "Figure":
         from matplotlib.figure import Figure
     except ImportError as error:
         raise OctavoError(
-            f"--plot: matplotlib cannot be imported ({error}); install it with: pip install 'octavo[plot]'"
+            f"matplotlib cannot be imported ({error}); install it with: pip install 'octavo[plot]'"
         ) from error
     return Figure(figsize=(_WIDTH, height), layout="constrained")

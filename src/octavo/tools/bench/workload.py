@@ -4,19 +4,17 @@ file.
 Knows token ids and numbers; knows no engine and takes no times.
 """
 
-import argparse
 import json
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from octavo.config import MAX_COUNT
 from octavo.errors import RequestError, shown
 
-MAX_COUNT = 2**31 - 1  # of anything: what the engine's index arrays hold
 _FIELDS = ("prompt", "prompt_token_ids", "max_tokens", "arrival")
 
 
@@ -59,8 +57,9 @@ class Shape:
     def __post_init__(self) -> None:
         if self.shared_prefix > self.prompt_len.low:
             raise RequestError(
-                f"--shared-prefix: {self.shared_prefix} tokens are more than the shortest prompt has (--prompt-len "
-                f"{self.prompt_len}, of which they are a part)"
+                f"{self.shared_prefix} tokens are more than the shortest prompt has (prompt_len {self.prompt_len}, of "
+                "which they are a part)",
+                "shared_prefix",
             )
 
     def as_json(self) -> dict[str, Any]:
@@ -73,6 +72,18 @@ class Shape:
             "arrival_rate": self.arrival_rate,
             "seed": self.seed,
         }
+
+
+@dataclass(frozen=True, slots=True)
+class FileWorkload:
+    """Requests that were read from the file `path`."""
+
+    path: Path
+    jobs: tuple[Job, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Where they are from, and how many there are."""
+        return {"file": str(self.path), "num_requests": len(self.jobs)}
 
 
 def generate(shape: Shape, token_ids: Sequence[int]) -> list[Job]:
@@ -103,7 +114,7 @@ def plain_ids(vocab_size: int, special_ids: frozenset[int]) -> list[int]:
     return [token for token in range(vocab_size) if token not in special_ids]
 
 
-def read_workload(path: Path) -> list[Job]:
+def read_workload(path: Path) -> FileWorkload:
     """The requests of a JSONL file, in order of arrival.
 
     A line is an object with `prompt` (text) or `prompt_token_ids`, with `max_tokens`, and with `arrival` (seconds after
@@ -113,17 +124,17 @@ def read_workload(path: Path) -> list[Job]:
         lines = path.read_bytes().splitlines()
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
         reason = error.strerror if isinstance(error, OSError) else error
-        raise RequestError(f"--workload: cannot read {path}: {reason}") from error
+        raise RequestError(f"cannot read {path}: {reason}") from error
     jobs = []
     for number, line in enumerate(lines, start=1):
         if line.strip():
             try:
                 jobs.append(_job(_fields(line)))
             except RequestError as error:
-                raise RequestError(f"--workload: {path}, line {number}: {error}") from None
+                raise RequestError(f"{path}, line {number}: {error}") from None
     if not jobs:
-        raise RequestError(f"--workload: {path} holds no requests")
-    return sorted(jobs, key=lambda job: job.arrival)
+        raise RequestError(f"{path} holds no requests")
+    return FileWorkload(path, tuple(sorted(jobs, key=lambda job: job.arrival)))
 
 
 def _fields(line: bytes) -> Mapping[str, Any]:
@@ -159,37 +170,3 @@ def _job(fields: Mapping[str, Any]) -> Job:
 
 def _is_whole(value: Any, minimum: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and minimum <= value <= MAX_COUNT
-
-
-def whole(minimum: int) -> Callable[[str], int]:
-    """A parser of flags that are whole numbers, at least `minimum`."""
-
-    def parse(text: str) -> int:
-        if not (text.isascii() and text.isdecimal()) or len(text) > 10 or not minimum <= int(text) <= MAX_COUNT:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, at least {minimum}")
-        return int(text)
-
-    return parse
-
-
-def span(text: str) -> Span:
-    """A parser of flags such as "32" and "32:256"."""
-    low, colon, high = text.partition(":")
-    try:
-        found = Span(whole(1)(low), whole(1)(high if colon else low))
-    except argparse.ArgumentTypeError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a length such as 32, or two such as 32:256") from None
-    if found.low > found.high:
-        raise argparse.ArgumentTypeError(f"{text!r}: the first is larger than the second")
-    return found
-
-
-def rate(text: str) -> float:
-    """A parser of flags that are numbers above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
-    return value

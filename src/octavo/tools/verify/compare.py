@@ -82,6 +82,14 @@ class Comparison:
         """Whether nothing differs."""
         return self.first is None
 
+    def counts(self) -> dict[str, int]:
+        """How much was compared."""
+        return {
+            "num_sequences": self.num_sequences,
+            "num_tokens": self.num_tokens,
+            "num_logprobs": self.num_logprobs,
+        }
+
 
 def compare(expected: Sequence[Trace], found: Sequence[Trace]) -> Comparison:
     """Two runs of the same sequences, in the same order. Floats are equal when their bits are."""

@@ -138,9 +138,9 @@ def _hit_check(cases: Sequence[Case], block_size: int) -> Callable[[Attempt], st
 
 def _chunk_check(cases: Sequence[Case], size: int) -> Callable[[Attempt], str | None]:
     num_tokens = sum(len(case.token_ids) for case in cases)
-    message = f"all prompts together have {num_tokens} tokens, so none was cut: --prompt-len or --num-prompts must grow"
+    message = f"all prompts together have {num_tokens} tokens, so none was cut: prompt_len or num_prompts must grow"
     return lambda _: message if num_tokens <= size else None
 
 
 def _preemption_check(attempt: Attempt) -> str | None:
-    return None if attempt.preemptions else "no sequence was preempted: --output-len must grow, to more than a block"
+    return None if attempt.preemptions else "no sequence was preempted: output_len must grow, to more than a block"

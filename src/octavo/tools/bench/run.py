@@ -1,0 +1,63 @@
+"""`latency` and `throughput`: a workload several times through an engine, as a report of plain data.
+
+Knows which figures each benchmark has; `timing` takes the times. Prints nothing.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from octavo.tools.bench.timing import Run, latency_figures, medians, serve, throughput_figures
+from octavo.tools.bench.workload import FileWorkload, Job, Shape, generate, plain_ids
+from octavo.tools.environment import circumstances
+from octavo.tools.interrupt import Interrupt
+
+if TYPE_CHECKING:
+    from octavo.llm_engine import LLMEngine
+
+WARM_JOBS = 4  # of the workload, that a warm-up runs
+_FIGURES: dict[str, Callable[[Run], dict[str, Any]]] = {"latency": latency_figures, "throughput": throughput_figures}
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """What to measure: "latency" of a workload of one request, or "throughput"; `warmup` runs come before `runs`."""
+
+    name: str
+    workload: Shape | FileWorkload
+    runs: int
+    warmup: int
+
+
+def run_benchmark(
+    engine: "LLMEngine", benchmark: Benchmark, interrupt: Interrupt, note: Callable[[str], None] | None = None
+) -> tuple[dict[str, Any], list[Run]]:
+    """The report (seconds; figures of each run and their medians), and the runs it was made of.
+
+    `note` is told how far it is. Raises as `timing.serve` does.
+    """
+    jobs = jobs_for(engine, benchmark.workload)
+    for _ in range(benchmark.warmup):
+        serve(engine, [Job(job.prompt, job.max_tokens) for job in jobs[:WARM_JOBS]], interrupt)
+    runs: list[Run] = []
+    for number in range(1, benchmark.runs + 1):
+        runs.append(serve(engine, jobs, interrupt))
+        if note is not None:
+            note(f"run {number} of {benchmark.runs}: {runs[-1].seconds:.2f} s")
+    figures = [_FIGURES[benchmark.name](run) for run in runs]
+    report = {
+        "benchmark": benchmark.name,
+        **circumstances(engine),
+        "workload": benchmark.workload.as_json() | {"runs": benchmark.runs, "warmup": benchmark.warmup},
+        "median": medians(figures),
+        "runs": figures,
+    }
+    return report, runs
+
+
+def jobs_for(engine: "LLMEngine", workload: Shape | FileWorkload) -> list[Job]:
+    """The requests of a workload; generated ones are of the model's tokens that are not special."""
+    if isinstance(workload, FileWorkload):
+        return list(workload.jobs)
+    vocab_size = min(engine.tokenizer.vocab_size, engine.resolved.arch.vocab_size)
+    return generate(workload, plain_ids(vocab_size, engine.tokenizer.special_ids))
