@@ -1,13 +1,11 @@
 """`octavo models`: the models on this machine: list, pull, show, remove.
 
-Knows how to print what `hub`, the readers of weights and the architecture tell; nothing is computed here.
+Knows how to print what `hub` and `tools.model_summary` tell.
 """
 
 import argparse
 import dataclasses
 import json
-import math
-from collections import Counter
 from typing import Any
 
 from octavo import hub
@@ -40,7 +38,9 @@ def run(args: argparse.Namespace) -> int:
         case "rm":
             _remove(args.name, args.json)
         case "show":
-            report = describe(args.name, args.revision)
+            from octavo.tools.model_summary import summarize_model
+
+            report = summarize_model(args.name, args.revision)
             print(json.dumps(report, indent=2, default=str) if args.json else _report_text(report, args.tensors))
     return 0
 
@@ -63,30 +63,6 @@ def _remove(names: list[str], as_json: bool) -> None:
     for name in names:
         freed = hub.remove(name)
         print(json.dumps({"name": name, "freed": freed}) if as_json else f"{name}: {size_text(freed)} freed")
-
-
-def describe(name: str, revision: str | None = None) -> dict[str, Any]:
-    """A model as plain data: its architecture, the number of its parameters, and every tensor.
-
-    Reads headers only. Raises ModelNotFoundError and ModelFormatError.
-    """
-    from octavo.models.load import read_arch
-    from octavo.weights.open import open_checkpoint
-
-    path = hub.resolve(name, revision)
-    checkpoint = open_checkpoint(path)
-    try:
-        tensors = list(checkpoint.tensors.values())
-    finally:
-        checkpoint.close()
-    return {
-        "name": name,
-        "path": str(path),
-        "architecture": dataclasses.asdict(read_arch(path)),
-        "num_parameters": sum(math.prod(tensor.shape) for tensor in tensors),
-        "dtypes": dict(Counter(tensor.dtype for tensor in tensors)),
-        "tensors": [{"name": tensor.name, "shape": list(tensor.shape), "dtype": tensor.dtype} for tensor in tensors],
-    }
 
 
 def _report_text(report: dict[str, Any], with_tensors: bool) -> str:

@@ -16,6 +16,7 @@ from octavo.cli.format import printable, size_text
 from octavo.cli.main import main
 from octavo.ops import _hardware, hardware
 from octavo.ops.cpu.device import PATH_VARIABLE, paths
+from octavo.tools import diagnostics
 
 GIB = 2**30
 FLAGS = {"sse4.2": "sse4_2", "avx_vnni": "avx_vnni", "dotprod": "asimddp", "neon": "asimd", "fp16": "asimdhp"}
@@ -165,19 +166,19 @@ def test_doctor_says_which_kernels(
 ):
     for path in paths():
         monkeypatch.setenv(PATH_VARIABLE, path)
-        assert doctor.examine()["kernels"] == {"path": path, "paths": paths()}
-        assert ("kernels", f"{path} (of {', '.join(paths())})") in doctor._lines(doctor.examine())
+        assert diagnostics.diagnose()["kernels"] == {"path": path, "paths": paths()}
+        assert ("kernels", f"{path} (of {', '.join(paths())})") in doctor._lines(diagnostics.diagnose())
     monkeypatch.delenv(PATH_VARIABLE)
-    assert doctor.examine()["kernels"]["path"] == paths()[0]
+    assert diagnostics.diagnose()["kernels"]["path"] == paths()[0]
     monkeypatch.setenv(PATH_VARIABLE, "abacus")
     assert main(["doctor"]) != 0
     assert PATH_VARIABLE in capsys.readouterr().err
 
 
 def test_doctor_without_torch(monkeypatch: pytest.MonkeyPatch):
-    version: Callable[[str], str | None] = doctor._version
-    monkeypatch.setattr(doctor, "_version", lambda name: None if name == "torch" else version(name))
-    report = doctor.examine()
+    version: Callable[[str], str | None] = diagnostics._version
+    monkeypatch.setattr(diagnostics, "_version", lambda name: None if name == "torch" else version(name))
+    report = diagnostics.diagnose()
     assert report["packages"]["torch"] is None
     assert report["cuda_devices"] == []
     assert report["would_use"]["device"] == "cpu"
@@ -191,7 +192,7 @@ def test_doctor_with_a_broken_torch(monkeypatch: pytest.MonkeyPatch):
         raise RuntimeError("driver too old")
 
     monkeypatch.setattr(torch.cuda, "is_available", fail)
-    report = doctor.examine()
+    report = diagnostics.diagnose()
     assert report["would_use"]["device"] == "cpu"
     assert ("cuda", "cannot be asked: RuntimeError: driver too old") in doctor._lines(report)
 
