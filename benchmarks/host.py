@@ -9,7 +9,7 @@ import argparse
 
 from benchmarks.engines import decode_steps, open_engine
 from benchmarks.machine import add_common_flags, describe, exclusive, print_circumstances, say, spread, write_json
-from octavo.tools.bench.workload import Shape, Span, generate
+from octavo.tools.bench.workload import LengthRange, WorkloadSpec, generate_jobs
 
 
 def main() -> None:
@@ -22,7 +22,9 @@ def main() -> None:
     with exclusive():
         engine = open_engine("smollm2-135m", args.dtype, args.threads)
         for batch in map(int, args.batches.split(",")):
-            jobs = generate(Shape(batch, Span(32, 32), Span(args.tokens, args.tokens)), range(100, 49152))
+            jobs = generate_jobs(
+                WorkloadSpec(batch, LengthRange(32, 32), LengthRange(args.tokens, args.tokens)), range(100, 49152)
+            )
             figures: dict[str, list[float]] = {"host us a step": [], "ms a step": [], "host share": []}
             decode_steps(engine, [job.prompt for job in jobs], min(8, args.tokens))
             for round in range(args.rounds):

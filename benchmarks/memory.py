@@ -12,12 +12,12 @@ import statistics
 from benchmarks.engines import MODELS, decode_steps, kv_bytes_per_token, machine_of, open_engine
 from benchmarks.machine import add_common_flags, describe, exclusive, print_circumstances, say, spread, write_json
 from octavo.ops import _cpu
-from octavo.tools.bench.timing import latency_figures, serve
-from octavo.tools.bench.workload import Shape, Span, generate
+from octavo.tools.bench.timing import latency_figures, run_workload
+from octavo.tools.bench.workload import LengthRange, WorkloadSpec, generate_jobs
 from octavo.tools.interrupt import Interrupt
 
 Figures = dict[str, list[float]]
-W1 = Shape(1, Span(32, 32), Span(128, 128))
+W1 = WorkloadSpec(1, LengthRange(32, 32), LengthRange(128, 128))
 READS = 3
 
 
@@ -49,13 +49,13 @@ def w1(model: str, quantization: str, args: argparse.Namespace) -> Figures:
     first against the time after it."""
     as_stored = model == "smollm2-135m" and quantization == "int4"
     engine = open_engine(model, args.dtype, args.threads, quantization=None if as_stored else quantization)
-    (job,) = generate(W1, range(engine.resolved.arch.vocab_size))
+    (job,) = generate_jobs(W1, range(engine.resolved.arch.vocab_size))
     machine, weights = machine_of(engine), engine.resolved.weight_bytes
     figures: Figures = {name: [] for name in ("tok/s", "read GB/s", "share", "share, decode")}
-    serve(engine, [job], Interrupt())
+    run_workload(engine, [job], Interrupt())
     for round in range(args.rounds):
         read = _cpu.read_bandwidth(machine, weights, READS)
-        run = latency_figures(serve(engine, [job], Interrupt()))
+        run = latency_figures(run_workload(engine, [job], Interrupt()))
         rate, decoding = run["output_tokens_per_second"], run["decode_tokens_per_second"]
         for name, value in zip(
             figures, (rate, read / 1e9, rate * weights / read, decoding * weights / read), strict=True
@@ -70,8 +70,8 @@ def long_decode(args: argparse.Namespace) -> Figures:
     """The last 64 tokens of a full context; the prompt is computed once, then found in the cache."""
     engine = open_engine("smollm2-135m", args.dtype, args.threads)
     num_new = min(64, args.context // 4)
-    shape = Shape(1, Span(args.context - num_new, args.context - num_new), Span(num_new, num_new))
-    (job,) = generate(shape, range(engine.resolved.arch.vocab_size))
+    shape = WorkloadSpec(1, LengthRange(args.context - num_new, args.context - num_new), LengthRange(num_new, num_new))
+    (job,) = generate_jobs(shape, range(engine.resolved.arch.vocab_size))
     num_bytes = engine.resolved.weight_bytes + int((args.context - num_new / 2) * kv_bytes_per_token(engine))
     figures: Figures = {name: [] for name in ("ms a token", "read GB/s", "times the prediction")}
     decode_steps(engine, [job.prompt], num_new)

@@ -6,13 +6,13 @@ tokens, 32-128 generated. W4: 32 requests at once, 512 common and 32 own tokens 
 
 from collections.abc import Sequence
 
-from octavo.tools.bench.workload import Shape, Span, generate
+from octavo.tools.bench.workload import LengthRange, WorkloadSpec, generate_jobs
 
 WORKLOADS = {
-    "W1": Shape(1, Span(32, 32), Span(128, 128)),
-    "W2": Shape(1, Span(1024, 1024), Span(1, 1)),
-    "W3": Shape(64, Span(32, 256), Span(32, 128)),
-    "W4": Shape(32, Span(544, 544), Span(32, 32), shared_prefix=512),
+    "W1": WorkloadSpec(1, LengthRange(32, 32), LengthRange(128, 128)),
+    "W2": WorkloadSpec(1, LengthRange(1024, 1024), LengthRange(1, 1)),
+    "W3": WorkloadSpec(64, LengthRange(32, 256), LengthRange(32, 128)),
+    "W4": WorkloadSpec(32, LengthRange(544, 544), LengthRange(32, 32), shared_prefix=512),
 }
 UNITS = {"W1": "tok/s", "W2": "prompt tok/s", "W3": "out tok/s", "W4": "out tok/s"}
 VOCAB_SIZES = {"smollm2-135m": 49152, "qwen2-0.5b": 151936}
@@ -28,7 +28,7 @@ def requests_of(workload: str, model: str = "smollm2-135m", round: int = 0) -> l
     Tokens that requests of one round share stay shared.
     """
     count = VOCAB_SIZES[model] - FIRST_PLAIN_ID
-    jobs = generate(WORKLOADS[workload], range(count))
+    jobs = generate_jobs(WORKLOADS[workload], range(count))
     return [([FIRST_PLAIN_ID + (t + STRIDE * round) % count for t in job.prompt], job.max_tokens) for job in jobs]
 
 

@@ -13,21 +13,21 @@ from statistics import median
 from typing import Any
 
 from octavo.cli.console import check_writable, note, opened
-from octavo.cli.flags import add_config_flags, errors_of, named_config, rate, size, span, whole
+from octavo.cli.flags import add_config_flags, errors_of, length_range, named_config, rate, size, whole
 from octavo.cli.format import environment_rows, limits_text, table
 from octavo.config import PARTS, EngineConfig
 from octavo.errors import RequestError
 from octavo.tools.bench.plot import check_plot, write_kernel_plot, write_plot
-from octavo.tools.bench.run import WARM_JOBS, Benchmark, run_benchmark
-from octavo.tools.bench.workload import FileWorkload, Shape, Span, read_workload
+from octavo.tools.bench.run import WARM_JOBS, BenchmarkOptions, run_benchmark
+from octavo.tools.bench.workload import FileWorkload, LengthRange, WorkloadSpec, read_workload
 from octavo.tools.interrupt import Interrupt
 
 _KERNEL_FIELDS = frozenset({"model", "revision", "dtype", "threads", "kv_dtype", "block_size"})
 _SHAPE_FLAGS = ("num_requests", "prompt_len", "output_len", "shared_prefix", "arrival_rate", "seed")
 _SHAPE: dict[str, Any] = {
     "num_requests": 64,
-    "prompt_len": Span(32, 256),
-    "output_len": Span(32, 128),
+    "prompt_len": LengthRange(32, 256),
+    "output_len": LengthRange(32, 128),
     "shared_prefix": 0,
 }
 _KERNEL_HEAD = ("kernel", "shape", "rows", "context", "time", "GB/s", "of read", "GFLOP/s", "of peak", "spread")
@@ -83,8 +83,8 @@ def _add_throughput(group: argparse._ArgumentGroup) -> None:
         "(seconds after the start) where wanted",
     )
     group.add_argument("--num-requests", type=whole(1), metavar="N", help="requests (default: 64)")
-    group.add_argument("--prompt-len", type=span, metavar="A[:B]", help="tokens, from A to B (default: 32:256)")
-    group.add_argument("--output-len", type=span, metavar="A[:B]", help="tokens, from A to B (default: 32:128)")
+    group.add_argument("--prompt-len", type=length_range, metavar="A[:B]", help="tokens, from A to B (default: 32:256)")
+    group.add_argument("--output-len", type=length_range, metavar="A[:B]", help="tokens, from A to B (default: 32:128)")
     group.add_argument(
         "--shared-prefix", type=whole(0), metavar="N", help="first tokens that all prompts share (default: 0)"
     )
@@ -134,7 +134,7 @@ def _run_engine(args: argparse.Namespace, config: EngineConfig) -> None:
     if args.profile is not None:
         check_writable("--profile", args.profile)
     workload = _latency_workload(args) if args.benchmark == "latency" else _throughput_workload(args)
-    benchmark = Benchmark(args.benchmark, workload, args.runs, args.warmup)
+    benchmark = BenchmarkOptions(args.benchmark, workload, args.runs, args.warmup)
     with opened(args, config) as engine, Interrupt() as interrupt:
         report, runs = run_benchmark(engine, benchmark, interrupt, None if args.quiet else note)
     print(json.dumps(report, indent=2, allow_nan=False) if args.json else _text(report))
@@ -143,16 +143,19 @@ def _run_engine(args: argparse.Namespace, config: EngineConfig) -> None:
             write_plot(args.plot, _title(report) + _workload_text(report["workload"]), runs)
 
 
-def _latency_workload(args: argparse.Namespace) -> Shape:
-    prompt_len, output_len = Span(args.prompt_len, args.prompt_len), Span(args.output_len, args.output_len)
-    return Shape(1, prompt_len, output_len, seed=args.seed)
+def _latency_workload(args: argparse.Namespace) -> WorkloadSpec:
+    prompt_len, output_len = (
+        LengthRange(args.prompt_len, args.prompt_len),
+        LengthRange(args.output_len, args.output_len),
+    )
+    return WorkloadSpec(1, prompt_len, output_len, seed=args.seed)
 
 
-def _throughput_workload(args: argparse.Namespace) -> Shape | FileWorkload:
+def _throughput_workload(args: argparse.Namespace) -> WorkloadSpec | FileWorkload:
     given = {name: value for name in _SHAPE_FLAGS if (value := vars(args)[name]) is not None}
     if args.workload is None:
         with errors_of("--shared-prefix"):
-            return Shape(**(_SHAPE | given))
+            return WorkloadSpec(**(_SHAPE | given))
     if given:
         flag = "--" + next(iter(given)).replace("_", "-")
         raise RequestError(f"{flag}: does not go with --workload, whose file says what to run")

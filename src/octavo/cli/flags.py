@@ -18,7 +18,7 @@ from octavo.errors import OctavoError, RequestError, UnsupportedError
 from octavo.params import DEFAULTS, UNSET, SamplingParams
 
 if TYPE_CHECKING:
-    from octavo.tools.bench.workload import Span
+    from octavo.tools.bench.workload import LengthRange
 
 _TITLES = {
     "model_config": "model",
@@ -186,13 +186,13 @@ def whole(minimum: int) -> Callable[[str], int]:
     return parse
 
 
-def span(text: str) -> "Span":
+def length_range(text: str) -> "LengthRange":
     """A parser of flags such as "32" and "32:256"."""
-    from octavo.tools.bench.workload import Span
+    from octavo.tools.bench.workload import LengthRange
 
     low, colon, high = text.partition(":")
     try:
-        found = Span(whole(1)(low), whole(1)(high if colon else low))
+        found = LengthRange(whole(1)(low), whole(1)(high if colon else low))
     except argparse.ArgumentTypeError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a length such as 32, or two such as 32:256") from None
     if found.low > found.high:

@@ -29,7 +29,16 @@ from octavo.config import EngineConfig
 from octavo.errors import RequestError
 from octavo.outputs import RequestOutput
 from octavo.params import SamplingParams
-from octavo.tools.batch.requests import Entry, Result, as_chat, complete, failure, json_line, record, submit
+from octavo.tools.batch.requests import (
+    BatchRequest,
+    BatchResult,
+    as_chat,
+    failure,
+    json_line,
+    result_json,
+    run_requests,
+    submit,
+)
 from octavo.tools.interrupt import Interrupt
 
 if TYPE_CHECKING:
@@ -73,12 +82,12 @@ def run(args: argparse.Namespace) -> int:
         return _run_file(args, config, params)
     texts = args.prompts or [_from_stdin()]
     fields = [as_chat({"prompt": text}, args.system) if args.chat else {"prompt": text} for text in texts]
-    entries = [Entry(index, f"prompt-{index + 1}", fields[index], params) for index in range(len(texts))]
-    for entry in entries:
-        entry.check()
-    if args.json or len(entries) > 1:
-        return _run_many(args, config, entries, texts)
-    return _run_one(args, config, entries[0])
+    requests = [BatchRequest(index, f"prompt-{index + 1}", fields[index], params) for index in range(len(texts))]
+    for request in requests:
+        request.check()
+    if args.json or len(requests) > 1:
+        return _run_many(args, config, requests, texts)
+    return _run_one(args, config, requests[0])
 
 
 def _check_combination(args: argparse.Namespace, params: SamplingParams) -> None:
@@ -112,12 +121,12 @@ def _from_stdin() -> str:
     return text
 
 
-def _run_one(args: argparse.Namespace, config: EngineConfig, entry: Entry) -> int:
+def _run_one(args: argparse.Namespace, config: EngineConfig, request: BatchRequest) -> int:
     """Stream one prompt's text."""
     with opened(args, config) as engine, Interrupt() as interrupt:
-        request_id = submit(engine, entry)
+        request_id = submit(engine, request)
         if args.echo:
-            write(entry.fields["prompt"])
+            write(request.fields["prompt"])
         output = stream(engine, request_id, interrupt, write)
         write("\n")
         if wants_summary(args):
@@ -125,40 +134,42 @@ def _run_one(args: argparse.Namespace, config: EngineConfig, entry: Entry) -> in
     return _exit_code([output], interrupt)
 
 
-def _run_many(args: argparse.Namespace, config: EngineConfig, entries: Sequence[Entry], texts: Sequence[str]) -> int:
+def _run_many(
+    args: argparse.Namespace, config: EngineConfig, requests: Sequence[BatchRequest], texts: Sequence[str]
+) -> int:
     """All at once; results in the order of the prompts, each as soon as those before it are out."""
-    finished: dict[int, Result] = {}
+    finished: dict[int, BatchResult] = {}
     num_shown = 0
     with opened(args, config) as engine, Interrupt() as interrupt:
         begin = monotonic()
-        for entry, result in complete(engine, entries, interrupt):
-            finished[entry.index] = result
+        for request, result in run_requests(engine, requests, interrupt):
+            finished[request.index] = result
             while num_shown in finished:
-                _show(args, entries[num_shown], finished[num_shown], texts)
+                _show(args, requests[num_shown], finished[num_shown], texts)
                 num_shown += 1
         for index in sorted(index for index in finished if index > num_shown):  # after an interrupt
-            _show(args, entries[index], finished[index], texts)
+            _show(args, requests[index], finished[index], texts)
         if wants_summary(args):
             outputs = [result for result in finished.values() if isinstance(result, RequestOutput)]
             num_tokens = sum(len(output.outputs[0].token_ids) for output in outputs)
-            note(f"{len(finished)} of {len(entries)} prompts, {rate_text(num_tokens, monotonic() - begin)}")
+            note(f"{len(finished)} of {len(requests)} prompts, {rate_text(num_tokens, monotonic() - begin)}")
     return _exit_code(list(finished.values()), interrupt)
 
 
-def _show(args: argparse.Namespace, entry: Entry, result: Result, texts: Sequence[str]) -> None:
+def _show(args: argparse.Namespace, request: BatchRequest, result: BatchResult, texts: Sequence[str]) -> None:
     """One of several results: a JSON line, or its text under a header."""
-    text = texts[entry.index]
+    text = texts[request.index]
     if args.json:
-        line = {"id": entry.id, "index": entry.index, "prompt": text} | record(entry, result)
+        line = {"id": request.id, "index": request.index, "prompt": text} | result_json(request, result)
         sys.stdout.buffer.write(json_line(line))
         sys.stdout.buffer.flush()
         return
     first_line = text.strip().partition("\n")[0]
     title = first_line if len(first_line) <= _HEADER_CHARS else first_line[:_HEADER_CHARS] + "…"
-    write(f"==> {entry.index + 1}/{len(texts)}: {title} <==\n")
+    write(f"==> {request.index + 1}/{len(texts)}: {title} <==\n")
     if isinstance(result, RequestOutput):
         write((text if args.echo else "") + result.outputs[0].text + "\n")
-    write("\n" if entry.index + 1 < len(texts) else "")
+    write("\n" if request.index + 1 < len(texts) else "")
 
 
 def _run_file(args: argparse.Namespace, config: EngineConfig, defaults: SamplingParams) -> int:
@@ -218,7 +229,7 @@ def _report(args: argparse.Namespace, tally: "BatchTally", seconds: float) -> No
         note(f"interrupted: {left} of {tally.num_lines} lines are left; the same command does the rest")
 
 
-def _exit_code(results: Sequence[Result], interrupt: Interrupt) -> int:
+def _exit_code(results: Sequence[BatchResult], interrupt: Interrupt) -> int:
     """130 after an interrupt, 1 if any failed (each is said on stderr), else 0."""
     failures = [reason for result in results if (reason := failure(result)) is not None]
     for reason in failures:

@@ -10,14 +10,14 @@ from functools import partial
 from typing import Any
 
 from octavo.cli.console import open_engine
-from octavo.cli.flags import add_config_flags, named_config, span, whole
+from octavo.cli.flags import add_config_flags, length_range, named_config, whole
 from octavo.cli.format import environment_rows, table
-from octavo.tools.bench.workload import Span
+from octavo.tools.bench.workload import LengthRange
 from octavo.tools.interrupt import Interrupt
-from octavo.tools.verify.variations import Case
-from octavo.tools.verify.verifier import Result, Verifier, VerifyOptions
+from octavo.tools.verify.variations import VerifiedRequest
+from octavo.tools.verify.verifier import VariationResult, Verifier, VerifyOptions
 
-# Flags that the settings decide, and those that change nothing here.
+# Flags that the variations decide, and those that change nothing here.
 _LEFT_OUT = frozenset({
     "enable_prefix_caching", "enable_chunked_prefill", "max_num_batched_tokens", "max_num_seqs", "policy",
     "max_queued_requests", "served_model_name", "max_model_len",
@@ -35,7 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("requests", "random prompts; each goes twice, greedy and seeded")
     group.add_argument("--num-prompts", type=whole(1), default=8, metavar="N", help="prompts (default: 8)")
     group.add_argument(
-        "--prompt-len", type=span, default=Span(24, 120), metavar="A[:B]", help="tokens, from A to B (default: 24:120)"
+        "--prompt-len",
+        type=length_range,
+        default=LengthRange(24, 120),
+        metavar="A[:B]",
+        help="tokens, from A to B (default: 24:120)",
     )
     group.add_argument("--output-len", type=whole(1), default=32, metavar="N", help="tokens (default: 32)")
     group.add_argument(
@@ -57,10 +61,10 @@ def run(args: argparse.Namespace) -> int:
         for result in verifier.results():
             results.append(result)
             if not args.json:
-                print(_line(result, verifier.cases), flush=True)
+                print(_line(result, verifier.requests), flush=True)
     is_equal = all(result.is_equal for result in results)
     if args.json:
-        report |= {"settings": [result.as_json(verifier.cases) for result in results], "is_equal": is_equal}
+        report |= {"settings": [result.as_json(verifier.requests) for result in results], "is_equal": is_equal}
         print(json.dumps(report, indent=2, allow_nan=False))
     else:
         num_equal = sum(result.is_equal for result in results)
@@ -70,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _head(report: Mapping[str, Any]) -> str:
     work, baseline = report["workload"], report["baseline"]
-    prompts = f"{work['num_prompts']} prompts of {Span(*work['prompt_len'])} tokens, each greedy and seeded"
+    prompts = f"{work['num_prompts']} prompts of {LengthRange(*work['prompt_len'])} tokens, each greedy and seeded"
     rows = [
         *environment_rows(report),
         ("requests", f"{prompts}, {work['output_len']} tokens each, seed {work['seed']}"),
@@ -84,8 +88,8 @@ def _counts(numbers: Mapping[str, int]) -> str:
     return f"{sequences} sequences, {tokens:,} tokens, {logprobs:,} logprobs"
 
 
-def _line(result: Result, cases: Sequence[Case]) -> str:
-    """A setting for people: one line, and one more for what is wrong."""
+def _line(result: VariationResult, requests: Sequence[VerifiedRequest]) -> str:
+    """A variation for people: one line, and one more for what is wrong."""
     comparison = result.comparison
     verdict = "equal" if result.is_equal else "FAILED" if result.failure else "DIFFERENT"
     parts = [] if comparison is None else [_counts(comparison.counts())]
@@ -99,6 +103,6 @@ def _line(result: Result, cases: Sequence[Case]) -> str:
         lines.append(
             f"{indent}{comparison.num_different} of {comparison.num_sequences} sequences differ, logprobs by up to "
             f"{comparison.largest_gap:.3g} after the same tokens; the first:\n"
-            f"{indent}{cases[first.sequence].name}, {first}"
+            f"{indent}{requests[first.sequence].name}, {first}"
         )
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""What stands beside every figure: the machine, the versions, and what the engine came to. Plain data."""
+"""Hardware, versions and resolved configuration, recorded with every result. Plain data."""
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 _PACKAGES = ("numpy", "torch")
 
 
-def circumstances(engine: "LLMEngine") -> dict[str, Any]:
-    """Machine, versions, what the engine runs with, and the configuration as it was given."""
+def environment_of(engine: "LLMEngine") -> dict[str, Any]:
+    """Hardware, versions, what the engine resolved to, and the configuration as it was given."""
     resolved, config = engine.resolved, engine.config
     threads = config.model_config.threads or processor().num_cores
     return {
-        **surroundings(),
+        **hardware_and_versions(),
         "engine": {
             "model": config.model_config.model,
             "backend": str(vars(engine.engine.runner.ops)["__name__"]).rpartition(".")[2],  # a module
@@ -41,11 +41,11 @@ def circumstances(engine: "LLMEngine") -> dict[str, Any]:
     }
 
 
-def kernel_circumstances(arch: ArchConfig, device: Device, config: EngineConfig, kv_dtype: str) -> dict[str, Any]:
-    """The same for the CPU's kernels alone, without an engine."""
+def kernel_environment(arch: ArchConfig, device: Device, config: EngineConfig, kv_dtype: str) -> dict[str, Any]:
+    """The same for the CPU kernels alone, without an engine."""
     model, native = config.model_config, device.handle.native
     return {
-        **surroundings(),
+        **hardware_and_versions(),
         "engine": {
             "model": model.model,
             "backend": "cpu",
@@ -69,8 +69,8 @@ def describe_arch(arch: ArchConfig, held: str) -> str:
     )
 
 
-def surroundings() -> dict[str, Any]:
-    """The machine and the versions."""
+def hardware_and_versions() -> dict[str, Any]:
+    """Processor and cores, and the versions of Octavo, Python and the packages that compute."""
     cpu = processor()
     return {
         "machine": {

@@ -7,7 +7,6 @@ import statistics
 import sys
 import time
 from itertools import pairwise
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -22,20 +21,28 @@ from octavo.models.tensor_sources import Precision
 from octavo.ops import cpu
 from octavo.ops.cpu.device import PATH_VARIABLE, paths
 from octavo.outputs import CompletionOutput, RequestMetrics, RequestOutput
-from octavo.tools.bench.kernel_cases import Case, Subject, groups
+from octavo.tools.bench.kernel_cases import KernelCase, KernelSetup, case_groups
 from octavo.tools.bench.kernels import case_figures, default_working_set, formats_of, measure_group
 from octavo.tools.bench.plot import check_plot, write_plot
 from octavo.tools.bench.timing import (
-    Run,
-    Timeline,
-    Watch,
+    RequestTimes,
+    TimeSource,
+    WorkloadRun,
     latency_figures,
     medians,
     percentile,
-    serve,
+    run_workload,
     throughput_figures,
 )
-from octavo.tools.bench.workload import FileWorkload, Job, Shape, Span, generate, plain_ids, read_workload
+from octavo.tools.bench.workload import (
+    FileWorkload,
+    Job,
+    LengthRange,
+    WorkloadSpec,
+    generate_jobs,
+    non_special_ids,
+    read_workload,
+)
 from octavo.tools.interrupt import Interrupt
 
 TINY = ("--dtype", "float32", "--device", "cpu", "--threads", "1", "--num-blocks", "128", "--quiet")
@@ -51,9 +58,9 @@ def bench(*words: object) -> int:
 
 # --- the generator ----------------------------------------------------------------------------------------------
 
-spans = st.tuples(st.integers(1, 40), st.integers(0, 40)).map(lambda pair: Span(pair[0], sum(pair)))
+spans = st.tuples(st.integers(1, 40), st.integers(0, 40)).map(lambda pair: LengthRange(pair[0], sum(pair)))
 shapes = st.builds(
-    lambda count, prompt_len, output_len, share, rate, seed: Shape(
+    lambda count, prompt_len, output_len, share, rate, seed: WorkloadSpec(
         count, prompt_len, output_len, int(prompt_len.low * share), rate, seed
     ),
     st.integers(1, 30), spans, spans, st.floats(0, 1), st.none() | st.floats(0.01, 1000), st.integers(0, 2**31 - 1),
@@ -62,7 +69,7 @@ shapes = st.builds(
 
 @given(shapes, st.sets(st.integers(0, 300), min_size=1))
 def test_generated_requests_are_what_was_asked_for(shape, ids):
-    jobs = generate(shape, sorted(ids))
+    jobs = generate_jobs(shape, sorted(ids))
     assert len(jobs) == shape.num_requests
     assert all(shape.prompt_len.low <= len(job.prompt) <= shape.prompt_len.high for job in jobs)
     assert all(shape.output_len.low <= job.max_tokens <= shape.output_len.high for job in jobs)
@@ -74,12 +81,12 @@ def test_generated_requests_are_what_was_asked_for(shape, ids):
     assert all(math.isfinite(arrival) for arrival in arrivals)
     if shape.arrival_rate is None:
         assert set(arrivals) == {0.0}
-    assert jobs == generate(shape, sorted(ids))
+    assert jobs == generate_jobs(shape, sorted(ids))
 
 
 def test_seeds_and_rates_are_independent():
     def jobs(seed: int, rate: float | None) -> list[Job]:
-        return generate(Shape(50, Span(8, 64), Span(1, 9), 4, rate, seed), range(1000))
+        return generate_jobs(WorkloadSpec(50, LengthRange(8, 64), LengthRange(1, 9), 4, rate, seed), range(1000))
 
     assert [job.prompt for job in jobs(0, None)] == [job.prompt for job in jobs(0, 3.0)]
     assert not {job.prompt for job in jobs(0, None)} & {job.prompt for job in jobs(1, None)}
@@ -88,21 +95,21 @@ def test_seeds_and_rates_are_independent():
 
 
 def test_arrivals_come_at_the_rate():
-    jobs = generate(Shape(4000, Span(1, 1), Span(1, 1), 0, 8.0), [7])
+    jobs = generate_jobs(WorkloadSpec(4000, LengthRange(1, 1), LengthRange(1, 1), 0, 8.0), [7])
     gaps = [after.arrival - before.arrival for before, after in pairwise(jobs)]
     assert statistics.fmean(gaps) == pytest.approx(1 / 8, rel=0.06)
     assert statistics.pstdev(gaps) == pytest.approx(1 / 8, rel=0.1)  # an exponential's deviation is its mean
 
 
 def test_no_special_tokens_and_no_empty_vocabulary():
-    assert plain_ids(6, frozenset({0, 4, 99})) == [1, 2, 3, 5]
+    assert non_special_ids(6, frozenset({0, 4, 99})) == [1, 2, 3, 5]
     with pytest.raises(RequestError, match="not special"):
-        generate(Shape(1, Span(1, 1), Span(1, 1)), [])
+        generate_jobs(WorkloadSpec(1, LengthRange(1, 1), LengthRange(1, 1)), [])
 
 
 def test_a_prefix_is_no_longer_than_the_shortest_prompt():
     with pytest.raises(RequestError, match=r"^9 tokens .* 8:12"):
-        Shape(1, Span(8, 12), Span(1, 1), 9)
+        WorkloadSpec(1, LengthRange(8, 12), LengthRange(1, 1), 9)
 
 
 # --- the file ---------------------------------------------------------------------------------------------------
@@ -207,15 +214,15 @@ class ScriptedEngine:
         self.clock += seconds
 
 
-def served(engine: ScriptedEngine, *jobs: Job) -> Run:
-    return serve(engine, jobs, Interrupt(), Watch(lambda: engine.clock, engine.sleep))  # type: ignore[arg-type]
+def served(engine: ScriptedEngine, *jobs: Job) -> WorkloadRun:
+    return run_workload(engine, jobs, Interrupt(), TimeSource(lambda: engine.clock, engine.sleep))  # type: ignore[arg-type]
 
 
 def test_times_are_those_of_the_clock():
     engine = ScriptedEngine([1.0, 0.25, 0.5])
     run = served(engine, Job((1,), 3))
     assert engine.was_reset
-    assert run.timelines[0].tokens == [1.0, 1.25, 1.75]
+    assert run.requests[0].tokens == [1.0, 1.25, 1.75]
     figures = latency_figures(run)
     assert figures["ttft"] == 1.0
     assert (figures["itl"]["mean"], figures["itl"]["p50"], figures["itl"]["max"]) == (0.375, 0.375, 0.5)
@@ -229,7 +236,7 @@ def test_requests_start_when_they_arrive_and_a_late_start_counts():
     engine = ScriptedEngine([1.0])
     run = served(engine, Job((1,), 2), Job((1,), 1, 0.5), Job((1,), 1, 10.0))
     assert [float(at) for at in engine.log] == [0.0, 1.0, pytest.approx(10.0)]
-    assert [timeline.ttft for timeline in run.timelines] == [1.0, 1.5, pytest.approx(1.0)]
+    assert [request.ttft for request in run.requests] == [1.0, 1.5, pytest.approx(1.0)]
     assert run.seconds == pytest.approx(11.0)
     assert run.stepping == pytest.approx(3.0)  # waiting is not stepping
     figures = throughput_figures(run)
@@ -240,8 +247,8 @@ def test_requests_start_when_they_arrive_and_a_late_start_counts():
 
 
 def test_tokens_that_come_together_share_their_gap():
-    assert Timeline(0.0, 1, [1.0, 1.0, 2.0, 2.0, 5.0]).gaps == [0.0, 0.5, 0.5, 3.0]
-    assert served(ScriptedEngine([1.0], per_step=2), Job((1,), 5)).timelines[0].gaps == [0.0, 0.5, 0.5, 1.0]
+    assert RequestTimes(0.0, 1, [1.0, 1.0, 2.0, 2.0, 5.0]).gaps == [0.0, 0.5, 0.5, 3.0]
+    assert served(ScriptedEngine([1.0], per_step=2), Job((1,), 5)).requests[0].gaps == [0.0, 0.5, 0.5, 1.0]
 
 
 def test_one_token_has_no_gaps():
@@ -259,7 +266,9 @@ def test_a_failed_request_and_an_interrupt_leave_nothing_behind():
     interrupt = Interrupt()
     engine.sleep = lambda _: setattr(interrupt, "is_set", True)
     with pytest.raises(KeyboardInterrupt):
-        serve(engine, [Job((1,), 1), Job((1,), 9, 99.0)], interrupt, Watch(lambda: engine.clock, engine.sleep))  # type: ignore[arg-type]
+        run_workload(
+            engine, [Job((1,), 1), Job((1,), 9, 99.0)], interrupt, TimeSource(lambda: engine.clock, engine.sleep)
+        )  # type: ignore[arg-type]
     assert not engine.live
 
 
@@ -388,13 +397,13 @@ def test_an_interrupt_is_130(tiny_model, capsys, monkeypatch):
 
 
 @pytest.fixture
-def subject(tiny_model) -> Subject:
+def setup(tiny_model) -> KernelSetup:
     """Five heads of 24 over one KV head, 120 wide, in bfloat16."""
-    return Subject(read_arch(tiny_model), cpu.open_device("cpu", "bfloat16", 1), "bfloat16", 16, 1 << 20)
+    return KernelSetup(read_arch(tiny_model), cpu.open_device("cpu", "bfloat16", 1), "bfloat16", 16, 1 << 20)
 
 
-def cases_of(subject: Subject) -> dict[tuple[str, int, int], Case]:
-    return {(case.kernel, case.rows, case.context): case for cases in groups(subject) for case in cases}
+def cases_of(setup: KernelSetup) -> dict[tuple[str, int, int], KernelCase]:
+    return {(case.kernel, case.rows, case.context): case for cases in case_groups(setup) for case in cases}
 
 
 def test_bytes_of_whole_numbers(tiny_model, smollm2_path):
@@ -403,7 +412,7 @@ def test_bytes_of_whole_numbers(tiny_model, smollm2_path):
     stored = formats_of(read_model(smollm2_path), Precision("bfloat16", None))
     assert stored == dict.fromkeys(("qkv", "output", "gate_up", "down"), "Q4_1") | {"head": "Q8_0"}
     formats = formats_of(read_model(tiny_model), Precision("bfloat16", "int4"))
-    cases = cases_of(Subject(read_arch(tiny_model), device, "bfloat16", 16, 1 << 20, formats))
+    cases = cases_of(KernelSetup(read_arch(tiny_model), device, "bfloat16", 16, 1 << 20, formats))
     down = cases["down", 1, 0]
     assert down.shape == "120 x 200 int4"
     assert down.num_bytes == down.num_calls * 120 * (200 // 2 + 7 * 4)
@@ -411,8 +420,8 @@ def test_bytes_of_whole_numbers(tiny_model, smollm2_path):
         case.run()
 
 
-def test_bytes_and_operations_are_those_of_the_shapes(subject):
-    cases = cases_of(subject)
+def test_bytes_and_operations_are_those_of_the_shapes(setup):
+    cases = cases_of(setup)
     one = cases["down", 1, 0]
     assert one.num_bytes == one.num_calls * 120 * 200 * 2
     assert one.num_operations == one.num_calls * 2 * 120 * 200
@@ -427,16 +436,16 @@ def test_bytes_and_operations_are_those_of_the_shapes(subject):
     assert max(rows for kernel, rows, _ in cases if kernel == "head") == 64
 
 
-def test_what_comes_from_memory_is_more_than_the_caches_hold(subject):
-    for case in cases_of(subject).values():
+def test_what_comes_from_memory_is_more_than_the_caches_hold(setup):
+    for case in cases_of(setup).values():
         if case.kernel in ("qkv", "output", "gate_up", "down", "head", "decode") and case.from_memory:
-            assert case.num_bytes >= subject.working_set, case
+            assert case.num_bytes >= setup.working_set, case
     assert default_working_set() >= 3 << 20
 
 
-def test_the_keys_and_values_that_are_read_were_written(subject):
+def test_the_keys_and_values_that_are_read_were_written(setup):
     """Memory that was never written is one page of zeros, which a cache holds."""
-    for case in (case for cases in groups(subject) for case in cases if case.kernel == "decode"):
+    for case in (case for cases in case_groups(setup) for case in cases if case.kernel == "decode"):
         case.run()
         (layers, _plans) = case.run.__defaults__[0]
         memory = layers[0].native.memory()
@@ -445,19 +454,19 @@ def test_the_keys_and_values_that_are_read_were_written(subject):
 
 
 def test_shares_are_of_the_limits():
-    case = Case("k", "2 x 2", 1, 0, 4, 400, 8000, True, lambda: None)
+    case = KernelCase("k", "2 x 2", 1, 0, 4, 400, 8000, True, lambda: None)
     limits = {"read_bytes_per_second": 1000.0, "operations_per_second": 10_000.0}
     figures = case_figures(case, 2.0, limits)
     assert figures["seconds"] == 0.5
     assert (figures["bytes_per_second"], figures["share_of_read"]) == (200.0, 0.2)
     assert (figures["operations_per_second"], figures["share_of_peak"]) == (4000.0, 0.4)
-    many_rows = case_figures(Case("k", "2 x 2", 512, 0, 4, 400, 0, False, lambda: None), 2.0, limits)
+    many_rows = case_figures(KernelCase("k", "2 x 2", 512, 0, 4, 400, 0, False, lambda: None), 2.0, limits)
     assert (many_rows["share_of_read"], many_rows["share_of_peak"], many_rows["operations_per_second"]) == (None,) * 3
 
 
 def test_limits_are_measured_in_every_run():
     calls = []
-    case = Case("k", "2 x 2", 1, 0, 2, 1 << 20, 2, True, lambda: calls.append(time.sleep(0.001)))
+    case = KernelCase("k", "2 x 2", 1, 0, 2, 1 << 20, 2, True, lambda: calls.append(time.sleep(0.001)))
     (figures,) = measure_group(cpu.open_device("cpu", "float32", 1).handle.native, [case], 3)
     assert len(figures["runs"]) == 3
     assert len(calls) > 3
@@ -512,9 +521,9 @@ def test_a_plot_is_written(tiny_model, tmp_path, capsys):
     with pytest.raises(RequestError, match=r"\.txt must end in one of .*\.png"):
         check_plot(tmp_path / "x.txt")
     (tmp_path / "d").mkdir()
-    run = SimpleNamespace(timelines=[Timeline(0.0, 1, [1.0])])
+    run = SimpleNamespace(requests=[RequestTimes(0.0, 1, [1.0])])
     write_plot(tmp_path / "one.svg", "one token", [run])  # type: ignore[list-item]
-    with pytest.raises(OctavoError, match="^cannot write"):
+    with pytest.raises(OctavoError, match="cannot write"):
         write_plot(tmp_path / "d" / "n" / "x.png", "", [run])  # type: ignore[list-item]
 
 

@@ -20,23 +20,23 @@ from octavo.models.load import ModelFiles, WeightGroup, read_arch, read_model, w
 from octavo.models.tensor_sources import Precision
 from octavo.ops import cpu, hardware
 from octavo.ops.cpu import graph
-from octavo.tools.bench.timing import serve
+from octavo.tools.bench.timing import run_workload
 from octavo.tools.bench.workload import Job
 from octavo.tools.interrupt import Interrupt
 from octavo.tools.planning.cost_model import (
-    Costs,
-    Sizes,
-    at,
+    ModelSizes,
+    StepCosts,
     blocks_needed,
     decode_seconds,
     decode_work,
+    interpolate,
     prefill_seconds,
     prefill_work,
     sizes_of,
 )
 from octavo.tools.planning.predict import contexts_up_to, fit_of
-from octavo.tools.planning.probe import BATCHES, Cache, measure
-from octavo.tools.planning.reduced_model import make_standin
+from octavo.tools.planning.probe import BATCHES, CacheShape, measure_costs
+from octavo.tools.planning.reduced_model import make_reduced_model
 from octavo.weights.quantization import LAYOUTS
 from tests.support.tiny_models import tiny_model_dir
 
@@ -114,7 +114,7 @@ def test_a_step_takes_no_more_than_its_workspace(tmp_path, monkeypatch, inner):
     assign = graph._assign_buffers
     monkeypatch.setattr(graph, "_assign_buffers", lambda *given: assigned.append(assign(*given)) or assigned[-1])
     engine = LLMEngine(EngineConfig.from_fields(model=str(path), device="cpu", num_blocks=64, threads=1))
-    serve(engine, [Job(tuple(range(3, 303)), 2)], Interrupt())
+    run_workload(engine, [Job(tuple(range(3, 303)), 2)], Interrupt())
     widths = {buffer: tensor.width for tensor, buffer in max(assigned, key=len).items()}
     arch = engine.resolved.arch
     logits = 4 * (64 + 2) * arch.vocab_size
@@ -142,9 +142,9 @@ def test_the_engine_plans_with_that_workspace(tiny_model, capsys, monkeypatch):
 
 def test_curves_go_through_their_points_and_on():
     curve = ((1.0, 2.0), (4.0, 5.0), (16.0, 5.0))
-    assert [at(curve, x) for x in (0, 1, 2, 4, 10, 16, 99)] == [2.0, 2.0, 3.0, 5.0, 5.0, 5.0, 5.0]
-    assert at(((1.0, 2.0), (2.0, 3.0)), 5) == 6.0
-    assert at(((8.0, 7.0),), 1) == 7.0
+    assert [interpolate(curve, x) for x in (0, 1, 2, 4, 10, 16, 99)] == [2.0, 2.0, 3.0, 5.0, 5.0, 5.0, 5.0]
+    assert interpolate(((1.0, 2.0), (2.0, 3.0)), 5) == 6.0
+    assert interpolate(((8.0, 7.0),), 1) == 7.0
 
 
 @pytest.fixture
@@ -154,7 +154,7 @@ def windowed(tiny_model):
 
 
 def test_work_is_counted_by_hand(windowed):
-    sizes = Sizes(windowed, layer_values=1000, layer_bytes=600, head_values=50, head_bytes=70, kv_token_bytes=30.0)
+    sizes = ModelSizes(windowed, layer_values=1000, layer_bytes=600, head_values=50, head_bytes=70, kv_token_bytes=30.0)
     decode = decode_work(sizes, 4, 250)
     assert decode.num_bytes == 600 + 70 + 4 * (250 + 250 + 100) * 10
     assert decode.num_operations == 2 * 4 * 1050 + 4 * 4 * (250 + 250 + 100) * 5 * 24
@@ -165,7 +165,7 @@ def test_work_is_counted_by_hand(windowed):
 
 
 def test_seconds_are_sums_of_what_was_measured(windowed):
-    costs = Costs(
+    costs = StepCosts(
         layers=((1.0, 1.0), (64.0, 64.0)),
         head=((1.0, 0.5), (64.0, 0.5)),
         host=((1.0, 0.25),),
@@ -196,7 +196,7 @@ def test_blocks_and_fit(windowed):
     assert contexts_up_to(600) == [600]
 
 
-# --- the stand-in -----------------------------------------------------------------------------------------------
+# --- the reduced model --------------------------------------------------------------------------------------------
 
 
 def stored_model(path, format: str) -> ModelFiles:
@@ -207,14 +207,14 @@ def stored_model(path, format: str) -> ModelFiles:
 
 
 @pytest.mark.parametrize("format", sorted(LAYOUTS))
-def test_every_format_has_a_stand_in_of_the_models_size(tmp_path, format):
+def test_every_format_has_a_reduced_model_of_its_size(tmp_path, format):
     path = tiny_model_dir(tmp_path / "model", hidden_size=256, intermediate_size=512, num_attention_heads=4)
     model, device = stored_model(path, format), cpu.open_device("cpu", "bfloat16", 1)
     precision = Precision("bfloat16", format if format in ("int8", "int4") else None)
-    standin = make_standin(model, precision, cpu, device)
-    assert (standin.arch.num_layers, standin.layer_scale, standin.head_scale) == (3, 1.0, 1.0)
-    assert standin.num_bytes == weight_bytes(model.arch, precision, model.stored)
-    costs = measure(standin, Cache("bfloat16", 16), 256, 64)
+    reduced = make_reduced_model(model, precision, cpu, device)
+    assert (reduced.arch.num_layers, reduced.layer_scale, reduced.head_scale) == (3, 1.0, 1.0)
+    assert reduced.num_bytes == weight_bytes(model.arch, precision, model.stored)
+    costs = measure_costs(reduced, CacheShape("bfloat16", 16), 256, 64)
     assert all(seconds > 0 for curve in (costs.layers, costs.head, costs.host) for _, seconds in curve)
 
 
@@ -223,11 +223,11 @@ def test_a_large_model_is_cut_and_scaled(tmp_path):
     model, device = read_model(path), cpu.open_device("cpu", "float32", 1)
     a_layer = 4 * (2 * (120 * 120 + 24 * 120) + 3 * 200 * 120 + 2 * 120)
     budget = 331 * 120 * 4 + 120 * 4 + 5 * a_layer
-    standin = make_standin(model, Precision("float32"), cpu, device, budget)
-    assert (standin.arch.vocab_size, standin.arch.num_layers, standin.head_scale) == (331, 5, 1.0)
-    assert standin.layer_scale == pytest.approx(12 / 5)
-    assert standin.num_bytes == budget
-    least = make_standin(model, Precision("float32"), cpu, device, 1)
+    reduced = make_reduced_model(model, Precision("float32"), cpu, device, budget)
+    assert (reduced.arch.vocab_size, reduced.arch.num_layers, reduced.head_scale) == (331, 5, 1.0)
+    assert reduced.layer_scale == pytest.approx(12 / 5)
+    assert reduced.num_bytes == budget
+    least = make_reduced_model(model, Precision("float32"), cpu, device, 1)
     assert (least.arch.vocab_size, least.arch.num_layers) == (256, 1)
     assert (least.head_scale, least.layer_scale) == (331 / 256, pytest.approx(12))
 
@@ -327,10 +327,10 @@ def measured(engine: LLMEngine) -> dict[str, float]:
     found = {}
     for count in (1, 8):
         jobs = [Job(tuple(rng.integers(100, 40_000, 20).tolist()), 16) for _ in range(count)]
-        run = serve(engine, jobs, Interrupt())
-        found[f"decode {count}"] = statistics.median(gap for timeline in run.timelines for gap in timeline.gaps)
+        run = run_workload(engine, jobs, Interrupt())
+        found[f"decode {count}"] = statistics.median(gap for request in run.requests for gap in request.gaps)
     prompt = tuple(rng.integers(100, 40_000, 512).tolist())
-    found["prompt 512"] = serve(engine, [Job(prompt, 1)], Interrupt()).timelines[0].ttft
+    found["prompt 512"] = run_workload(engine, [Job(prompt, 1)], Interrupt()).requests[0].ttft
     return found
 
 
@@ -343,16 +343,16 @@ def test_predictions_are_within_30_percent_of_measurements(smollm2_path):
     config = EngineConfig.from_fields(model=str(smollm2_path), device="cpu", kv_cache_memory="64MiB")
     engine, model = LLMEngine(config), read_model(smollm2_path)
     arch, device = model.arch, cpu.open_device("cpu", "bfloat16", None)
-    standin = make_standin(model, Precision("bfloat16", None), cpu, device)
+    reduced = make_reduced_model(model, Precision("bfloat16", None), cpu, device)
     ratios: dict[str, list[float]] = {}
     found: dict[str, float] = {}
     before = measured(engine)
     for number in range(MOST_ROUNDS):
-        costs = measure(standin, Cache("bfloat16", 16), arch.max_position, 512, (1, 4, 16))
-        foretold = {f"decode {count}": decode_seconds(costs, arch, count, CONTEXT) for count in (1, 8)}
-        foretold["prompt 512"] = prefill_seconds(costs, arch, 512, 512)
+        costs = measure_costs(reduced, CacheShape("bfloat16", 16), arch.max_position, 512, (1, 4, 16))
+        predicted = {f"decode {count}": decode_seconds(costs, arch, count, CONTEXT) for count in (1, 8)}
+        predicted["prompt 512"] = prefill_seconds(costs, arch, 512, 512)
         after = measured(engine)
-        for name, seconds in foretold.items():
+        for name, seconds in predicted.items():
             ratios.setdefault(name, []).append(seconds / ((before[name] + after[name]) / 2))
         before = after
         found = {name: statistics.median(values) for name, values in ratios.items()}
@@ -368,7 +368,7 @@ def test_a_prediction_does_not_depend_on_how_much_of_the_model_stands_in(smollm2
     sizes = sizes_of(model, precision, 23_040.0)
     assert sizes.layer_values == 30 * (1536 + 4608) * 576
     assert (sizes.head_values, sizes.head_bytes) == (49152 * 576, 30_081_024)
-    part = make_standin(model, precision, cpu, device, 64 * 2**20)
+    part = make_reduced_model(model, precision, cpu, device, 64 * 2**20)
     assert part.arch.num_layers < 30
     assert part.arch.num_layers * part.layer_scale == pytest.approx(30)
     assert part.arch.vocab_size * part.head_scale == pytest.approx(49152)

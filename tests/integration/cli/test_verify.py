@@ -20,9 +20,9 @@ from octavo.cli.main import main
 from octavo.config import EngineConfig
 from octavo.models.batch import Batch
 from octavo.models.decoder import Decoder
-from octavo.tools.bench.workload import Shape, Span, generate
+from octavo.tools.bench.workload import LengthRange, WorkloadSpec, generate_jobs
 from octavo.tools.verify.compare import Comparison, Trace, bits, compare, hexadecimal
-from octavo.tools.verify.variations import cases_of, changed, settings_for
+from octavo.tools.verify.variations import variations_for, verified_requests, with_changes
 from tests.support.tiny_models import tiny_model_dir
 
 NAMES = (
@@ -130,7 +130,9 @@ def test_bits_tell_floats_apart_as_their_bytes_do(one, other):
 
 
 def cases(count: int = 4):
-    return cases_of(generate(Shape(count, Span(24, 60), Span(20, 20)), range(100)), seed=3)
+    return verified_requests(
+        generate_jobs(WorkloadSpec(count, LengthRange(24, 60), LengthRange(20, 20)), range(100)), seed=3
+    )
 
 
 def test_cases_are_greedy_and_seeded_with_logprobs():
@@ -143,20 +145,20 @@ def test_cases_are_greedy_and_seeded_with_logprobs():
 
 def test_the_settings_are_those_of_the_contract():
     config = EngineConfig.from_fields(threads=3)
-    found = settings_for(cases(), config, is_cpu=True, seed=0)
+    found = variations_for(cases(), config, is_cpu=True, seed=0)
     names = [setting.name for setting in found]
     assert tuple(names[: len(NAMES)]) == NAMES
     assert names[len(NAMES)] == "threads 1"
     assert all(sorted(setting.order) == list(range(8)) for setting in found)
     assert found[0].order != found[1].order != tuple(range(8))
     assert len({str(setting.changes) for setting in found[:4]}) == 1  # one engine for four settings
-    on_gpu = settings_for(cases(), config, is_cpu=False, seed=0)
+    on_gpu = variations_for(cases(), config, is_cpu=False, seed=0)
     assert [setting.name for setting in on_gpu] == list(NAMES)
 
 
 def test_changed_replaces_fields_and_keeps_the_rest():
     config = EngineConfig.from_fields(model="m", block_size=8, threads=2)
-    assert changed(config, {"threads": 1}) == EngineConfig.from_fields(model="m", block_size=8, threads=1)
+    assert with_changes(config, {"threads": 1}) == EngineConfig.from_fields(model="m", block_size=8, threads=1)
 
 
 # --- the command, where company does not matter ------------------------------------------------------------------
@@ -203,9 +205,9 @@ def only(monkeypatch):
 
     def choose(*names: str) -> None:
         def chosen(*args, **options):
-            return [setting for setting in settings_for(*args, **options) if setting.name in names]
+            return [setting for setting in variations_for(*args, **options) if setting.name in names]
 
-        monkeypatch.setattr("octavo.tools.verify.verifier.settings_for", chosen)
+        monkeypatch.setattr("octavo.tools.verify.verifier.variations_for", chosen)
 
     return choose
 

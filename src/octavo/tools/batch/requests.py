@@ -18,8 +18,8 @@ from octavo.tools.interrupt import Interrupt
 if TYPE_CHECKING:
     from octavo.llm_engine import LLMEngine
 
-EntryId = str | int
-Result = RequestOutput | RequestError
+RequestId = str | int
+BatchResult = RequestOutput | RequestError
 
 _IN_FLIGHT = 2  # times max_num_seqs: enough that a finished request is replaced at once, few enough to hold in memory
 _SAMPLING = frozenset(field.name for field in dataclasses.fields(SamplingParams))
@@ -27,11 +27,11 @@ _OWN = frozenset({"id", "custom_id", "prompt", "messages", "tools", "chat_templa
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class BatchRequest:
     """One request: its place, its id, its fields as they were given, and the parameters for what they leave open."""
 
     index: int
-    id: EntryId
+    id: RequestId
     fields: Mapping[str, Any]
     defaults: SamplingParams
     error: str | None = None  # what kept the fields from being read
@@ -75,38 +75,40 @@ def as_chat(fields: Mapping[str, Any], system: str | None) -> dict[str, Any]:
     return {"messages": [*before, {"role": "user", "content": fields["prompt"]}], **rest}
 
 
-def submit(engine: "LLMEngine", entry: Entry) -> str:
-    """Queue an entry and return its request's id. Raises RequestError or QueueFullError."""
-    params = entry.check()
-    if "messages" not in entry.fields:
-        return engine.add_request(entry.fields["prompt"], params)
+def submit(engine: "LLMEngine", request: BatchRequest) -> str:
+    """Queue a request and return the id that the engine gave it. Raises RequestError or QueueFullError."""
+    params = request.check()
+    if "messages" not in request.fields:
+        return engine.add_request(request.fields["prompt"], params)
     from octavo.llm import for_chat
 
     prompt = engine.render_chat(
-        entry.fields["messages"],
-        tools=entry.fields.get("tools"),
-        chat_template_kwargs=entry.fields.get("chat_template_kwargs"),
+        request.fields["messages"],
+        tools=request.fields.get("tools"),
+        chat_template_kwargs=request.fields.get("chat_template_kwargs"),
     )
     return engine.add_request(prompt, for_chat(params))
 
 
-def complete(engine: "LLMEngine", entries: Iterable[Entry], interrupt: Interrupt) -> Iterator[tuple[Entry, Result]]:
-    """Every entry through the engine, a bounded number at a time; each comes out as it finishes, refused ones too.
+def run_requests(
+    engine: "LLMEngine", requests: Iterable[BatchRequest], interrupt: Interrupt
+) -> Iterator[tuple[BatchRequest, BatchResult]]:
+    """Every request through the engine, a bounded number at a time; each comes out as it finishes, refused ones too.
 
     After an interrupt nothing more is begun, and what is unfinished is dropped.
     """
     limit = _IN_FLIGHT * engine.resolved.limits.max_num_seqs
-    waiting, running = iter(entries), dict[str, Entry]()
-    entry = next(waiting, None)
-    while entry is not None or running:
-        while entry is not None and len(running) < limit and not interrupt.is_set:
+    waiting, running = iter(requests), dict[str, BatchRequest]()
+    request = next(waiting, None)
+    while request is not None or running:
+        while request is not None and len(running) < limit and not interrupt.is_set:
             try:
-                running[submit(engine, entry)] = entry
+                running[submit(engine, request)] = request
             except QueueFullError:
                 break  # a step makes room
             except RequestError as error:
-                yield entry, error
-            entry = next(waiting, None)
+                yield request, error
+            request = next(waiting, None)
         if interrupt.is_set:
             break
         for output in engine.step():
@@ -116,9 +118,9 @@ def complete(engine: "LLMEngine", entries: Iterable[Entry], interrupt: Interrupt
         engine.discard_request(request_id)
 
 
-def record(entry: Entry, result: Result) -> dict[str, Any]:
+def result_json(request: BatchRequest, result: BatchResult) -> dict[str, Any]:
     """A result as plain JSON. A request that failed has an `error`, and nothing else has one."""
-    head: dict[str, Any] = {"id": entry.id, "index": entry.index}
+    head: dict[str, Any] = {"id": request.id, "index": request.index}
     if isinstance(result, RequestError):
         return head | {"error": str(result)}
     completion = result.outputs[0]
@@ -142,7 +144,7 @@ def record(entry: Entry, result: Result) -> dict[str, Any]:
     return head | body
 
 
-def failure(result: Result) -> str | None:
+def failure(result: BatchResult) -> str | None:
     """What went wrong, if anything did."""
     if isinstance(result, RequestError):
         return str(result)

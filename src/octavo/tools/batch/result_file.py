@@ -15,14 +15,14 @@ from types import TracebackType
 from typing import IO, Any
 
 from octavo.errors import OctavoError, RequestError, shown
-from octavo.tools.batch.requests import EntryId, json_line
+from octavo.tools.batch.requests import RequestId, json_line
 
 
 @dataclass(slots=True)
 class _Found:
     """What a file of results holds: ids that have their result, how many failed, and where the last whole line ends."""
 
-    done: set[EntryId] = field(default_factory=set)
+    done: set[RequestId] = field(default_factory=set)
     num_failed: int = 0
     end: int = 0
 
@@ -31,7 +31,7 @@ class ResultStream:
     """Results on an open binary file, such as stdout, which is flushed after each; nothing is there already."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        self.done: set[EntryId] = set()
+        self.done: set[RequestId] = set()
         self._file = file
 
     def __enter__(self) -> "ResultStream":
@@ -57,7 +57,7 @@ class ResultFile:
     def __init__(self, path: Path, label: str = "output") -> None:
         self._path, self._label = path, label
         self._is_regular = not path.exists() or path.is_file()
-        self.done: set[EntryId] = set()
+        self.done: set[RequestId] = set()
         self._end = 0
         try:
             self._file = _open_locked(path, label)

@@ -15,7 +15,15 @@ from typing import IO, TYPE_CHECKING
 from octavo.errors import RequestError
 from octavo.outputs import RequestOutput
 from octavo.params import SamplingParams
-from octavo.tools.batch.requests import Entry, EntryId, Result, as_chat, complete, failure, record
+from octavo.tools.batch.requests import (
+    BatchRequest,
+    BatchResult,
+    RequestId,
+    as_chat,
+    failure,
+    result_json,
+    run_requests,
+)
 from octavo.tools.batch.result_file import ResultFile, ResultStream
 from octavo.tools.interrupt import Interrupt
 
@@ -60,34 +68,34 @@ class BatchRunner:
 
     def run(self, engine: "LLMEngine", interrupt: Interrupt, progress: Callable[[BatchTally], None]) -> None:
         """Run what is pending; `progress` is called after each result."""
-        for entry, result in complete(engine, self._pending(), interrupt):
-            self._keep(entry, result)
+        for request, result in run_requests(engine, self._pending(), interrupt):
+            self._keep(request, result)
             progress(self.tally)
         self.tally.is_interrupted = interrupt.is_set
 
     def refuse(self) -> None:
         """Write the errors of what is pending where nothing of it is runnable: no engine is needed."""
-        for entry in self._pending():
-            refusal = entry.refusal()
+        for request in self._pending():
+            refusal = request.refusal()
             if refusal is not None:
-                self._keep(entry, refusal)
+                self._keep(request, refusal)
 
     def _survey(self) -> BatchTally:
-        tally, numbers = BatchTally(), dict[EntryId, int]()
-        for number, entry in self._entries():
-            if entry.id in numbers:
-                raise RequestError(f"lines {numbers[entry.id]} and {number} have the same id {entry.id!r}")
-            numbers[entry.id] = number
+        tally, numbers = BatchTally(), dict[RequestId, int]()
+        for number, request in self._requests():
+            if request.id in numbers:
+                raise RequestError(f"lines {numbers[request.id]} and {number} have the same id {request.id!r}")
+            numbers[request.id] = number
             tally.num_lines += 1
-            if entry.id not in self._results.done:
+            if request.id not in self._results.done:
                 tally.num_pending += 1
-                tally.num_runnable += entry.refusal() is None
+                tally.num_runnable += request.refusal() is None
         return tally
 
-    def _pending(self) -> Iterator[Entry]:
-        return (entry for _, entry in self._entries() if entry.id not in self._results.done)
+    def _pending(self) -> Iterator[BatchRequest]:
+        return (request for _, request in self._requests() if request.id not in self._results.done)
 
-    def _entries(self) -> Iterator[tuple[int, Entry]]:
+    def _requests(self) -> Iterator[tuple[int, BatchRequest]]:
         """Each line of the file that is not blank: its number, counted from 1, and the request."""
         self._source.seek(0)
         index = 0
@@ -95,11 +103,12 @@ class BatchRunner:
             if number == 1:
                 line = line.removeprefix(b"\xef\xbb\xbf")  # the mark that some editors put before UTF-8
             if line.strip():
-                yield number, _entry(line, Entry(index, f"line-{number}", {}, self._options.defaults), self._options)
+                blank = BatchRequest(index, f"line-{number}", {}, self._options.defaults)
+                yield number, _request(line, blank, self._options)
                 index += 1
 
-    def _keep(self, entry: Entry, result: Result) -> None:
-        self._results.write(record(entry, result))
+    def _keep(self, request: BatchRequest, result: BatchResult) -> None:
+        self._results.write(result_json(request, result))
         self.tally.num_written += 1
         self.tally.num_failed += failure(result) is not None
         if isinstance(result, RequestOutput):
@@ -115,7 +124,7 @@ def rereadable(file: IO[bytes]) -> IO[bytes]:
     return copy
 
 
-def _entry(line: bytes, blank: Entry, options: BatchOptions) -> Entry:
+def _request(line: bytes, blank: BatchRequest, options: BatchOptions) -> BatchRequest:
     """`blank` filled in from a line of JSON; where that cannot be, it says why."""
     try:
         fields = json.loads(line)
@@ -125,14 +134,13 @@ def _entry(line: bytes, blank: Entry, options: BatchOptions) -> Entry:
     if not isinstance(fields, dict):
         return replace(blank, error="not a JSON object")
     names = [name for name in ("id", "custom_id") if fields.get(name) is not None]
-    entry_id = fields[names[0]] if names else blank.id
-    if len(names) > 1 or isinstance(entry_id, bool) or not isinstance(entry_id, (str, int)):
+    request_id = fields[names[0]] if names else blank.id
+    if len(names) > 1 or isinstance(request_id, bool) or not isinstance(request_id, (str, int)):
         rule = "must be text or a whole number, given once (as 'id' or 'custom_id')"
         return replace(blank, error=f"{names[-1]}: {rule}")
-    entry = replace(blank, id=entry_id, fields=fields)
+    request = replace(blank, id=request_id, fields=fields)
     try:
-        return (
-            replace(entry, fields=as_chat(fields, options.system)) if options.as_chat and "prompt" in fields else entry
-        )
+        is_prompt = options.as_chat and "prompt" in fields
+        return replace(request, fields=as_chat(fields, options.system)) if is_prompt else request
     except RequestError as error:
-        return replace(entry, error=str(error))
+        return replace(request, error=str(error))

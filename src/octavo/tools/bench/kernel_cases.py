@@ -35,8 +35,8 @@ _POOL = 1_000_003  # random values that everything is cut from; a prime, so that
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
-    """Whose kernels: a model's sizes, where it would run, and how many bytes what comes from memory is made to take.
+class KernelSetup:
+    """What kernels are measured for: a model's sizes, its device, and the bytes that memory-bound kernels go through.
 
     `formats`: what the matrices of `_products` are held in, by name; the device's dtype where nothing is said.
     """
@@ -50,7 +50,7 @@ class Subject:
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class KernelCase:
     """One kernel on one shape. `run` calls it `num_calls` times, each time on other data where `from_memory`.
 
     `num_bytes` and `num_operations` (additions and multiplications of matrix products) are of all these calls.
@@ -80,16 +80,16 @@ class _Product:
     most_rows: int = _ROWS[-1]
 
 
-def groups(subject: Subject) -> Iterator[list[Case]]:
+def case_groups(setup: KernelSetup) -> Iterator[list[KernelCase]]:
     """Cases that share their data, which can go when the next group is asked for."""
-    for product in _products(subject.arch):
-        yield _product_cases(subject, product)
+    for product in _products(setup.arch):
+        yield _product_cases(setup, product)
     for rows, context in _DECODES:
-        yield [_attention_case(subject, rows, 1, context)]
+        yield [_attention_case(setup, rows, 1, context)]
     for queries, before in _PREFILLS:
-        yield [_attention_case(subject, 1, queries, before + queries)]
-    yield [_norm_case(subject), _rope_case(subject)]
-    yield _sampler_cases(subject)
+        yield [_attention_case(setup, 1, queries, before + queries)]
+    yield [_norm_case(setup), _rope_case(setup)]
+    yield _sampler_cases(setup)
 
 
 def _products(arch: ArchConfig) -> list[_Product]:
@@ -105,18 +105,18 @@ def _products(arch: ArchConfig) -> list[_Product]:
     ]
 
 
-def _product_cases(subject: Subject, product: _Product) -> list[Case]:
+def _product_cases(setup: KernelSetup, product: _Product) -> list[KernelCase]:
     """Products with one to many rows. Those with few go through copies of the matrix that no cache holds."""
-    device, format = subject.device, subject.formats.get(product.name, subject.device.dtype)
+    device, format = setup.device, setup.formats.get(product.name, setup.device.dtype)
     is_float = format not in LAYOUTS
     num_values = product.num_out * product.num_in
     one = num_values * ITEM_BYTES[format] if is_float else LAYOUTS[format].num_bytes(product.num_out, product.num_in)
-    matrices = [_matrix(device, product, format) for _ in range(-(-max(subject.working_set, one) // one))]
+    matrices = [_matrix(device, product, format) for _ in range(-(-max(setup.working_set, one) // one))]
     cases = []
     for rows in (rows for rows in _ROWS if rows <= product.most_rows):
         few = matrices if rows <= _FEW_ROWS else matrices[: max(1, _WARM_BYTES // one)]
         cases.append(
-            Case(
+            KernelCase(
                 kernel=product.name,
                 shape=f"{product.num_out} x {product.num_in}" + ("" if is_float else f" {format}"),
                 rows=rows,
@@ -150,28 +150,28 @@ def _products_of(device: Device, product: _Product, matrices: list[Matrix], rows
     return _kept(lambda: program.run(rows), matrices, norm)
 
 
-def _attention_case(subject: Subject, rows: int, queries: int, context: int) -> Case:
+def _attention_case(setup: KernelSetup, rows: int, queries: int, context: int) -> KernelCase:
     """`rows` sequences, each with `queries` tokens at the end of `context`. A decode goes through other keys and
     values each time: those of other layers, as many as the model has, then those of other sequences.
     """
-    arch = subject.arch
+    arch = setup.arch
     width = arch.num_heads * arch.head_dim
-    one = rows * context * token_bytes(arch.num_kv_heads, arch.head_dim, subject.kv_dtype)
+    one = rows * context * token_bytes(arch.num_kv_heads, arch.head_dim, setup.kv_dtype)
     is_decode = queries == 1
-    num_copies = -(-subject.working_set // one) if is_decode else 1
+    num_copies = -(-setup.working_set // one) if is_decode else 1
     num_layers = min(arch.num_layers, num_copies)
     num_turns = -(-num_copies // num_layers)
-    layers = _filled_layers(subject, num_layers, num_turns * rows * -(-context // subject.block_size))
-    program = _cpu.Program(subject.device.handle.native)
+    layers = _filled_layers(setup, num_layers, num_turns * rows * -(-context // setup.block_size))
+    program = _cpu.Program(setup.device.handle.native)
     q, out = program.add_buffer(width), program.add_buffer(width)
-    plans = [_plan(subject, layers[0], rows, queries, context, turn) for turn in range(num_turns)]
+    plans = [_plan(setup, layers[0], rows, queries, context, turn) for turn in range(num_turns)]
     for plan in plans:
         for layer in layers:
             program.attention(layer.native, plan.native, q, out)
     program.view(q, rows * queries)[:] = _floats((rows * queries, width))
     num_calls = num_turns * num_layers
     pairs = rows * (queries * (context - queries) + queries * (queries + 1) // 2)  # a query sees itself and what was
-    return Case(
+    return KernelCase(
         kernel="decode" if is_decode else "prefill",
         shape=f"{arch.num_heads}/{arch.num_kv_heads} heads of {arch.head_dim}",
         rows=rows * queries,
@@ -184,12 +184,12 @@ def _attention_case(subject: Subject, rows: int, queries: int, context: int) -> 
     )
 
 
-def _plan(subject: Subject, layer: Blocks, rows: int, queries: int, context: int, turn: int) -> Any:
+def _plan(setup: KernelSetup, layer: Blocks, rows: int, queries: int, context: int, turn: int) -> Any:
     """Attention of the sequences of one turn, which have blocks of their own."""
-    arch, num_blocks = subject.arch, -(-context // subject.block_size)
+    arch, num_blocks = setup.arch, -(-context // setup.block_size)
     table = (np.arange(rows * num_blocks, dtype=np.int32) + turn * rows * num_blocks).reshape(rows, num_blocks)
     positions = np.arange(context - queries, context)
-    slots = table[:, positions // subject.block_size] * subject.block_size + positions % subject.block_size
+    slots = table[:, positions // setup.block_size] * setup.block_size + positions % setup.block_size
     spans = RowSpans(
         slots=slots.astype(np.int64).reshape(-1),
         row_starts=np.arange(rows + 1, dtype=np.int32) * np.int32(queries),
@@ -200,25 +200,25 @@ def _plan(subject: Subject, layer: Blocks, rows: int, queries: int, context: int
     return cpu.plan_attention(replace(layer, plan=_cpu.AttentionPlan()), spans, shape)
 
 
-def _filled_layers(subject: Subject, num_layers: int, num_blocks: int) -> list[Blocks]:
+def _filled_layers(setup: KernelSetup, num_layers: int, num_blocks: int) -> list[Blocks]:
     """Keys and values that are not zero: memory that was never written is one page of zeros in a cache."""
-    arch = subject.arch
-    shape = KVShape(num_blocks, subject.block_size, arch.num_kv_heads, arch.head_dim)
-    layers = cpu.new_kv_layers(subject.device, shape, num_layers, subject.kv_dtype)
+    arch = setup.arch
+    shape = KVShape(num_blocks, setup.block_size, arch.num_kv_heads, arch.head_dim)
+    layers = cpu.new_kv_layers(setup.device, shape, num_layers, setup.kv_dtype)
     memory = layers[0].native.memory()
-    if subject.kv_dtype == "int8":
-        num_codes = 2 * subject.block_size * arch.head_dim  # of a head in a block; behind them, scales
+    if setup.kv_dtype == "int8":
+        num_codes = 2 * setup.block_size * arch.head_dim  # of a head in a block; behind them, scales
         heads = memory.reshape(num_layers * num_blocks * arch.num_kv_heads, -1)
         heads[:, :num_codes] = np.random.default_rng(0).integers(0, 256, num_codes, np.uint8)
         heads[:, num_codes:].view(np.float32)[:] = 0.05 / 127
         return layers
-    numbers = memory.view(np.uint16 if subject.kv_dtype == "bfloat16" else np.float32)
-    numbers[:] = _words(subject.kv_dtype, numbers.shape)
+    numbers = memory.view(np.uint16 if setup.kv_dtype == "bfloat16" else np.float32)
+    numbers[:] = _words(setup.kv_dtype, numbers.shape)
     return layers
 
 
-def _norm_case(subject: Subject) -> Case:
-    device, width = subject.device, subject.arch.hidden_size
+def _norm_case(setup: KernelSetup) -> KernelCase:
+    device, width = setup.device, setup.arch.hidden_size
     program, norm = _cpu.Program(device.handle.native), cpu.pack_vector(device, np.ones(width, np.float32))
     x, out = program.add_buffer(width), program.add_buffer(width)
     program.rms_norm(norm, 1e-5, x, out)
@@ -227,13 +227,13 @@ def _norm_case(subject: Subject) -> Case:
     return _small_case("rms_norm", str(width), _SMALL_ROWS * width * 8, run)
 
 
-def _rope_case(subject: Subject) -> Case:
+def _rope_case(setup: KernelSetup) -> KernelCase:
     """Rotation, head norms where the model has them, and the write of K and V to the cache."""
-    arch, device = subject.arch, subject.device
+    arch, device = setup.arch, setup.device
     kv_width = arch.num_kv_heads * arch.head_dim
     width = arch.num_heads * arch.head_dim + 2 * kv_width
-    (layer,) = _filled_layers(subject, 1, -(-_SMALL_ROWS // subject.block_size))
-    plan = _plan(subject, layer, 1, _SMALL_ROWS, _SMALL_ROWS, 0)
+    (layer,) = _filled_layers(setup, 1, -(-_SMALL_ROWS // setup.block_size))
+    plan = _plan(setup, layer, 1, _SMALL_ROWS, _SMALL_ROWS, 0)
     rope = cpu.pack_rope(device, inverse_frequencies(replace(arch.rope, has_factors=False), arch.head_dim), 1.0)
     rotations = cpu.plan_rope(rope, np.arange(_SMALL_ROWS, dtype=np.int32))
     norm = cpu.pack_vector(device, np.ones(arch.head_dim, np.float32)) if arch.qk_norm else None
@@ -241,18 +241,18 @@ def _rope_case(subject: Subject) -> Case:
     qkv = program.add_buffer(width)
     program.rope(layer.native, plan.native, rotations, norm, norm, 1e-5, qkv)
     program.view(qkv, _SMALL_ROWS)[:] = _floats((_SMALL_ROWS, width))
-    written = token_bytes(arch.num_kv_heads, arch.head_dim, subject.kv_dtype)
+    written = token_bytes(arch.num_kv_heads, arch.head_dim, setup.kv_dtype)
     a_row = 4 * width + 4 * (width - 2 * kv_width) + written
     run = _kept(lambda: program.run(_SMALL_ROWS), layer, plan, rope, norm)
     return _small_case("rope + cache write", str(width), _SMALL_ROWS * a_row, run)
 
 
-def _sampler_cases(subject: Subject) -> list[Case]:
+def _sampler_cases(setup: KernelSetup) -> list[KernelCase]:
     """Draws from a full tile of logits, each row by itself: greedy, and with top-k and top-p."""
-    logits = 3.0 * _floats((TILE, subject.arch.vocab_size))
-    shape, machine = str(subject.arch.vocab_size), subject.device.handle.native
+    logits = 3.0 * _floats((TILE, setup.arch.vocab_size))
+    shape, machine = str(setup.arch.vocab_size), setup.device.handle.native
 
-    def case(kernel: str, params: SamplingParams) -> Case:
+    def case(kernel: str, params: SamplingParams) -> KernelCase:
         rules = rules_of([Draw(params.resolved(), seed, position=1) for seed in range(TILE)])
         run = _kept(lambda: sample(logits, rules, 0, machine))
         return replace(_small_case(kernel, shape, logits.nbytes, run), rows=TILE)
@@ -263,9 +263,9 @@ def _sampler_cases(subject: Subject) -> list[Case]:
     ]
 
 
-def _small_case(kernel: str, shape: str, num_bytes: int, run: Callable[[], object]) -> Case:
+def _small_case(kernel: str, shape: str, num_bytes: int, run: Callable[[], object]) -> KernelCase:
     """A kernel without products, which reads what has just been written."""
-    return Case(kernel, shape, _SMALL_ROWS, 0, 1, num_bytes, 0, True, run)
+    return KernelCase(kernel, shape, _SMALL_ROWS, 0, 1, num_bytes, 0, True, run)
 
 
 def _kept(run: Callable[[], object], *_owners: object) -> Callable[[], object]:

@@ -17,9 +17,9 @@ from octavo.models.load import ModelFiles, format_of, read_model
 from octavo.models.tensor_sources import Precision
 from octavo.ops import _cpu, cpu
 from octavo.ops.hardware import processor
-from octavo.tools.bench.kernel_cases import Case, Subject, groups
+from octavo.tools.bench.kernel_cases import KernelCase, KernelSetup, case_groups
 from octavo.tools.bench.timing import medians
-from octavo.tools.environment import kernel_circumstances
+from octavo.tools.environment import kernel_environment
 
 _SHORTEST = 0.02  # seconds that a measurement takes at least
 _LIMIT_ROUNDS = 3  # the limits are the best of so many
@@ -47,15 +47,15 @@ def measure_kernels(
     device = cpu.open_device("cpu", arch.dtype if dtype == "auto" else dtype, model.threads)
     kv_dtype = choose_kv_dtype(config, device)
     formats = formats_of(files, choose_precision(files, config, device))
-    subject = Subject(arch, device, kv_dtype, config.cache_config.block_size, working_set, formats)
+    setup = KernelSetup(arch, device, kv_dtype, config.cache_config.block_size, working_set, formats)
     measured = []
-    for cases in groups(subject):
+    for cases in case_groups(setup):
         measured += measure_group(device.handle.native, cases, runs)
         if note is not None:
             note(f"{measured[-1]['kernel']}: done")
     return {
         "benchmark": "kernels",
-        **kernel_circumstances(subject.arch, device, config, kv_dtype),
+        **kernel_environment(setup.arch, device, config, kv_dtype),
         "workload": {"runs": runs, "working_set": working_set},
         "limits": medians([run["limits"] for case in measured for run in case["runs"]]),
         "kernels": measured,
@@ -70,7 +70,7 @@ def formats_of(files: ModelFiles, precision: Precision) -> dict[str, str]:
     return {name: found[part, 0] for name, part in layer.items()} | {"head": found[head, None]}
 
 
-def measure_group(machine: Any, cases: Sequence[Case], runs: int) -> list[dict[str, Any]]:
+def measure_group(machine: Any, cases: Sequence[KernelCase], runs: int) -> list[dict[str, Any]]:
     """Figures of cases that share their data: run after run the limits, then each case once."""
     for case in cases:
         case.run()  # memory that is taken at the first call, and programs that are recorded there
@@ -98,7 +98,7 @@ def measure_group(machine: Any, cases: Sequence[Case], runs: int) -> list[dict[s
     ]
 
 
-def case_figures(case: Case, seconds: float, limits: Mapping[str, float]) -> dict[str, Any]:
+def case_figures(case: KernelCase, seconds: float, limits: Mapping[str, float]) -> dict[str, Any]:
     """What `seconds` for all calls of a case amount to. Shares are of the limits; None where a limit is not its own."""
     read, computed = case.num_bytes / seconds, case.num_operations / seconds
     return {
@@ -111,7 +111,7 @@ def case_figures(case: Case, seconds: float, limits: Mapping[str, float]) -> dic
     }
 
 
-def _seconds_of(case: Case) -> float:
+def _seconds_of(case: KernelCase) -> float:
     """Seconds of one run of a case, from as many as take long enough for the clock."""
     num_runs = 1
     while True:

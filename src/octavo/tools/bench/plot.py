@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from octavo.errors import OctavoError, RequestError
-from octavo.tools.bench.timing import Run
+from octavo.tools.bench.timing import WorkloadRun
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,12 +25,12 @@ def check_plot(path: Path) -> None:
         raise RequestError(f"{path} must end in one of {', '.join(f'.{kind}' for kind in sorted(kinds))}")
 
 
-def write_plot(path: Path, title: str, runs: Sequence[Run]) -> None:
+def write_plot(path: Path, title: str, runs: Sequence[WorkloadRun]) -> None:
     """Draw the distributions of time to first token and of inter-token latency, a line for each run."""
     figure = _new_figure()
     first, second = figure.subplots(1, 2)
-    ttft = [[timeline.ttft for timeline in run.timelines] for run in runs]
-    itl = [[gap for timeline in run.timelines for gap in timeline.gaps] for run in runs]
+    ttft = [[request.ttft for request in run.requests] for run in runs]
+    itl = [[gap for request in run.requests for gap in request.gaps] for run in runs]
     _draw(first, "time to first token", "requests", ttft)
     _draw(second, "inter-token latency", "tokens", itl)
     _save(figure, title, path)

@@ -3,51 +3,54 @@
 Knows which figures each benchmark has; `timing` takes the times. Prints nothing.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from octavo.tools.bench.timing import Run, latency_figures, medians, serve, throughput_figures
-from octavo.tools.bench.workload import FileWorkload, Job, Shape, generate, plain_ids
-from octavo.tools.environment import circumstances
+from octavo.tools.bench.timing import WorkloadRun, latency_figures, medians, run_workload, throughput_figures
+from octavo.tools.bench.workload import FileWorkload, Job, WorkloadSpec, generate_jobs, non_special_ids
+from octavo.tools.environment import environment_of
 from octavo.tools.interrupt import Interrupt
 
 if TYPE_CHECKING:
     from octavo.llm_engine import LLMEngine
 
-WARM_JOBS = 4  # of the workload, that a warm-up runs
-_FIGURES: dict[str, Callable[[Run], dict[str, Any]]] = {"latency": latency_figures, "throughput": throughput_figures}
+WARM_JOBS = 4  # of the workload, which a warm-up runs
+_FIGURES: Mapping[str, Callable[[WorkloadRun], dict[str, Any]]] = {
+    "latency": latency_figures,
+    "throughput": throughput_figures,
+}
 
 
 @dataclass(frozen=True, slots=True)
-class Benchmark:
+class BenchmarkOptions:
     """What to measure: "latency" of a workload of one request, or "throughput"; `warmup` runs come before `runs`."""
 
     name: str
-    workload: Shape | FileWorkload
+    workload: WorkloadSpec | FileWorkload
     runs: int
     warmup: int
 
 
 def run_benchmark(
-    engine: "LLMEngine", benchmark: Benchmark, interrupt: Interrupt, note: Callable[[str], None] | None = None
-) -> tuple[dict[str, Any], list[Run]]:
+    engine: "LLMEngine", benchmark: BenchmarkOptions, interrupt: Interrupt, note: Callable[[str], None] | None = None
+) -> tuple[dict[str, Any], list[WorkloadRun]]:
     """The report (seconds; figures of each run and their medians), and the runs it was made of.
 
-    `note` is told how far it is. Raises as `timing.serve` does.
+    `note` is told how far it is. Raises as `run_workload` does.
     """
     jobs = jobs_for(engine, benchmark.workload)
     for _ in range(benchmark.warmup):
-        serve(engine, [Job(job.prompt, job.max_tokens) for job in jobs[:WARM_JOBS]], interrupt)
-    runs: list[Run] = []
+        run_workload(engine, [Job(job.prompt, job.max_tokens) for job in jobs[:WARM_JOBS]], interrupt)
+    runs: list[WorkloadRun] = []
     for number in range(1, benchmark.runs + 1):
-        runs.append(serve(engine, jobs, interrupt))
+        runs.append(run_workload(engine, jobs, interrupt))
         if note is not None:
             note(f"run {number} of {benchmark.runs}: {runs[-1].seconds:.2f} s")
     figures = [_FIGURES[benchmark.name](run) for run in runs]
     report = {
         "benchmark": benchmark.name,
-        **circumstances(engine),
+        **environment_of(engine),
         "workload": benchmark.workload.as_json() | {"runs": benchmark.runs, "warmup": benchmark.warmup},
         "median": medians(figures),
         "runs": figures,
@@ -55,9 +58,9 @@ def run_benchmark(
     return report, runs
 
 
-def jobs_for(engine: "LLMEngine", workload: Shape | FileWorkload) -> list[Job]:
+def jobs_for(engine: "LLMEngine", workload: WorkloadSpec | FileWorkload) -> list[Job]:
     """The requests of a workload; generated ones are of the model's tokens that are not special."""
     if isinstance(workload, FileWorkload):
         return list(workload.jobs)
     vocab_size = min(engine.tokenizer.vocab_size, engine.resolved.arch.vocab_size)
-    return generate(workload, plain_ids(vocab_size, engine.tokenizer.special_ids))
+    return generate_jobs(workload, non_special_ids(vocab_size, engine.tokenizer.special_ids))

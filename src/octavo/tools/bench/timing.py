@@ -25,7 +25,7 @@ _LONGEST_NAP = 0.02  # between two looks at Ctrl-C while no request has arrived
 
 
 @dataclass(slots=True)
-class Timeline:
+class RequestTimes:
     """One request: when it arrived and when each of its tokens came, after the start."""
 
     arrival: float
@@ -48,30 +48,32 @@ class Timeline:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class WorkloadRun:
     """A workload done once. `stepping` is the time spent in the engine's steps; `counters` and `phases` (seconds by
     phase of a step) are what this run added to the engine's.
     """
 
     seconds: float
     stepping: float
-    timelines: tuple[Timeline, ...]
+    requests: tuple[RequestTimes, ...]
     counters: Mapping[str, int]
     phases: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
-class Watch:
-    """Where times come from, and how one waits."""
+class TimeSource:
+    """The clock, and how to wait; tests put their own in its place."""
 
     now: Callable[[], float] = time.perf_counter
     sleep: Callable[[float], None] = time.sleep
 
 
-_WATCH = Watch()
+_SYSTEM_TIME = TimeSource()
 
 
-def serve(engine: "LLMEngine", jobs: Sequence[Job], interrupt: Interrupt, watch: Watch = _WATCH) -> Run:
+def run_workload(
+    engine: "LLMEngine", jobs: Sequence[Job], interrupt: Interrupt, time_source: TimeSource = _SYSTEM_TIME
+) -> WorkloadRun:
     """Run `jobs`, which are in order of arrival, each when it arrives, from an empty prefix cache.
 
     Greedy, past the end-of-text token, so that every output has the length that was asked for. Raises RequestError for
@@ -79,33 +81,33 @@ def serve(engine: "LLMEngine", jobs: Sequence[Job], interrupt: Interrupt, watch:
     """
     engine.reset_prefix_cache()
     before = engine.get_stats()
-    timelines: dict[str, Timeline] = {}
-    stepping, begin = 0.0, watch.now()
+    requests: dict[str, RequestTimes] = {}
+    stepping, begin = 0.0, time_source.now()
     try:
-        while len(timelines) < len(jobs) or engine.has_unfinished_requests():
+        while len(requests) < len(jobs) or engine.has_unfinished_requests():
             if interrupt.is_set:
                 raise KeyboardInterrupt
-            now = watch.now() - begin
-            while len(timelines) < len(jobs) and jobs[len(timelines)].arrival <= now:
-                job = jobs[len(timelines)]
-                timelines[engine.add_request(job.prompt, _params(job))] = Timeline(job.arrival)
+            now = time_source.now() - begin
+            while len(requests) < len(jobs) and jobs[len(requests)].arrival <= now:
+                job = jobs[len(requests)]
+                requests[engine.add_request(job.prompt, _params(job))] = RequestTimes(job.arrival)
             if not engine.has_unfinished_requests():
-                watch.sleep(min(_LONGEST_NAP, jobs[len(timelines)].arrival - now))
+                time_source.sleep(min(_LONGEST_NAP, jobs[len(requests)].arrival - now))
                 continue
-            start = watch.now()
+            start = time_source.now()
             outputs = engine.step()
-            end = watch.now()
+            end = time_source.now()
             stepping += end - start
-            _note(timelines, outputs, end - begin)
-        seconds = watch.now() - begin
+            _note(requests, outputs, end - begin)
+        seconds = time_source.now() - begin
     finally:
-        for request_id in timelines:
+        for request_id in requests:
             engine.discard_request(request_id)
     after = engine.get_stats()
-    return Run(
+    return WorkloadRun(
         seconds=seconds,
         stepping=stepping,
-        timelines=tuple(timelines.values()),
+        requests=tuple(requests.values()),
         counters={name: after[name] - before[name] for name in _COUNTERS},
         phases={name: after["seconds"][name] - before["seconds"][name] for name in after["seconds"]},
     )
@@ -115,51 +117,51 @@ def _params(job: Job) -> SamplingParams:
     return SamplingParams(temperature=0.0, max_tokens=job.max_tokens, ignore_eos=True)
 
 
-def _note(timelines: Mapping[str, Timeline], outputs: Sequence[RequestOutput], now: float) -> None:
-    """Book the tokens that a step brought."""
+def _note(requests: Mapping[str, RequestTimes], outputs: Sequence[RequestOutput], now: float) -> None:
+    """Record when the tokens of a step came."""
     for output in outputs:
-        completion, timeline = output.outputs[0], timelines[output.request_id]
+        completion, request = output.outputs[0], requests[output.request_id]
         if completion.finish_reason == "error":
             raise EngineError(completion.error or "the engine failed")
-        timeline.prompt_len = len(output.prompt_token_ids)
-        timeline.tokens += [now] * (len(completion.token_ids) - len(timeline.tokens))
+        request.prompt_len = len(output.prompt_token_ids)
+        request.tokens += [now] * (len(completion.token_ids) - len(request.tokens))
 
 
-def throughput_figures(run: Run) -> dict[str, Any]:
+def throughput_figures(run: WorkloadRun) -> dict[str, Any]:
     """What a run of many requests amounts to."""
-    num_prompt = sum(timeline.prompt_len for timeline in run.timelines)
-    num_output = sum(len(timeline.tokens) for timeline in run.timelines)
+    num_prompt = sum(request.prompt_len for request in run.requests)
+    num_output = sum(len(request.tokens) for request in run.requests)
     return {
         "seconds": run.seconds,
-        "num_requests": len(run.timelines),
+        "num_requests": len(run.requests),
         "prompt_tokens": num_prompt,
         "output_tokens": num_output,
         "output_tokens_per_second": num_output / run.seconds,
         "total_tokens_per_second": (num_prompt + num_output) / run.seconds,
-        "requests_per_second": len(run.timelines) / run.seconds,
-        "ttft": spread([timeline.ttft for timeline in run.timelines]),
-        "itl": spread([gap for timeline in run.timelines for gap in timeline.gaps]),
+        "requests_per_second": len(run.requests) / run.seconds,
+        "ttft": distribution([request.ttft for request in run.requests]),
+        "itl": distribution([gap for request in run.requests for gap in request.gaps]),
         **_engine_figures(run),
     }
 
 
-def latency_figures(run: Run) -> dict[str, Any]:
+def latency_figures(run: WorkloadRun) -> dict[str, Any]:
     """What a run of one request amounts to. `decode_tokens_per_second` is None where there is one token only."""
-    (timeline,) = run.timelines
-    gaps = timeline.gaps
+    (request,) = run.requests
+    gaps = request.gaps
     return {
         "seconds": run.seconds,
-        "ttft": timeline.ttft,
-        "itl": spread(gaps),
+        "ttft": request.ttft,
+        "itl": distribution(gaps),
         "decode_tokens_per_second": len(gaps) / sum(gaps) if gaps else None,
-        "output_tokens_per_second": len(timeline.tokens) / run.seconds,
-        "prompt_tokens": timeline.prompt_len,
-        "output_tokens": len(timeline.tokens),
+        "output_tokens_per_second": len(request.tokens) / run.seconds,
+        "prompt_tokens": request.prompt_len,
+        "output_tokens": len(request.tokens),
         **_engine_figures(run),
     }
 
 
-def _engine_figures(run: Run) -> dict[str, Any]:
+def _engine_figures(run: WorkloadRun) -> dict[str, Any]:
     """`host_share`: the part of the steps' time in which no model was computed and nothing sampled."""
     computing = run.phases.get("run", 0.0) + run.phases.get("sample", 0.0)
     return {
@@ -170,7 +172,7 @@ def _engine_figures(run: Run) -> dict[str, Any]:
     }
 
 
-def spread(values: Sequence[float]) -> dict[str, float] | None:
+def distribution(values: Sequence[float]) -> dict[str, float] | None:
     """Mean, percentiles and the largest of some values; None where there is none."""
     if not values:
         return None

@@ -30,7 +30,7 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class LengthRange:
     """Whole numbers from `low` to `high`, both among them; written "A" or "A:B"."""
 
     low: int
@@ -41,15 +41,15 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class WorkloadSpec:
     """What to generate. The first `shared_prefix` tokens of every prompt are the same; they count in `prompt_len`.
 
     `arrival_rate` is in requests per second, None for all at once. Raises RequestError for a prefix that is too long.
     """
 
     num_requests: int
-    prompt_len: Span
-    output_len: Span
+    prompt_len: LengthRange
+    output_len: LengthRange
     shared_prefix: int = 0
     arrival_rate: float | None = None
     seed: int = 0
@@ -86,7 +86,7 @@ class FileWorkload:
         return {"file": str(self.path), "num_requests": len(self.jobs)}
 
 
-def generate(shape: Shape, token_ids: Sequence[int]) -> list[Job]:
+def generate_jobs(spec: WorkloadSpec, token_ids: Sequence[int]) -> list[Job]:
     """Requests whose prompts are random draws from `token_ids`; lengths are uniform over their spans.
 
     The first request arrives at 0, the gaps after it are exponential (a Poisson process). Lengths, tokens and arrivals
@@ -94,22 +94,22 @@ def generate(shape: Shape, token_ids: Sequence[int]) -> list[Job]:
     """
     if not token_ids:
         raise RequestError("the model's vocabulary has no token that is not special: no prompt can be made")
-    lengths, tokens, gaps = (np.random.default_rng((shape.seed, stream)) for stream in range(3))
+    lengths, tokens, gaps = (np.random.default_rng((spec.seed, stream)) for stream in range(3))
     ids = np.array(token_ids, np.int64)
-    prefix = tokens.choice(ids, shape.shared_prefix)
-    prompt_lens = lengths.integers(shape.prompt_len.low, shape.prompt_len.high, shape.num_requests, endpoint=True)
-    output_lens = lengths.integers(shape.output_len.low, shape.output_len.high, shape.num_requests, endpoint=True)
-    arrivals = np.zeros(shape.num_requests)
-    if shape.arrival_rate is not None:
-        arrivals[1:] = gaps.exponential(1.0 / shape.arrival_rate, shape.num_requests - 1).cumsum()
+    prefix = tokens.choice(ids, spec.shared_prefix)
+    prompt_lens = lengths.integers(spec.prompt_len.low, spec.prompt_len.high, spec.num_requests, endpoint=True)
+    output_lens = lengths.integers(spec.output_len.low, spec.output_len.high, spec.num_requests, endpoint=True)
+    arrivals = np.zeros(spec.num_requests)
+    if spec.arrival_rate is not None:
+        arrivals[1:] = gaps.exponential(1.0 / spec.arrival_rate, spec.num_requests - 1).cumsum()
     jobs = []
     for prompt_len, output_len, arrival in zip(prompt_lens, output_lens, arrivals, strict=True):
-        own = tokens.choice(ids, prompt_len - shape.shared_prefix)
+        own = tokens.choice(ids, prompt_len - spec.shared_prefix)
         jobs.append(Job((*prefix.tolist(), *own.tolist()), int(output_len), float(arrival)))
     return jobs
 
 
-def plain_ids(vocab_size: int, special_ids: frozenset[int]) -> list[int]:
+def non_special_ids(vocab_size: int, special_ids: frozenset[int]) -> list[int]:
     """The ids of a vocabulary that are no special tokens."""
     return [token for token in range(vocab_size) if token not in special_ids]
 

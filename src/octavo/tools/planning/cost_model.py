@@ -16,7 +16,7 @@ Curve = tuple[tuple[float, float], ...]  # (x, seconds), x ascending
 
 
 @dataclass(frozen=True, slots=True)
-class Costs:
+class StepCosts:
     """What was measured, already for the whole model. Attention is of one layer, beyond that over a single key."""
 
     layers: Curve  # by tokens in the step: all layers, with attention over a single key each
@@ -27,18 +27,18 @@ class Costs:
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class StepWork:
     """What a step, or several, cannot do without: bytes that come from memory, and operations of matrix products."""
 
     num_bytes: int
     num_operations: int
 
-    def __add__(self, other: "Work") -> "Work":
-        return Work(self.num_bytes + other.num_bytes, self.num_operations + other.num_operations)
+    def __add__(self, other: "StepWork") -> "StepWork":
+        return StepWork(self.num_bytes + other.num_bytes, self.num_operations + other.num_operations)
 
 
 @dataclass(frozen=True, slots=True)
-class Sizes:
+class ModelSizes:
     """A model as a step sees it: matrix values and bytes of all layers, and of the head."""
 
     arch: ArchConfig
@@ -49,7 +49,7 @@ class Sizes:
     kv_token_bytes: float  # over all layers
 
 
-def sizes_of(model: ModelFiles, precision: Precision, kv_token_bytes: float) -> Sizes:
+def sizes_of(model: ModelFiles, precision: Precision, kv_token_bytes: float) -> ModelSizes:
     """What a step of this model reads and multiplies with. Of an embedding that is no head it reads next to nothing."""
     layers, head = [0, 0], [0, 0]
     name = "embedding" if model.arch.tie_embeddings else "head"
@@ -59,42 +59,42 @@ def sizes_of(model: ModelFiles, precision: Precision, kv_token_bytes: float) -> 
             continue
         total[0] += part.shape[0] * part.shape[1] if len(part.shape) == 2 else 0
         total[1] += part_bytes(part, format_of(part, precision, model.stored))
-    return Sizes(model.arch, layers[0], layers[1], head[0], head[1], kv_token_bytes)
+    return ModelSizes(model.arch, layers[0], layers[1], head[0], head[1], kv_token_bytes)
 
 
-def decode_seconds(costs: Costs, arch: ArchConfig, num_seqs: int, context: int) -> float:
+def decode_seconds(costs: StepCosts, arch: ArchConfig, num_seqs: int, context: int) -> float:
     """One token for each of `num_seqs` sequences of `context` tokens each."""
-    attention = sum(_decode_attention(costs, num_seqs, seen) for seen in _seen_by_layer(arch, context))
-    return at(costs.layers, num_seqs) + attention + at(costs.head, num_seqs) + at(costs.host, num_seqs)
+    attention = sum(_decode_attention(costs, num_seqs, seen) for seen in _keys_by_layer(arch, context))
+    return attention + sum(interpolate(curve, num_seqs) for curve in (costs.layers, costs.head, costs.host))
 
 
-def prefill_seconds(costs: Costs, arch: ArchConfig, num_tokens: int, step_tokens: int) -> float:
+def prefill_seconds(costs: StepCosts, arch: ArchConfig, num_tokens: int, step_tokens: int) -> float:
     """A prompt of `num_tokens`, alone, in steps of `step_tokens`, until its first token is drawn."""
-    seconds = at(costs.head, 1)
+    seconds = interpolate(costs.head, 1)
     for start, count in _chunks(num_tokens, step_tokens):
         pairs = sum(_pairs(start, count, window) * num_layers for window, num_layers in _windows(arch))
-        seconds += at(costs.layers, count) + at(costs.host, 1) + pairs * costs.prefill_key
+        seconds += interpolate(costs.layers, count) + interpolate(costs.host, 1) + pairs * costs.prefill_key
     return seconds
 
 
-def decode_work(sizes: Sizes, num_seqs: int, context: int) -> Work:
+def decode_work(sizes: ModelSizes, num_seqs: int, context: int) -> StepWork:
     """See `decode_seconds`: every weight once, every key and value of every sequence."""
     arch = sizes.arch
-    seen = sum(_seen_by_layer(arch, context))
+    seen = sum(_keys_by_layer(arch, context))
     kv_bytes = num_seqs * seen * sizes.kv_token_bytes / arch.num_layers
     operations = 2 * num_seqs * (sizes.layer_values + sizes.head_values)
     operations += 4 * num_seqs * seen * arch.num_heads * arch.head_dim
-    return Work(sizes.layer_bytes + sizes.head_bytes + int(kv_bytes), operations)
+    return StepWork(sizes.layer_bytes + sizes.head_bytes + int(kv_bytes), operations)
 
 
-def prefill_work(sizes: Sizes, num_tokens: int, step_tokens: int) -> Work:
+def prefill_work(sizes: ModelSizes, num_tokens: int, step_tokens: int) -> StepWork:
     """See `prefill_seconds`: each step reads every weight once, and the last one the head."""
     arch = sizes.arch
-    work = Work(sizes.head_bytes, 2 * sizes.head_values)
+    work = StepWork(sizes.head_bytes, 2 * sizes.head_values)
     for start, count in _chunks(num_tokens, step_tokens):
         pairs = sum(_pairs(start, count, window) * num_layers for window, num_layers in _windows(arch))
         operations = 2 * count * sizes.layer_values + 4 * pairs * arch.num_heads * arch.head_dim
-        work += Work(sizes.layer_bytes + int(start * sizes.kv_token_bytes), operations)
+        work += StepWork(sizes.layer_bytes + int(start * sizes.kv_token_bytes), operations)
     return work
 
 
@@ -111,7 +111,7 @@ def blocks_needed(arch: ArchConfig, context: int, block_size: int, step_tokens: 
     return max(needed)
 
 
-def at(curve: Sequence[tuple[float, float]], x: float) -> float:
+def interpolate(curve: Sequence[tuple[float, float]], x: float) -> float:
     """The curve's height at `x`: straight between its points, and on through its last two beyond them."""
     if len(curve) == 1 or x <= curve[0][0]:
         return curve[0][1]
@@ -120,10 +120,10 @@ def at(curve: Sequence[tuple[float, float]], x: float) -> float:
     return max(0.0, y0 + (y1 - y0) * (x - x0) / (x1 - x0))
 
 
-def _decode_attention(costs: Costs, num_seqs: int, seen: int) -> float:
+def _decode_attention(costs: StepCosts, num_seqs: int, seen: int) -> float:
     """One layer's, from the shares that a sequence has of it at the numbers of sequences that were measured."""
-    shares = [(float(count), at(curve, seen) / count) for count, curve in costs.decode]
-    return num_seqs * at(shares, min(num_seqs, shares[-1][0]))
+    shares = [(float(count), interpolate(curve, seen) / count) for count, curve in costs.decode]
+    return num_seqs * interpolate(shares, min(num_seqs, shares[-1][0]))
 
 
 def _chunks(num_tokens: int, step_tokens: int) -> Iterator[tuple[int, int]]:
@@ -131,7 +131,7 @@ def _chunks(num_tokens: int, step_tokens: int) -> Iterator[tuple[int, int]]:
         yield start, min(step_tokens, num_tokens - start)
 
 
-def _seen_by_layer(arch: ArchConfig, context: int) -> list[int]:
+def _keys_by_layer(arch: ArchConfig, context: int) -> list[int]:
     return [context if window is None else min(context, window) for window, n in _windows(arch) for _ in range(n)]
 
 

@@ -1,6 +1,6 @@
-"""The speeds of `octavo plan`: a stand-in is measured beside the machine's limits, and the rest is arithmetic.
+"""The speeds of `octavo plan`: a reduced model is measured beside the machine's limits, and the rest is arithmetic.
 
-Knows which cases are foretold and what a forecast says of each. Prints nothing.
+Knows which cases are predicted and what is told of each. Prints nothing.
 """
 
 import time
@@ -16,9 +16,9 @@ from octavo.models.load import ModelFiles
 from octavo.ops import _cpu, cpu
 from octavo.ops.interface import Device
 from octavo.tools.planning.cost_model import (
-    Costs,
-    Sizes,
-    Work,
+    ModelSizes,
+    StepCosts,
+    StepWork,
     blocks_needed,
     decode_seconds,
     decode_work,
@@ -26,8 +26,8 @@ from octavo.tools.planning.cost_model import (
     prefill_work,
     sizes_of,
 )
-from octavo.tools.planning.probe import BATCHES, Cache, measure
-from octavo.tools.planning.reduced_model import make_standin
+from octavo.tools.planning.probe import BATCHES, CacheShape, measure_costs
+from octavo.tools.planning.reduced_model import make_reduced_model
 
 _FIRST_CONTEXT = 1024
 _PROMPT = 1024
@@ -38,16 +38,16 @@ _LIMIT_ROUNDS = 3  # the limits are the best of so many
 
 
 @dataclass(frozen=True, slots=True)
-class _Foreseen:
-    """What all forecasts are made from. `read` and `peak`: the machine's bytes and operations a second."""
+class _PredictionInputs:
+    """What all predictions are made from. `read` and `peak`: the machine's bytes and operations a second."""
 
-    costs: Costs
-    sizes: Sizes
+    costs: StepCosts
+    sizes: ModelSizes
     read: float
     peak: float
 
 
-def forecast(
+def predict(
     model: ModelFiles, config: EngineConfig, device: Device, memory: MemoryPlan, limits: Limits
 ) -> dict[str, Any]:
     """The parts `limits`, `probe`, `predictions` and `table` of a plan. Takes some 300 MB for a few seconds."""
@@ -57,22 +57,22 @@ def forecast(
     begin, native = time.perf_counter(), device.handle.native
     read = _cpu.read_bandwidth(native, num_bytes, _LIMIT_ROUNDS)
     peak = _cpu.product_peak(native, _LIMIT_ROUNDS)
-    standin = make_standin(model, precision, cpu, device)
-    cache = Cache(choose_kv_dtype(config, device), block_size)
-    costs = measure(standin, cache, _max_context(model, config), limits.max_num_batched_tokens)
-    known = _Foreseen(costs, sizes, read, peak)
+    reduced = make_reduced_model(model, precision, cpu, device)
+    cache = CacheShape(choose_kv_dtype(config, device), block_size)
+    costs = measure_costs(reduced, cache, _max_context(model, config), limits.max_num_batched_tokens)
+    inputs = _PredictionInputs(costs, sizes, read, peak)
     return {
         "limits": {"read_bytes_per_second": read, "operations_per_second": peak},
         "probe": {
             "seconds": time.perf_counter() - begin,
-            "num_layers": standin.arch.num_layers,
+            "num_layers": reduced.arch.num_layers,
             "of_layers": model.arch.num_layers,
-            "vocab_size": standin.arch.vocab_size,
-            "weight_bytes": standin.num_bytes,
+            "vocab_size": reduced.arch.vocab_size,
+            "weight_bytes": reduced.num_bytes,
             "host_seconds": {str(int(rows)): seconds for rows, seconds in costs.host},
         },
-        "predictions": _predictions(known, min(_PROMPT, _max_context(model, config)), limits),
-        "table": list(_table(known, config, memory, limits)),
+        "predictions": _predictions(inputs, min(_PROMPT, _max_context(model, config)), limits),
+        "table": list(_table(inputs, config, memory, limits)),
     }
 
 
@@ -80,25 +80,25 @@ def _max_context(model: ModelFiles, config: EngineConfig) -> int:
     return config.model_config.max_model_len or model.arch.max_position
 
 
-def _predictions(known: _Foreseen, prompt: int, limits: Limits) -> list[dict[str, Any]]:
+def _predictions(inputs: _PredictionInputs, prompt: int, limits: Limits) -> list[dict[str, Any]]:
     """A prompt alone, and decoding with as much context."""
-    step_tokens, arch = limits.max_num_batched_tokens, known.sizes.arch
-    seconds = prefill_seconds(known.costs, arch, prompt, step_tokens)
+    step_tokens, arch = limits.max_num_batched_tokens, inputs.sizes.arch
+    seconds = prefill_seconds(inputs.costs, arch, prompt, step_tokens)
     found = [
-        _prediction(known, "prefill", (1, prompt), prompt, seconds, prefill_work(known.sizes, prompt, step_tokens))
+        _prediction(inputs, "prefill", (1, prompt), prompt, seconds, prefill_work(inputs.sizes, prompt, step_tokens))
     ]
     for count in _DECODES:
-        work = decode_work(known.sizes, count, prompt)
-        seconds = decode_seconds(known.costs, arch, count, prompt)
-        found.append(_prediction(known, "decode", (count, prompt), count, seconds, work))
+        work = decode_work(inputs.sizes, count, prompt)
+        seconds = decode_seconds(inputs.costs, arch, count, prompt)
+        found.append(_prediction(inputs, "decode", (count, prompt), count, seconds, work))
     return found
 
 
 def _prediction(
-    known: _Foreseen, phase: str, case: tuple[int, int], num_tokens: int, seconds: float, work: Work
+    inputs: _PredictionInputs, phase: str, case: tuple[int, int], num_tokens: int, seconds: float, work: StepWork
 ) -> dict[str, Any]:
     """`num_tokens` in `seconds`, beside what reading alone, and products alone, would allow."""
-    read, products = work.num_bytes / known.read, work.num_operations / known.peak
+    read, products = work.num_bytes / inputs.read, work.num_operations / inputs.peak
     return {
         "phase": phase,
         "num_seqs": case[0],
@@ -128,12 +128,14 @@ def fit_of(needed: int, num_seqs: int, memory: MemoryPlan, limits: Limits) -> st
     return "with larger settings" if needed <= memory.most_blocks else "no"
 
 
-def _table(known: _Foreseen, config: EngineConfig, memory: MemoryPlan, limits: Limits) -> Iterator[dict[str, Any]]:
-    arch, block_size = known.sizes.arch, config.cache_config.block_size
+def _table(
+    inputs: _PredictionInputs, config: EngineConfig, memory: MemoryPlan, limits: Limits
+) -> Iterator[dict[str, Any]]:
+    arch, block_size = inputs.sizes.arch, config.cache_config.block_size
     for context in contexts_up_to(config.model_config.max_model_len or arch.max_position):
         needed = blocks_needed(arch, context, block_size, limits.max_num_batched_tokens)
         for count in BATCHES:
-            rate = count / decode_seconds(known.costs, arch, count, context)
+            rate = count / decode_seconds(inputs.costs, arch, count, context)
             fits = fit_of(needed * count, count, memory, limits)
             yield {
                 "context": context,

@@ -1,4 +1,4 @@
-"""A decoder that stands for a larger one: some of its layers and some of its vocabulary, of random numbers.
+"""A reduced model: some of a decoder's layers and some of its vocabulary, with random weights in its own formats.
 
 Knows what formats a model's parts are held in and how many bytes are enough. Takes no times.
 """
@@ -19,8 +19,8 @@ _LEAST_VOCAB = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Standin:
-    """`arch` is the small one's. Times `layer_scale`, what its layers take is what all take; so with the head."""
+class ReducedModel:
+    """`arch` is the reduced model's. Seconds of its layers, times `layer_scale`, are those of all; so with the head."""
 
     arch: ArchConfig
     weights: DecoderWeights
@@ -38,8 +38,10 @@ class Standin:
         return Decoder(_cut(self.arch, num_layers, self.arch.vocab_size), weights, self.ops, self.device)
 
 
-def make_standin(model: ModelFiles, precision: Precision, ops: Ops, device: Device, budget: int = BUDGET) -> Standin:
-    """A stand-in with about `budget` bytes of weights, and one layer at least. Reads no weights."""
+def make_reduced_model(
+    model: ModelFiles, precision: Precision, ops: Ops, device: Device, budget: int = BUDGET
+) -> ReducedModel:
+    """A reduced model of about `budget` bytes of weights, with one layer at least. Reads no weights."""
     arch = model.arch
     formats = {(part.name, part.layer): format_of(part, precision, model.stored) for part in parts_of(arch)}
     sizes = {(part.name, part.layer): part_bytes(part, formats[part.name, part.layer]) for part in parts_of(arch)}
@@ -59,7 +61,7 @@ def make_standin(model: ModelFiles, precision: Precision, ops: Ops, device: Devi
     }
     source = RandomSource(small, kept, precision.dtype)
     weights = pack_weights(small, source, ops, device)
-    return Standin(
+    return ReducedModel(
         arch=small,
         weights=weights,
         decoder=Decoder(small, weights, ops, device),

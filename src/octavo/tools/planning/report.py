@@ -15,8 +15,8 @@ from octavo.errors import DoesNotFitError
 from octavo.models.load import ModelFiles
 from octavo.ops import hardware
 from octavo.ops.interface import Device
-from octavo.tools.environment import describe_arch, surroundings
-from octavo.tools.planning.predict import forecast
+from octavo.tools.environment import describe_arch, hardware_and_versions
+from octavo.tools.planning.predict import predict
 
 
 def plan_report(config: EngineConfig, note: Callable[[str], None] | None = None) -> dict[str, Any]:
@@ -33,9 +33,9 @@ def plan_report(config: EngineConfig, note: Callable[[str], None] | None = None)
     is_possible = device.name == "cpu" and memory.room > 0
     if is_possible and note is not None:
         note("measuring a small stand-in of the model ..")
-    found = forecast(model, config, device, memory, limits) if is_possible else _NOTHING
+    found = predict(model, config, device, memory, limits) if is_possible else _NOTHING
     return {
-        **surroundings(),
+        **hardware_and_versions(),
         "engine": _engine_json(model, config, device, limits),
         "config": config.to_dict(),
         "memory": _memory_json(config, memory, problem),

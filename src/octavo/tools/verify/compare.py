@@ -10,17 +10,17 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
-Entry = tuple[int, float]  # token id, log-probability
+TokenLogprob = tuple[int, float]  # token id, log-probability
 
 
 @dataclass(frozen=True, slots=True)
 class Trace:
     """What one sequence came to. `logprobs` has, for each token, the entries of its position: first the chosen token's,
-    then those of the likeliest tokens.
+    then those of the most likely tokens.
     """
 
     tokens: tuple[int, ...]
-    logprobs: tuple[tuple[Entry, ...], ...]
+    logprobs: tuple[tuple[TokenLogprob, ...], ...]
 
     @property
     def num_logprobs(self) -> int:
@@ -39,7 +39,7 @@ class Difference:
     sequence: int
     position: int
     tokens: tuple[int | None, int | None]
-    entries: tuple[Entry | None, Entry | None]
+    entries: tuple[TokenLogprob | None, TokenLogprob | None]
 
     def as_json(self) -> dict[str, Any]:
         """Plain values; log-probabilities as their bits too, for a decimal number is not the whole of a float."""
@@ -132,7 +132,7 @@ def _difference(sequence: int, one: Trace, other: Trace) -> Difference | None:
     return None
 
 
-def _is_same(one: Entry | None, other: Entry | None) -> bool:
+def _is_same(one: TokenLogprob | None, other: TokenLogprob | None) -> bool:
     if one is None or other is None:
         return one is other
     return one[0] == other[0] and bits(one[1]) == bits(other[1])

@@ -1,7 +1,7 @@
-"""Runs the same requests in every setting that must not matter, and holds each against the requests alone, bit for bit.
+"""The verifier: the same requests in every configuration that must not change them, compared bit for bit.
 
-Each prompt goes alone first, greedy and seeded; then all of them in crowds, in chunks, out of the prefix cache, after
-preemption and on other numbers of threads. Which settings there are is in `variations`, what equal means in `compare`.
+Each request runs alone first (the baseline); then all of them in one batch, in chunks, from the prefix cache, after
+preemption and with other numbers of threads. `variations` lists the configurations, `compare` says what equal means.
 """
 
 import gc
@@ -14,11 +14,18 @@ from octavo.config import CacheConfig, EngineConfig
 from octavo.errors import EngineError
 from octavo.outputs import RequestOutput
 from octavo.tools.bench.run import jobs_for
-from octavo.tools.bench.workload import Shape, Span
-from octavo.tools.environment import circumstances
+from octavo.tools.bench.workload import LengthRange, WorkloadSpec
+from octavo.tools.environment import environment_of
 from octavo.tools.interrupt import Interrupt
 from octavo.tools.verify.compare import Comparison, Trace, compare
-from octavo.tools.verify.variations import Attempt, Case, Setting, cases_of, changed, settings_for
+from octavo.tools.verify.variations import (
+    Variation,
+    VariationRun,
+    VerifiedRequest,
+    variations_for,
+    verified_requests,
+    with_changes,
+)
 
 if TYPE_CHECKING:
     from octavo.llm_engine import LLMEngine
@@ -29,7 +36,7 @@ class VerifyOptions:
     """The requests: random prompts of so many tokens, each continued by `output_len`; all else follows from `seed`."""
 
     num_prompts: int
-    prompt_len: Span
+    prompt_len: LengthRange
     output_len: int
     seed: int
 
@@ -44,8 +51,8 @@ class VerifyOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
-    """A setting held against the baseline. `failure` says why there is no verdict, or none that means anything."""
+class VariationResult:
+    """A variation compared with the baseline. `failure` says why there is no verdict, or none that means anything."""
 
     name: str
     comparison: Comparison | None
@@ -55,11 +62,11 @@ class Result:
 
     @property
     def is_equal(self) -> bool:
-        """Whether the setting did what it is there for, and nothing differed."""
+        """Whether the variation did what it is there for, and nothing differed."""
         return self.failure is None and self.comparison is not None and self.comparison.is_equal
 
-    def as_json(self, cases: Sequence[Case]) -> dict[str, Any]:
-        """Plain values; the first difference with the case in which it is."""
+    def as_json(self, requests: Sequence[VerifiedRequest]) -> dict[str, Any]:
+        """Plain values; the first difference with the request in which it is."""
         found: dict[str, Any] = {
             "name": self.name,
             "is_equal": self.is_equal,
@@ -74,13 +81,13 @@ class Result:
         found |= self.comparison.counts() | {"num_different": self.comparison.num_different}
         found["largest_gap"] = gap if gap < float("inf") else None
         if first is not None:
-            case = cases[first.sequence]
-            found["first_difference"] = {"prompt": case.prompt, "sampling": case.sampling} | first.as_json()
+            request = requests[first.sequence]
+            found["first_difference"] = {"prompt": request.prompt, "sampling": request.sampling} | first.as_json()
         return found
 
 
 class Verifier:
-    """Runs the cases in every setting. One engine is alive at a time, and serves as many settings as it can."""
+    """Runs the requests in every variation. One engine is alive at a time, and serves as many variations as it can."""
 
     def __init__(
         self,
@@ -89,74 +96,74 @@ class Verifier:
         open_engine: Callable[[EngineConfig], "LLMEngine"],
         interrupt: Interrupt,
     ) -> None:
-        self.cases: list[Case] = []
+        self.requests: list[VerifiedRequest] = []
         self._config, self._options = _baseline_config(config, options), options
         self._open_engine, self._interrupt = open_engine, interrupt
         self._expected: tuple[Trace, ...] = ()
-        self._settings: list[Setting] = []
-        self._engine: LLMEngine | None = None  # the baseline's, until the settings have used it
+        self._variations: list[Variation] = []
+        self._engine: LLMEngine | None = None  # the baseline's, until the variations have used it
 
     def baseline(self) -> dict[str, Any]:
-        """Run each case alone, on an empty prefix cache; what was run, as plain data."""
+        """Run each request alone, on an empty prefix cache; what was run, as plain data."""
         engine = self._engine = self._open_engine(self._config)
         options = self._options
-        output_len = Span(options.output_len, options.output_len)
-        shape = Shape(options.num_prompts, options.prompt_len, output_len, seed=options.seed)
-        self.cases = cases_of(jobs_for(engine, shape), options.seed)
+        output_len = LengthRange(options.output_len, options.output_len)
+        spec = WorkloadSpec(options.num_prompts, options.prompt_len, output_len, seed=options.seed)
+        self.requests = verified_requests(jobs_for(engine, spec), options.seed)
         traces: list[Trace] = []
-        for index in range(len(self.cases)):
+        for index in range(len(self.requests)):
             engine.reset_prefix_cache()
-            traces += self._attempt(engine, [index]).traces
+            traces += self._run_requests(engine, [index]).traces
         self._expected = tuple(traces)
         is_cpu = engine.resolved.device == "cpu"
-        self._settings = settings_for(self.cases, self._config, is_cpu=is_cpu, seed=options.seed)
-        return circumstances(engine) | {"workload": options.as_json(), "baseline": compare(traces, traces).counts()}
+        self._variations = variations_for(self.requests, self._config, is_cpu=is_cpu, seed=options.seed)
+        return environment_of(engine) | {"workload": options.as_json(), "baseline": compare(traces, traces).counts()}
 
-    def results(self) -> Iterator[Result]:
-        """Every setting's result, each as soon as it is there."""
-        for _, group in groupby(self._settings, key=lambda setting: setting.changes):
-            settings = list(group)
-            if settings[0].changes:
+    def results(self) -> Iterator[VariationResult]:
+        """Every variation's result, each as soon as it is there."""
+        for _, group in groupby(self._variations, key=lambda variation: variation.changes):
+            variations = list(group)
+            if variations[0].changes:
                 self._engine = None
                 gc.collect()  # the weights go before the next engine's come
-                self._engine = self._open_engine(changed(self._config, settings[0].changes))
+                self._engine = self._open_engine(with_changes(self._config, variations[0].changes))
             assert self._engine is not None, "the baseline comes first"
-            for setting in settings:
-                yield self._result(self._engine, setting)
+            for variation in variations:
+                yield self._result(self._engine, variation)
 
-    def _result(self, engine: "LLMEngine", setting: Setting) -> Result:
-        if not setting.keeps_cache:
+    def _result(self, engine: "LLMEngine", variation: Variation) -> VariationResult:
+        if not variation.keeps_cache:
             engine.reset_prefix_cache()
         try:
-            attempt = self._attempt(engine, setting.order)
+            run = self._run_requests(engine, variation.order)
         except EngineError as error:
-            return Result(setting.name, None, str(error), 0, 0)
-        return Result(
-            name=setting.name,
-            comparison=compare(self._expected, attempt.traces),
-            failure=setting.check(attempt),
-            preemptions=attempt.preemptions,
-            prefix_hit_tokens=sum(attempt.num_cached),
+            return VariationResult(variation.name, None, str(error), 0, 0)
+        return VariationResult(
+            name=variation.name,
+            comparison=compare(self._expected, run.traces),
+            failure=variation.check(run),
+            preemptions=run.preemptions,
+            prefix_hit_tokens=sum(run.num_cached),
         )
 
-    def _attempt(self, engine: "LLMEngine", order: Sequence[int]) -> Attempt:
-        """The cases named by `order`, queued in that order and all at once."""
+    def _run_requests(self, engine: "LLMEngine", order: Sequence[int]) -> VariationRun:
+        """Run the requests at the places `order`, queued in that order and all at once."""
         before = engine.get_stats()["preemptions"]
         outputs: dict[str, RequestOutput] = {}
-        cases: dict[str, int] = {}
+        index_of: dict[str, int] = {}
         try:
             for index in order:
-                case = self.cases[index]
-                cases[engine.add_request(case.token_ids, case.params)] = index
+                request = self.requests[index]
+                index_of[engine.add_request(request.token_ids, request.params)] = index
             while engine.has_unfinished_requests():
                 if self._interrupt.is_set:
                     raise KeyboardInterrupt
                 outputs |= {output.request_id: _checked(output) for output in engine.step() if output.finished}
         finally:
-            for request_id in cases:
+            for request_id in index_of:
                 engine.discard_request(request_id)
-        done = [outputs[request_id] for request_id in sorted(cases, key=lambda request_id: cases[request_id])]
-        return Attempt(
+        done = [outputs[request_id] for request_id in sorted(index_of, key=lambda request_id: index_of[request_id])]
+        return VariationRun(
             traces=tuple(_trace(output) for output in done),
             num_cached=tuple(output.num_cached_tokens for output in done),
             preemptions=engine.get_stats()["preemptions"] - before,
@@ -164,13 +171,13 @@ class Verifier:
 
 
 def _baseline_config(config: EngineConfig, options: VerifyOptions) -> EngineConfig:
-    """With a prefix cache, and a KV pool that holds all cases twice over where no size was asked for."""
+    """With a prefix cache, and a KV pool that holds all requests twice over where no size was asked for."""
     cache: CacheConfig = config.cache_config
     changes: dict[str, Any] = {"enable_prefix_caching": True}
     if cache.num_blocks is None and cache.kv_cache_memory is None:
         longest = -(-(options.prompt_len.high + options.output_len) // cache.block_size)
         changes["num_blocks"] = 2 * (2 * options.num_prompts) * longest
-    return changed(config, changes)
+    return with_changes(config, changes)
 
 
 def _checked(output: RequestOutput) -> RequestOutput:
