@@ -10,7 +10,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from benchmarks.machine import add_common_flags, describe, exclusive, print_circumstances, say, spread, write_json
+from benchmarks.machine import (
+    add_common_flags,
+    environment,
+    exclusive,
+    median_and_range,
+    print_environment,
+    say,
+    write_json,
+)
 from benchmarks.peers.rows import open_octavo
 from benchmarks.workloads import rate_of, requests_of
 
@@ -30,7 +38,7 @@ def main() -> None:
     add_common_flags(parser)
     parser.add_argument("--requests", type=int, help="only the first N, to try the script")
     args = parser.parse_args()
-    report: dict[str, object] = {"machine": describe("octavo", "numpy")}
+    report: dict[str, object] = {"machine": environment("numpy")}
     idle, crowded = [], []
     with exclusive():
         peer = open_octavo({"bfloat16": "bf16", "float32": "fp32"}[args.dtype], args.threads)
@@ -45,10 +53,11 @@ def main() -> None:
         peer.close()
     shares = [c / i for c, i in zip(crowded, idle, strict=True)]
     write_json(args.json, report | {"idle": idle, "crowded": crowded, "share": shares})
-    print_circumstances(report)
+    print_environment(report)
     print("\n| what | median (lowest to highest) |\n| --- | --- |")
-    print(f"| W3 idle, out tok/s | {spread(idle)} |\n| W3 beside a busy loop, out tok/s | {spread(crowded)} |")
-    print(f"| share (median of rounds {statistics.median(shares):.3f}) | {spread(shares, 3)} |")
+    print(f"| W3 idle, out tok/s | {median_and_range(idle)} |")
+    print(f"| W3 beside a busy loop, out tok/s | {median_and_range(crowded)} |")
+    print(f"| share (median of rounds {statistics.median(shares):.3f}) | {median_and_range(shares, 3)} |")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,15 @@ draw (`_cpu.logits`, `_cpu.sample`). Only steps in which every request decodes, 
 import argparse
 
 from benchmarks.engines import decode_steps, open_engine
-from benchmarks.machine import add_common_flags, describe, exclusive, print_circumstances, say, spread, write_json
+from benchmarks.machine import (
+    add_common_flags,
+    environment,
+    exclusive,
+    print_environment,
+    print_figures,
+    say,
+    write_json,
+)
 from octavo.tools.bench.workload import LengthRange, WorkloadSpec, generate_jobs
 
 
@@ -18,7 +26,7 @@ def main() -> None:
     parser.add_argument("--batches", default="1,64")
     parser.add_argument("--tokens", type=int, default=128, help="generated in each request")
     args = parser.parse_args()
-    report: dict[str, object] = {"machine": describe("octavo", "numpy")}
+    report: dict[str, object] = {"machine": environment("numpy")}
     with exclusive():
         engine = open_engine("smollm2-135m", args.dtype, args.threads)
         for batch in map(int, args.batches.split(",")):
@@ -35,12 +43,8 @@ def main() -> None:
                 say(f"batch {batch} round {round + 1} of {args.rounds}: host {steps.host_share:.1%} of a step")
             report[f"batch {batch}"] = figures
     write_json(args.json, report)
-    print_circumstances(report)
-    print("\n| what | figure | median (lowest to highest) |\n| --- | --- | --- |")
-    for what, figures in report.items():
-        if what != "machine":
-            for name, values in figures.items():
-                print(f"| {what} | {name} | {spread(values, 4 if 'share' in name else 2)} |")
+    print_environment(report)
+    print_figures(report, lambda name: 4 if "share" in name else 2)
 
 
 if __name__ == "__main__":

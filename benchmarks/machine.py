@@ -1,36 +1,34 @@
-"""What stands beside every figure: the machine, its load, the versions. And the lock that keeps two runs apart."""
+"""What the scripts share: the environment that is recorded with every figure, flags, tables, and a lock for one run at
+a time.
+"""
 
 import argparse
 import fcntl
 import json
 import os
-import platform
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 
 from octavo.ops.cpu.device import PATH_VARIABLE, paths
 from octavo.ops.hardware import memory, processor
+from octavo.tools.environment import hardware_and_versions
 
 
-def describe(*distributions: str) -> dict[str, object]:
-    """Processor, cores, instruction sets, kernels, load, the flags of this run, and versions of `distributions`."""
-    cpu = processor()
+def environment(*packages: str) -> dict[str, object]:
+    """Hardware, kernels, load, the flags of this run, and versions, those of `packages` too."""
+    found = hardware_and_versions(packages)
     return {
-        "cpu": cpu.brand,
-        "cores": cpu.num_cores,
-        "features": [name for name in cpu.features if name.startswith(("amx", "avx"))],
-        "caches": cpu.caches,
+        **found["machine"],
+        "caches": processor().caches,
         "memory": memory().total,
         "kernels": os.environ.get(PATH_VARIABLE) or paths()[0],
         "load_average": round(os.getloadavg()[0], 2),  # of the last minute, before anything was measured
         "flags": sys.argv[1:],
-        "python": platform.python_version(),
-        **{name: version(name) for name in distributions},
+        **found["versions"],
     }
 
 
@@ -50,7 +48,7 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def print_circumstances(report: dict[str, object]) -> None:
+def print_environment(report: dict[str, object]) -> None:
     """The machine, and the settings of every process where there are several."""
     for part in ("machine", "settings"):
         for key, value in report.get(part, {}).items():
@@ -62,10 +60,19 @@ def write_json(path: Path | None, report: dict[str, object]) -> None:
         path.write_text(json.dumps(report, indent=2) + "\n")
 
 
-def spread(values: Sequence[float], digits: int = 1) -> str:
+def median_and_range(values: Sequence[float], digits: int = 1) -> str:
     """ "12.0 (11.5 to 12.3)": the median, the lowest and the highest."""
     low, middle, high = (f"{value:,.{digits}f}" for value in (min(values), statistics.median(values), max(values)))
     return f"{middle} ({low} to {high})"
+
+
+def print_figures(report: Mapping[str, Mapping[str, Sequence[float]]], digits: Callable[[str], int]) -> None:
+    """A table of figures by what was measured; `digits` tells how many a figure has behind the point."""
+    print("\n| what | figure | median (lowest to highest) |\n| --- | --- | --- |")
+    for what, figures in report.items():
+        if what != "machine":
+            for name, values in figures.items():
+                print(f"| {what} | {name} | {median_and_range(values, digits(name))} |")
 
 
 @contextmanager

@@ -10,14 +10,22 @@ import argparse
 import statistics
 
 from benchmarks.engines import MODELS, decode_steps, kv_bytes_per_token, machine_of, open_engine
-from benchmarks.machine import add_common_flags, describe, exclusive, print_circumstances, say, spread, write_json
+from benchmarks.machine import (
+    add_common_flags,
+    environment,
+    exclusive,
+    print_environment,
+    print_figures,
+    say,
+    write_json,
+)
+from benchmarks.workloads import WORKLOADS
 from octavo.ops import _cpu
 from octavo.tools.bench.timing import latency_figures, run_workload
 from octavo.tools.bench.workload import LengthRange, WorkloadSpec, generate_jobs
 from octavo.tools.interrupt import Interrupt
 
 Figures = dict[str, list[float]]
-W1 = WorkloadSpec(1, LengthRange(32, 32), LengthRange(128, 128))
 READS = 3
 
 
@@ -28,7 +36,7 @@ def main() -> None:
     parser.add_argument("--quantization", default="none,int8,int4", help="of W1's weights")
     parser.add_argument("--context", type=int, default=8192, help="of the long decode, at its end; 0: leave it out")
     args = parser.parse_args()
-    report: dict[str, object] = {"machine": describe("octavo", "numpy")}
+    report: dict[str, object] = {"machine": environment("numpy")}
     with exclusive():
         for model in args.models.split(","):
             for quantization in args.quantization.split(","):
@@ -36,12 +44,8 @@ def main() -> None:
         if args.context:
             report[f"decode at {args.context}"] = long_decode(args)
     write_json(args.json, report)
-    print_circumstances(report)
-    print("\n| what | figure | median (lowest to highest) |\n| --- | --- | --- |")
-    for what, figures in report.items():
-        if what != "machine":
-            for name, values in figures.items():
-                print(f"| {what} | {name} | {spread(values, 1 if 'tok' in name or 'GB' in name else 3)} |")
+    print_environment(report)
+    print_figures(report, lambda name: 1 if "tok" in name or "GB" in name else 3)
 
 
 def w1(model: str, quantization: str, args: argparse.Namespace) -> Figures:
@@ -49,7 +53,7 @@ def w1(model: str, quantization: str, args: argparse.Namespace) -> Figures:
     first against the time after it."""
     as_stored = model == "smollm2-135m" and quantization == "int4"
     engine = open_engine(model, args.dtype, args.threads, quantization=None if as_stored else quantization)
-    (job,) = generate_jobs(W1, range(engine.resolved.arch.vocab_size))
+    (job,) = generate_jobs(WORKLOADS["W1"], range(engine.resolved.arch.vocab_size))
     machine, weights = machine_of(engine), engine.resolved.weight_bytes
     figures: Figures = {name: [] for name in ("tok/s", "read GB/s", "share", "share, decode")}
     run_workload(engine, [job], Interrupt())
@@ -70,8 +74,8 @@ def long_decode(args: argparse.Namespace) -> Figures:
     """The last 64 tokens of a full context; the prompt is computed once, then found in the cache."""
     engine = open_engine("smollm2-135m", args.dtype, args.threads)
     num_new = min(64, args.context // 4)
-    shape = WorkloadSpec(1, LengthRange(args.context - num_new, args.context - num_new), LengthRange(num_new, num_new))
-    (job,) = generate_jobs(shape, range(engine.resolved.arch.vocab_size))
+    spec = WorkloadSpec(1, LengthRange(args.context - num_new, args.context - num_new), LengthRange(num_new, num_new))
+    (job,) = generate_jobs(spec, range(engine.resolved.arch.vocab_size))
     num_bytes = engine.resolved.weight_bytes + int((args.context - num_new / 2) * kv_bytes_per_token(engine))
     figures: Figures = {name: [] for name in ("ms a token", "read GB/s", "times the prediction")}
     decode_steps(engine, [job.prompt], num_new)

@@ -21,7 +21,15 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import add_run_flags, describe, exclusive, print_circumstances, say, spread, write_json
+from benchmarks.machine import (
+    add_run_flags,
+    environment,
+    exclusive,
+    median_and_range,
+    print_environment,
+    say,
+    write_json,
+)
 from tests.support.load import Connections, Outcome, ask, connect, request_bytes
 from tests.support.serving import Spawned, spawned
 from tests.support.tiny_models import tiny_model_dir
@@ -206,7 +214,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=30.0, help="of a flood (default: 30)")
     parser.add_argument("--only", choices=("streams", "many", "overload", "tiny", "lazy"))
     args = parser.parse_args()
-    report: dict[str, Any] = {"machine": describe("octavo", "starlette", "uvicorn"), "found": {}}
+    report: dict[str, Any] = {"machine": environment("starlette", "uvicorn"), "found": {}}
     with exclusive(), tempfile.TemporaryDirectory() as directory:
         model = tiny_model_dir(Path(directory) / "llama")
         measures = {
@@ -220,10 +228,10 @@ def main() -> None:
             if args.only in (None, name):
                 report["found"] |= measure()
     write_json(args.json, report)
-    print_circumstances(report)
+    print_environment(report)
     print("\n| what | median (lowest to highest) |\n| --- | --- |")
     for name, values in report["found"].items():
-        print(f"| {name} | {spread(values, 2)} |")
+        print(f"| {name} | {median_and_range(values, 2)} |")
 
 
 if __name__ == "__main__":

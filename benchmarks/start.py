@@ -10,7 +10,15 @@ import subprocess
 import sys
 import time
 
-from benchmarks.machine import add_common_flags, describe, exclusive, print_circumstances, say, spread, write_json
+from benchmarks.machine import (
+    add_common_flags,
+    environment,
+    exclusive,
+    median_and_range,
+    print_environment,
+    say,
+    write_json,
+)
 
 MIB = 2**20
 PROMPT = "The capital of France is"
@@ -22,7 +30,7 @@ def main() -> None:
     args = parser.parse_args()
     words = [sys.executable, "-m", "octavo", "generate", PROMPT, "--max-tokens", "1", "--temperature", "0", "--quiet"]
     words += ["--dtype", args.dtype, "--threads", str(args.threads)]
-    report: dict[str, object] = {"machine": describe("octavo", "numpy"), "command": words[1:]}
+    report: dict[str, object] = {"machine": environment("numpy"), "command": words[1:]}
     times, peaks = [], []
     with exclusive():
         start(words)  # files into the page cache
@@ -35,12 +43,13 @@ def main() -> None:
     rest = [(peak - weights) / 1e6 for peak in peaks]
     report |= {"seconds": times, "peak_rss": peaks, "weights": weights, "kv_per_token": a_token, "beyond_MB": rest}
     write_json(args.json, report)
-    print_circumstances(report)
+    print_environment(report)
     print("\n| what | median (lowest to highest) |\n| --- | --- |")
-    print(f"| start to first token, s | {spread(times, 3)} |")
-    print(f"| peak RSS, MB | {spread([peak / 1e6 for peak in peaks])} |")
+    print(f"| start to first token, s | {median_and_range(times, 3)} |")
+    print(f"| peak RSS, MB | {median_and_range([peak / 1e6 for peak in peaks])} |")
     print(f"| of that weights, MB | {weights / 1e6:.1f} |")
-    print(f"| peak RSS beyond weights (keys and values: {a_token / 1e3:.0f} KB a token), MB | {spread(rest)} |")
+    beyond = f"peak RSS beyond weights (keys and values: {a_token / 1e3:.0f} KB a token), MB"
+    print(f"| {beyond} | {median_and_range(rest)} |")
 
 
 def start(words: list[str]) -> tuple[float, int]:
@@ -59,10 +68,11 @@ def start(words: list[str]) -> tuple[float, int]:
 
 def sizes(dtype: str) -> tuple[int, int]:
     """(bytes of the weights, of a token's keys and values). Asked for last: a child inherits its parent's peak."""
+    from benchmarks.engines import kv_bytes_per_token
     from octavo import LLM
 
-    resolved = LLM("smollm2-135m", dtype=dtype).engine.resolved
-    return resolved.weight_bytes, resolved.kv_bytes // (resolved.num_blocks * resolved.block_size)
+    engine = LLM("smollm2-135m", dtype=dtype).engine
+    return engine.resolved.weight_bytes, kv_bytes_per_token(engine)
 
 
 if __name__ == "__main__":

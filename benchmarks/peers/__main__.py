@@ -12,7 +12,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.machine import add_run_flags, describe, exclusive, print_circumstances, say, spread, write_json
+from benchmarks.machine import (
+    add_run_flags,
+    environment,
+    exclusive,
+    median_and_range,
+    print_environment,
+    say,
+    write_json,
+)
 from benchmarks.peers.process import Peer, PeerError
 from benchmarks.peers.rows import (
     ALL_ROWS,
@@ -56,7 +64,7 @@ def main() -> None:
     for engine in ENGINES.values():
         parser.add_argument(f"--{engine.flag}-python", metavar="PATH", help=f"or {engine.variable}")
     args = parser.parse_args()
-    report = Report(describe("octavo", "numpy"), args.model)
+    report = Report(environment("numpy"), args.model)
     peers = open_all(args, report)
     report.settings = {str(peer): peer.settings for peer in peers}
     try:
@@ -147,7 +155,7 @@ def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
 
 
 def print_tables(report: Report) -> None:
-    print_circumstances(vars(report))
+    print_environment(vars(report))
     for part in ("versions", "left_out", "chosen", "same_first_token"):
         for key, value in vars(report)[part].items():
             print(f"{part}, {key}: {value}")
@@ -160,7 +168,7 @@ def print_tables(report: Report) -> None:
             ours = whole.get(f"octavo:{class_of(name)}")
             is_peer = ours and not name.startswith("octavo:")
             shown = f"{statistics.median(ratios(ours, values)):.2f}" if is_peer else ""
-            print(f"| {workload} | {name} | {spread(values)} {UNITS[workload]} | {shown} |")
+            print(f"| {workload} | {name} | {median_and_range(values)} {UNITS[workload]} | {shown} |")
         best += [line for line in (against_best(workload, whole, precision) for precision in CLASSES) if line]
     print("\n| workload | Octavo | best of the others | ratio (lowest to highest) |\n| --- | --- | --- | --- |")
     print("\n".join(best))
@@ -172,7 +180,7 @@ def against_best(workload: str, rates: dict[str, list[float]], precision: str) -
     if not ours or not others:
         return None
     name = max(others, key=lambda n: statistics.median(others[n]))
-    return f"| {workload} | {precision} | {name} | {spread(ratios(ours, others[name]), 2)} |"
+    return f"| {workload} | {precision} | {name} | {median_and_range(ratios(ours, others[name]), 2)} |"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Hardware, versions and resolved configuration, recorded with every result. Plain data."""
 
 import platform
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +14,6 @@ from octavo.ops.interface import Device
 
 if TYPE_CHECKING:
     from octavo.llm_engine import LLMEngine
-
-_PACKAGES = ("numpy", "torch")
 
 
 def environment_of(engine: "LLMEngine") -> dict[str, Any]:
@@ -69,8 +68,8 @@ def describe_arch(arch: ArchConfig, held: str) -> str:
     )
 
 
-def hardware_and_versions() -> dict[str, Any]:
-    """Processor and cores, and the versions of Octavo, Python and the packages that compute."""
+def hardware_and_versions(packages: Sequence[str] = ("numpy", "torch")) -> dict[str, Any]:
+    """Processor and cores, and the versions of Octavo, Python and those of `packages` that are installed."""
     cpu = processor()
     return {
         "machine": {
@@ -79,7 +78,7 @@ def hardware_and_versions() -> dict[str, Any]:
             "num_cores": cpu.num_cores,
             "features": list(cpu.features),
         },
-        "versions": {"octavo": __version__, "python": platform.python_version(), **_versions()},
+        "versions": {"octavo": __version__, "python": platform.python_version(), **_versions(packages)},
     }
 
 
@@ -89,10 +88,9 @@ def _kernel_path(engine: "LLMEngine") -> str | None:
     return str(layer.device.handle.native.path) if isinstance(layer, Blocks) else None
 
 
-def _versions() -> dict[str, str]:
-    """Those of `_PACKAGES` that are installed."""
+def _versions(packages: Sequence[str]) -> dict[str, str]:
     found = {}
-    for name in _PACKAGES:
+    for name in packages:
         try:
             found[name] = version(name)
         except PackageNotFoundError:
