@@ -10,14 +10,14 @@ import json
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from octavo.cli.flags import add_config_flags, add_sampling_flags, config_from
 from octavo.config import EngineConfig
-from octavo.errors import EngineError, OctavoError, RequestError
+from octavo.errors import EngineError, RequestError
 from octavo.outputs import RequestOutput
 
 if TYPE_CHECKING:  # imported where an engine is made, so that wrong flags get their answer at once
@@ -86,17 +86,16 @@ def opened(args: argparse.Namespace, config: EngineConfig) -> Iterator["LLMEngin
 
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that cannot show a character shows a mark instead
         sys.stdout.reconfigure(errors="replace")
-    engine = LLMEngine(config, progress=not args.quiet, trace=args.profile is not None)
+    engine = LLMEngine(config, progress=not args.quiet)
     gc.freeze()  # what is there now stays till the end: no collection before has to look at it
     gc.enable()
     if not args.quiet:
         note(engine.resolved.describe())
     try:
-        yield engine
+        with nullcontext() if args.profile is None else _profiled(engine, args.profile):
+            yield engine
     finally:
         gc.unfreeze()
-        if args.profile is not None:
-            _write_profile(engine, args.profile)
 
 
 def stream(engine: "LLMEngine", request_id: str, interrupt: Interrupt, show: Callable[[str], None]) -> RequestOutput:
@@ -150,14 +149,15 @@ def summary(output: RequestOutput) -> str:
     return ", ".join([*parts, f"prompt {len(output.prompt_token_ids)} tokens{cached}", f"{completion.finish_reason}"])
 
 
-def _write_profile(engine: "LLMEngine", path: Path) -> None:
-    """The Chrome trace to `path`, the sums to stderr."""
-    clock, stats = engine.engine.clock, engine.get_stats()
+@contextmanager
+def _profiled(engine: "LLMEngine", path: Path) -> Iterator[None]:
+    """The Chrome trace of the body to `path`, the sums to stderr, whichever way the body ends."""
+    phases: Mapping[str, float] = {}
     try:
-        clock.write_trace(path)
-    except OSError as error:
-        raise OctavoError(f"--profile: cannot write {path}: {error.strerror}") from error
-    total = sum(clock.seconds.values())
-    for phase, seconds in clock.seconds.items():
-        note(f"{phase:<7} {seconds:9.3f} s {seconds / total if total else 0.0:7.1%}")
-    note(f"{'total':<7} {total:9.3f} s in {stats['steps']} steps; trace: {path}")
+        with engine.profile(path) as phases:
+            yield
+    finally:
+        total = sum(phases.values())
+        for phase, seconds in phases.items():
+            note(f"{phase:<7} {seconds:9.3f} s {seconds / total if total else 0.0:7.1%}")
+        note(f"{'total':<7} {total:9.3f} s in {engine.get_stats()['steps']} steps; trace: {path}")

@@ -2,7 +2,7 @@
 
 It has as many of the model's layers as fit in some memory (all of them, where that is few), and as much of the
 vocabulary. What it takes is scaled to the whole: layers by their bytes, the head by its rows. Knows engines and
-clocks; reads no weights. For the CPU's kernels: elsewhere phases of a step cannot be told apart by a clock.
+clocks; reads no weights. For the CPU's kernels: elsewhere phases of a step cannot be told apart by a timer.
 """
 
 import time
@@ -16,7 +16,7 @@ from octavo.cache.blocks import BlockPool
 from octavo.cache.kv import KVCache, block_bytes, new_cache
 from octavo.engine.block_tables import BlockTables
 from octavo.engine.engine import Engine
-from octavo.engine.phase_timer import Clock
+from octavo.engine.phase_timer import PhaseTimer
 from octavo.engine.runner import Runner
 from octavo.engine.scheduler import Limits, Scheduler
 from octavo.engine.sequence import Request
@@ -71,8 +71,8 @@ def _curve(points: Mapping[int, float]) -> Curve:
 
 def _step_phases(standin: Standin, cache: Cache, num_rows: int) -> dict[str, float]:
     """Seconds of the phases of a step in which `num_rows` sequences with a few tokens each decode."""
-    clock = Clock()
-    engine = _engine(standin, cache, num_rows, clock)
+    timer = PhaseTimer()
+    engine = _engine(standin, cache, num_rows, timer)
     params = SamplingParams(temperature=0.0, ignore_eos=True).resolved()
     for row in range(num_rows):
         prompt = [row % standin.arch.vocab_size]
@@ -82,22 +82,22 @@ def _step_phases(standin: Standin, cache: Cache, num_rows: int) -> dict[str, flo
     steps: list[dict[str, float]] = []
     begin = time.perf_counter()
     while _goes_on(len(steps), begin):
-        before, start = dict(clock.seconds), time.perf_counter()
+        before, start = dict(timer.seconds), time.perf_counter()
         engine.step()
         seconds = time.perf_counter() - start
-        found = {name: clock.seconds[name] - before[name] for name in ("run", "sample")}
+        found = {name: timer.seconds[name] - before[name] for name in ("run", "sample")}
         steps.append(found | {"host": seconds - sum(found.values())})
     return {name: median(step[name] for step in steps) for name in steps[0]}
 
 
-def _engine(standin: Standin, cache: Cache, num_rows: int, clock: Clock) -> Engine:
+def _engine(standin: Standin, cache: Cache, num_rows: int, timer: PhaseTimer) -> Engine:
     """An engine with as many blocks as the rows fill in `_NUM_STEPS`."""
     num_blocks = num_rows * -(-(1 + _NUM_STEPS) // cache.block_size)
     tables = BlockTables([BlockPool(num_blocks, cache.block_size)], [None], share_prefixes=True)
     limits = Limits(max_num_batched_tokens=num_rows, max_num_seqs=num_rows, max_model_len=1 + _NUM_STEPS)
     shape = _kv_shape(standin, cache, num_blocks)
     kv = new_cache(standin.ops, standin.device, shape, standin.arch.num_layers, cache.dtype)
-    return Engine(Scheduler(limits, tables), Runner(standin.decoder, kv, standin.ops, clock), clock)
+    return Engine(Scheduler(limits, tables), Runner(standin.decoder, kv, standin.ops, timer), timer)
 
 
 def _goes_on(num_done: int, begin: float) -> bool:
