@@ -1,6 +1,6 @@
 """Complete several prompts at once, greedy, with the log-probability of each text.
 
-    python examples/generate.py [MODEL]
+python examples/generate.py [MODEL]
 """
 
 import sys

@@ -1,6 +1,6 @@
 """A loop of one's own over `LLMEngine.step`: requests come in while others run, and one is aborted on the way.
 
-    python examples/own_loop.py [MODEL]
+python examples/own_loop.py [MODEL]
 """
 
 import sys

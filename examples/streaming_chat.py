@@ -1,6 +1,6 @@
 """One answer of a chat model, printed while it grows.
 
-    python examples/streaming_chat.py [MODEL [MESSAGE]]
+python examples/streaming_chat.py [MODEL [MESSAGE]]
 """
 
 import sys
@@ -13,7 +13,9 @@ def main() -> None:
     message = sys.argv[2] if len(sys.argv) > 2 else "Why are books printed on large sheets?"
     params = SamplingParams(temperature=0.7, seed=1, max_tokens=120)
     with LLM(model) as llm:
-        prompt = llm.engine.render_chat([{"role": "user", "content": message}])  # token ids, by the model's own template
+        prompt = llm.engine.render_chat(
+            [{"role": "user", "content": message}]
+        )  # token ids, by the model's own template
         num_shown = 0
         for output in llm.generate_stream(prompt, params):  # each output has the whole text so far
             text = output.outputs[0].text

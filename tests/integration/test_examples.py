@@ -46,7 +46,9 @@ def test_streaming_chat(tiny_model: Path):
     assert found, printed
     assert 1 <= int(found[1]) <= 120
     assert text
-    assert printed == re.sub(r"first after \S+", f"first after {found[2]}", run("streaming_chat.py", str(tiny_model), "Hello"))
+    assert printed == re.sub(
+        r"first after \S+", f"first after {found[2]}", run("streaming_chat.py", str(tiny_model), "Hello")
+    )
 
 
 def test_batch_jsonl(tiny_model: Path, tmp_path: Path):
