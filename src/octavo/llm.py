@@ -23,10 +23,16 @@ Message = Mapping[str, Any]
 
 
 class LLM:
-    """A model to call from a script.
+    """A model to call from a script; one thread uses it. Also a context manager.
 
-    `LLM("smollm2-135m", dtype="auto", max_num_seqs=64)`: any field of EngineConfig is a keyword, unknown ones raise
-    ConfigError. Also a context manager. Raises ModelNotFoundError, ModelFormatError, DoesNotFitError.
+    Any field of EngineConfig is a keyword. `model` (default: the built-in "smollm2-135m") is a directory, a .gguf file,
+    a Hugging Face id or a built-in name. Raises ConfigError for unknown fields and wrong values, ModelNotFoundError,
+    ModelFormatError, and DoesNotFitError before any memory is taken.
+
+    >>> with LLM("smollm2-135m", max_num_seqs=64) as llm:
+    ...     outputs = llm.generate(["One, two,", "A, b,"], SamplingParams(temperature=0, max_tokens=8))
+    ...     texts = [output.outputs[0].text for output in outputs]
+    ...     answer = llm.chat([{"role": "user", "content": "Hello"}], SamplingParams(max_tokens=32))
     """
 
     def __init__(self, model: str | None = None, *, config: EngineConfig | None = None, **fields: Any) -> None:
@@ -219,8 +225,15 @@ class LLM:
 class AsyncLLM:
     """The engine behind an event loop: one thread steps it, each request is an async stream of outputs.
 
-    `async with AsyncLLM(config) as llm: async for output in llm.generate(prompt, params): ...`. Leaving or cancelling
-    the iterator aborts the request.
+    The model is loaded on entering, off the loop; what LLM raises is raised there. Leaving or cancelling an iterator
+    aborts its request.
+
+    >>> async def main() -> str:
+    ...     async with AsyncLLM(EngineConfig.from_fields(model="smollm2-135m")) as llm:
+    ...         async for output in llm.generate("One, two,", SamplingParams(max_tokens=8)):
+    ...             text = output.outputs[0].text  # the whole text so far
+    ...         return text
+    >>> text = asyncio.run(main())
     """
 
     def __init__(self, config: EngineConfig | None = None) -> None:

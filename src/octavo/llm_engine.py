@@ -1,7 +1,6 @@
 """LLMEngine: the only place where text and engine meet. Text in, ids down, events up, text out.
 
-Knows the tokenizer, the engine's `add`, `finish` and `step`, and nothing of how a step is made. One thread drives it;
-`prepare` alone may be called from any thread.
+Knows the tokenizer and what the engine offers, not how a step is made. One thread drives it; any may call `prepare`.
 """
 
 import logging
@@ -68,7 +67,11 @@ class CheckedParams:
 class LLMEngine:
     """Continuous batching over text: add requests at any time, call `step` until none is unfinished.
 
-    Raises ModelNotFoundError, ModelFormatError, ConfigError or DoesNotFitError at birth.
+    Raises ModelNotFoundError, ModelFormatError, ConfigError or DoesNotFitError on construction.
+
+    >>> engine = LLMEngine(EngineConfig.from_fields(model="smollm2-135m"))
+    >>> request_id = engine.add_request("One, two,", SamplingParams(max_tokens=8))
+    >>> while engine.has_unfinished_requests(): outputs = engine.step()
     """
 
     def __init__(self, config: EngineConfig | None = None, *, progress: bool = False) -> None:

@@ -59,7 +59,15 @@ class SamplingParams:
     asks for the chosen token and the k most likely at each position (0: the chosen one alone). `max_tokens=None` means
     up to the model's length. `min_tokens` holds back every way to stop until that many tokens exist.
 
+    A field that is not given comes from the model's `generation_config.json`, else from `DEFAULTS`: `temperature=1.0`,
+    `top_k=0`, `top_p=1.0`, `min_p=0.0`, no penalties, `max_tokens=16`, no log-probabilities, a seed drawn anew.
+    Log-probabilities are natural logarithms, of the model's distribution before temperature and filters.
+
     Raises RequestError (a ValueError) that names the field, and UnsupportedError for what does not exist yet.
+
+    >>> params = SamplingParams(temperature=0.7, top_p=0.9, seed=7, max_tokens=64, stop=["END"], logprobs=2)
+    >>> params.temperature, params.stop_strings, params.resolved().top_k
+    (0.7, ('END',), 0)
     """
 
     n: int = _unset("sequences to generate for one prompt")
