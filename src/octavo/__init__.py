@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from octavo.outputs import RequestOutput as RequestOutput
     from octavo.params import SamplingParams as SamplingParams
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "octavo.llm": ("LLM", "AsyncLLM"),

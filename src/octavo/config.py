@@ -1,4 +1,4 @@
-"""The engine's configuration: frozen dataclasses, checked at birth, the only source of keywords, flags and help.
+"""The engine's configuration: frozen dataclasses, validated on construction; the only source of keywords and flags.
 
 A field that this release cannot honor is refused by name, never ignored. What a None resolves to is decided in
 `engine.build`, where the model and the machine are known, and printed there.
@@ -46,7 +46,7 @@ def parse_bytes(value: int | str) -> int:
 
 
 class _Checks:
-    """What the parts share: each complaint names the field, its value and what is allowed."""
+    """What the parts share: each error names the field, its value and what is allowed."""
 
     def _refuse(self, name: str, allowed: str) -> NoReturn:
         raise ConfigError(f"{name}={shown(vars(self)[name])}: {allowed}")

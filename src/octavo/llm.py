@@ -6,7 +6,9 @@ Know the runtime; know nothing of steps, blocks or tensors.
 import asyncio
 import math
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -21,10 +23,16 @@ Message = Mapping[str, Any]
 
 
 class LLM:
-    """A model to call from a script.
+    """A model to call from a script; one thread uses it. Also a context manager.
 
-    `LLM("smollm2-135m", dtype="auto", max_num_seqs=64)`: any field of EngineConfig is a keyword, unknown ones raise
-    ConfigError. Also a context manager. Raises ModelNotFoundError, ModelFormatError, DoesNotFitError.
+    Any field of EngineConfig is a keyword. `model` (default: the built-in "smollm2-135m") is a directory, a .gguf file,
+    a Hugging Face id or a built-in name. Raises ConfigError for unknown fields and wrong values, ModelNotFoundError,
+    ModelFormatError, and DoesNotFitError before any memory is taken.
+
+    >>> with LLM("smollm2-135m", max_num_seqs=64) as llm:
+    ...     outputs = llm.generate(["One, two,", "A, b,"], SamplingParams(temperature=0, max_tokens=8))
+    ...     texts = [output.outputs[0].text for output in outputs]
+    ...     answer = llm.chat([{"role": "user", "content": "Hello"}], SamplingParams(max_tokens=32))
     """
 
     def __init__(self, model: str | None = None, *, config: EngineConfig | None = None, **fields: Any) -> None:
@@ -125,11 +133,11 @@ class LLM:
     def perplexity(self, texts: str | Sequence[str]) -> list[float]:
         """exp(mean negative log-likelihood per token) of each text.
 
-        A text longer than the model is cut into stretches of `max_model_len` tokens, each scored by itself; the first
-        token of a stretch is context only. Raises RequestError for texts of fewer than two tokens.
+        A text longer than the model is cut into pieces of `max_model_len` tokens, each scored by itself; the first
+        token of a piece is context only. Raises RequestError for texts of fewer than two tokens.
         """
         longest = self.engine.resolved.limits.max_model_len
-        stretches: list[list[int]] = []
+        pieces: list[list[int]] = []
         owners: list[int] = []
         many = [texts] if isinstance(texts, str) else list(texts)
         for owner, text in enumerate(many):
@@ -138,10 +146,10 @@ class LLM:
             scored = [part for part in parts if len(part) > 1]
             if not scored:
                 raise RequestError("perplexity: a text needs at least two tokens", "texts")
-            stretches += scored
+            pieces += scored
             owners += [owner] * len(scored)
         per_text: list[list[float]] = [[] for _ in many]
-        for owner, scores in zip(owners, self._score(stretches), strict=True):
+        for owner, scores in zip(owners, self._score(pieces), strict=True):
             per_text[owner] += scores
         return [math.exp(-sum(scores) / len(scores)) for scores in per_text]
 
@@ -152,6 +160,19 @@ class LLM:
     def reset_prefix_cache(self) -> None:
         """Forget every cached prefix that no running request uses."""
         self.engine.reset_prefix_cache()
+
+    def profile(self, path: str | Path) -> AbstractContextManager[Mapping[str, float]]:
+        """Write a Chrome trace (for chrome://tracing or Perfetto) of every step within the `with` block to `path`.
+
+        The block gets the seconds spent in each phase of a step, filled in at its end. Raises RequestError where no
+        file can be written there or a profile is being taken already, OctavoError where writing fails.
+
+        >>> with LLM() as llm, llm.profile("trace.json") as seconds:  # doctest: +SKIP
+        ...     llm.generate("The capital of France is")
+        >>> sorted(seconds)  # doctest: +SKIP
+        ['commit', 'pack', 'plan', 'run', 'sample']
+        """
+        return self.engine.profile(path)
 
     def shutdown(self) -> None:
         """Abort whatever is unfinished and drop the cached prefixes."""
@@ -204,8 +225,15 @@ class LLM:
 class AsyncLLM:
     """The engine behind an event loop: one thread steps it, each request is an async stream of outputs.
 
-    `async with AsyncLLM(config) as llm: async for output in llm.generate(prompt, params): ...`. Leaving or cancelling
-    the iterator aborts the request.
+    The model is loaded on entering, off the loop; what LLM raises is raised there. Leaving or cancelling an iterator
+    aborts its request.
+
+    >>> async def main() -> str:
+    ...     async with AsyncLLM(EngineConfig.from_fields(model="smollm2-135m")) as llm:
+    ...         async for output in llm.generate("One, two,", SamplingParams(max_tokens=8)):
+    ...             text = output.outputs[0].text  # the whole text so far
+    ...         return text
+    >>> text = asyncio.run(main())
     """
 
     def __init__(self, config: EngineConfig | None = None) -> None:

@@ -1,15 +1,17 @@
 """LLMEngine: the only place where text and engine meet. Text in, ids down, events up, text out.
 
-Knows the tokenizer, the engine's `add`, `finish` and `step`, and nothing of how a step is made. One thread drives it;
-`prepare` alone may be called from any thread.
+Knows the tokenizer and what the engine offers, not how a step is made. One thread drives it; any may call `prepare`.
 """
 
+import logging
 import os
 import time
 from array import array
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from octavo import hub
@@ -26,6 +28,7 @@ from octavo.text.stream import StreamOptions, TextStream
 if TYPE_CHECKING:  # Jinja is imported when a template is compiled
     from octavo.text.chat import ChatTemplate
 
+logger = logging.getLogger(__name__)
 Prompt = str | Sequence[int] | Mapping[str, Any]
 
 _REASONS: Mapping[SequenceStatus, FinishReason] = {
@@ -64,11 +67,14 @@ class CheckedParams:
 class LLMEngine:
     """Continuous batching over text: add requests at any time, call `step` until none is unfinished.
 
-    Raises ModelNotFoundError, ModelFormatError, ConfigError or DoesNotFitError at birth. `trace=True` records every
-    phase of every step for `write_trace`.
+    Raises ModelNotFoundError, ModelFormatError, ConfigError or DoesNotFitError on construction.
+
+    >>> engine = LLMEngine(EngineConfig.from_fields(model="smollm2-135m"))
+    >>> request_id = engine.add_request("One, two,", SamplingParams(max_tokens=8))
+    >>> while engine.has_unfinished_requests(): outputs = engine.step()
     """
 
-    def __init__(self, config: EngineConfig | None = None, *, progress: bool = False, trace: bool = False) -> None:
+    def __init__(self, config: EngineConfig | None = None, *, progress: bool = False) -> None:
         self.config = config or EngineConfig()
         model = self.config.model_config
         files = read_model(hub.resolve(model.model, model.revision, progress=progress))
@@ -78,7 +84,7 @@ class LLMEngine:
             path = hub.resolve(model.tokenizer, weights=False, progress=progress)
             metadata = read_model(path).metadata if path.is_file() else None
             self.tokenizer, self.template_text = load_text(path, metadata)
-        self.engine, self.resolved = build_engine(files, self.config, trace=trace)
+        self.engine, self.resolved = build_engine(files, self.config)
         self._eos_ids = frozenset(self.tokenizer.eos_ids) | frozenset(self.resolved.arch.eos_ids)
         self._live: dict[str, LiveRequest] = {}
         self._aborted: list[RequestOutput] = []
@@ -199,6 +205,7 @@ class LLMEngine:
             raise RequestError(f"request id {request_id!r} is in use", "request_id")
         self.engine.add(live.request)
         self._live[request_id] = live
+        logger.debug("%s: queued, %d prompt tokens", request_id, len(live.request.prompt_token_ids))
 
     def step(self) -> list[RequestOutput]:
         """One step of the engine; the state of every request that it changed."""
@@ -209,6 +216,7 @@ class LLMEngine:
             outputs.append(self._output(live))
             if event.sequence.status.is_finished():
                 del self._live[live.request.request_id]
+                logger.debug("%s: %s", live.request.request_id, event.sequence.status.name)
         return outputs
 
     def abort_request(self, request_id: str) -> None:
@@ -272,6 +280,10 @@ class LLMEngine:
     def reset_prefix_cache(self) -> None:
         """Forget every cached prefix that no running request uses."""
         self.engine.reset_prefix_cache()
+
+    def profile(self, path: str | Path) -> AbstractContextManager[Mapping[str, float]]:
+        """Write a Chrome trace of every step that runs within the `with` block to `path`; see `PhaseTimer.profile`."""
+        return self.engine.timer.profile(path)
 
     def _tokenize(self, prompt: Prompt, truncate: int | None) -> tuple[str | None, list[int]]:
         """(text if there is any, checked token ids) of a prompt in any of its forms."""

@@ -1,4 +1,4 @@
-"""What a caller gets back: plain values, complete at birth, that know nothing of the engine."""
+"""What a caller gets back: plain values, complete on construction, that know nothing of the engine."""
 
 from dataclasses import dataclass
 from typing import Final, Literal

@@ -1,4 +1,4 @@
-"""SamplingParams: what a request asks of the sampler and when it stops. Checked at birth.
+"""SamplingParams: what a request asks of the sampler and when it stops. Validated on construction.
 
 A field that is not given holds `UNSET` until the runtime resolves it (`resolved`): from the model's own
 `generation_config.json` where that has one, else from `DEFAULTS`.
@@ -59,15 +59,23 @@ class SamplingParams:
     asks for the chosen token and the k most likely at each position (0: the chosen one alone). `max_tokens=None` means
     up to the model's length. `min_tokens` holds back every way to stop until that many tokens exist.
 
+    A field that is not given comes from the model's `generation_config.json`, else from `DEFAULTS`: `temperature=1.0`,
+    `top_k=0`, `top_p=1.0`, `min_p=0.0`, no penalties, `max_tokens=16`, no log-probabilities, a seed drawn anew.
+    Log-probabilities are natural logarithms, of the model's distribution before temperature and filters.
+
     Raises RequestError (a ValueError) that names the field, and UnsupportedError for what does not exist yet.
+
+    >>> params = SamplingParams(temperature=0.7, top_p=0.9, seed=7, max_tokens=64, stop=["END"], logprobs=2)
+    >>> params.temperature, params.stop_strings, params.resolved().top_k
+    (0.7, ('END',), 0)
     """
 
     n: int = _unset("sequences to generate for one prompt")
     best_of: int | None = _unset("sequences to generate, of which the n best are kept")
-    temperature: float = _unset("0 = always the likeliest token; higher is more varied")
-    top_k: int = _unset("keep the k likeliest tokens; 0 or -1 = all")
+    temperature: float = _unset("0 = always the most likely token; higher is more varied")
+    top_k: int = _unset("keep the k most likely tokens; 0 or -1 = all")
     top_p: float = _unset("keep the smallest set of tokens whose probability reaches p")
-    min_p: float = _unset("drop tokens less likely than min_p times the likeliest")
+    min_p: float = _unset("drop tokens less likely than min_p times the most likely")
     presence_penalty: float = _unset("subtracted once from the logit of each generated token, -2 to 2")
     frequency_penalty: float = _unset("subtracted from a token's logit each time it was generated, -2 to 2")
     repetition_penalty: float = _unset("divides the logits of tokens in prompt and output; above 1 discourages them")
@@ -78,7 +86,7 @@ class SamplingParams:
     ignore_eos: bool = _unset("generate on past the end-of-text token")
     max_tokens: int | None = _unset("most tokens to generate; none = up to the model's length")
     min_tokens: int = _unset("tokens to generate before anything may end the output")
-    logprobs: int | None = _unset("log-probabilities of the chosen and the k likeliest tokens")
+    logprobs: int | None = _unset("log-probabilities of the chosen and the k most likely tokens")
     prompt_logprobs: int | None = _unset("the same for the prompt's tokens")
     logit_bias: Mapping[int, float] | None = _unset("token ids and what is added to their logits, -100 to 100")
     bad_words: Sequence[str] | None = _unset("text that must not be generated")

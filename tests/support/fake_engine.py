@@ -10,7 +10,7 @@ import time
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
-from octavo.engine.phase_timer import Clock
+from octavo.engine.phase_timer import PhaseTimer
 from octavo.errors import QueueFullError, RequestError
 from octavo.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput
 from octavo.params import SamplingParams
@@ -30,12 +30,13 @@ class FakeEngine:
 
     made: ClassVar[list["FakeEngine"]] = []
 
-    def __init__(self, config: Any, *, progress: bool = False, trace: bool = False) -> None:
-        self.config, self.trace = config, trace
+    def __init__(self, config: Any, *, progress: bool = False) -> None:
+        self.config = config
         self.longest = config.model_config.max_model_len or 4096
         limits = SimpleNamespace(max_model_len=self.longest, max_num_seqs=config.scheduler_config.max_num_seqs)
         self.resolved = SimpleNamespace(limits=limits, describe=lambda: "fake on cpu")
-        self.engine = SimpleNamespace(clock=Clock(trace=trace))
+        self.engine = SimpleNamespace(timer=PhaseTimer())
+        self.profile = self.engine.timer.profile
         self.chat_template = None if "no-template" in config.model_config.model else object()
         self.live: dict[str, dict[str, Any]] = {}
         self.aborted: list[RequestOutput] = []
@@ -68,7 +69,7 @@ class FakeEngine:
         time.sleep(self.delay)
         self.num_steps += 1
         outputs, self.aborted = self.aborted, []
-        with self.engine.clock.phase("run"):
+        with self.engine.timer.phase("run"):
             for request_id in list(self.live)[: self.config.scheduler_config.max_num_seqs]:
                 live = self.live[request_id]
                 live["num"] += 1

@@ -15,7 +15,7 @@ from octavo.cache.blocks import BlockPool, hash_block
 from octavo.cache.kv import KVCache
 from octavo.engine.block_tables import BlockTables
 from octavo.engine.engine import Engine
-from octavo.engine.phase_timer import Clock
+from octavo.engine.phase_timer import PhaseTimer
 from octavo.engine.philox import uniforms
 from octavo.engine.runner import Runner
 from octavo.engine.scheduler import Limits, Scheduler
@@ -284,7 +284,7 @@ class Bench:
         limits = Limits(setup.budget, setup.num_seqs, setup.model_len, setup.chunked, setup.policy, setup.max_queued)
         self.scheduler = SpyScheduler(limits, tables, "model")
         self.model = FakeModel(self.scheduler)
-        self.engine = Engine(self.scheduler, Runner(self.model, KVCache([], 0), self.model, Clock()), Clock())
+        self.engine = Engine(self.scheduler, Runner(self.model, KVCache([], 0), self.model, PhaseTimer()), PhaseTimer())
         self.answers: dict[str, Answer] = {}
         self.excused: set[str] = set()  # were alone in a step that raised for no fault of theirs
         self.ids = count()

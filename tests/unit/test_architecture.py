@@ -34,6 +34,7 @@ MAY_IMPORT = {
     "params": {"errors"},
     "outputs": {"errors"},
     "ops": {"errors"},
+    "logs": set(),
     "errors": set(),
 }
 MAY_IMPORT["tools"] = set(MAY_IMPORT) - {"serve"} | {"octavo"}  # the root, for its version

@@ -159,9 +159,9 @@ class BlockPool:
             return False
         digest = self._digest(chain, tokens, index)
         content = _Content(digest, self._tokens_of(tokens, index), parent, self._num_nodes)
-        twin = self._duplicate_of(content)
-        if twin is not None or digest in self._index:
-            chain.nodes.append(twin)
+        duplicate = self._duplicate_of(content)
+        if duplicate is not None or digest in self._index:
+            chain.nodes.append(duplicate)
             return False
         self._num_nodes += 1
         self._index[digest] = block

@@ -7,14 +7,14 @@ import argparse
 import gc
 import io
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from octavo.cli.flags import add_config_flags, add_sampling_flags, config_from
 from octavo.config import EngineConfig
-from octavo.errors import EngineError, OctavoError, RequestError
+from octavo.errors import EngineError, RequestError
 from octavo.outputs import RequestOutput
 from octavo.tools.interrupt import Interrupt
 
@@ -54,11 +54,11 @@ def check_writable(flag: str, path: Path) -> None:
         raise RequestError(f"{flag}: there is no directory {path.parent}")
 
 
-def open_engine(config: EngineConfig, *, is_quiet: bool, trace: bool = False) -> "LLMEngine":
+def open_engine(config: EngineConfig, *, is_quiet: bool) -> "LLMEngine":
     """The engine that `config` describes, with how it loads and what it came to on stderr."""
     from octavo.llm_engine import LLMEngine
 
-    engine = LLMEngine(config, progress=not is_quiet, trace=trace)
+    engine = LLMEngine(config, progress=not is_quiet)
     if not is_quiet:
         note(engine.resolved.describe())
     return engine
@@ -69,15 +69,14 @@ def opened(args: argparse.Namespace, config: EngineConfig) -> Iterator["LLMEngin
     """The engine that `config` describes. The profile, if one is wanted, is written whichever way the body ends."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that cannot show a character shows a mark instead
         sys.stdout.reconfigure(errors="replace")
-    engine = open_engine(config, is_quiet=args.quiet, trace=args.profile is not None)
+    engine = open_engine(config, is_quiet=args.quiet)
     gc.freeze()  # what is there now stays till the end: no collection before has to look at it
     gc.enable()
     try:
-        yield engine
+        with nullcontext() if args.profile is None else _profiled(engine, args.profile):
+            yield engine
     finally:
         gc.unfreeze()
-        if args.profile is not None:
-            _write_profile(engine, args.profile)
 
 
 def stream(engine: "LLMEngine", request_id: str, interrupt: Interrupt, show: Callable[[str], None]) -> RequestOutput:
@@ -152,14 +151,15 @@ class BatchBar:
         self._bar.update(self._task, completed=tally.num_written, rate=rate)
 
 
-def _write_profile(engine: "LLMEngine", path: Path) -> None:
-    """The Chrome trace to `path`, the sums to stderr."""
-    clock, stats = engine.engine.clock, engine.get_stats()
+@contextmanager
+def _profiled(engine: "LLMEngine", path: Path) -> Iterator[None]:
+    """The Chrome trace of the body to `path`, the sums to stderr, whichever way the body ends."""
+    phases: Mapping[str, float] = {}
     try:
-        clock.write_trace(path)
-    except OSError as error:
-        raise OctavoError(f"--profile: cannot write {path}: {error.strerror}") from error
-    total = sum(clock.seconds.values())
-    for phase, seconds in clock.seconds.items():
-        note(f"{phase:<7} {seconds:9.3f} s {seconds / total if total else 0.0:7.1%}")
-    note(f"{'total':<7} {total:9.3f} s in {stats['steps']} steps; trace: {path}")
+        with engine.profile(path) as phases:
+            yield
+    finally:
+        total = sum(phases.values())
+        for phase, seconds in phases.items():
+            note(f"{phase:<7} {seconds:9.3f} s {seconds / total if total else 0.0:7.1%}")
+        note(f"{'total':<7} {total:9.3f} s in {engine.get_stats()['steps']} steps; trace: {path}")

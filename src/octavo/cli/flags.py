@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from octavo.config import MAX_COUNT, PARTS, EngineConfig, parse_bytes
 from octavo.errors import OctavoError, RequestError, UnsupportedError
+from octavo.logs import FORMATS, LEVELS
 from octavo.params import DEFAULTS, UNSET, SamplingParams
 
 if TYPE_CHECKING:
@@ -46,6 +47,13 @@ def add_dataclass_flags(parser: argparse.ArgumentParser, kind: type[Any], title:
     group = parser.add_argument_group(title)
     for item in dataclasses.fields(kind):
         _add(group, [_flag(item.name)], prefix + item.name, item, _with_default(item.metadata["help"], item.default))
+
+
+def add_logging_flags(parser: argparse.ArgumentParser) -> None:
+    """How much is said on stderr of what goes on inside, and in which form. See `octavo.logs`."""
+    group = parser.add_argument_group("logging")
+    group.add_argument("--log-level", choices=LEVELS, help="say more or less on stderr (default: warning; serve: info)")
+    group.add_argument("--log-format", choices=FORMATS, default="text", help="json = an object a line (default: text)")
 
 
 def config_from(args: argparse.Namespace) -> EngineConfig:

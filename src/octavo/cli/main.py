@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from octavo import __version__
+from octavo.cli.flags import add_logging_flags
 from octavo.errors import OctavoError
+from octavo.logs import configure_logging
 
 COMMANDS = {
     "generate": ("octavo.cli.generate", "continue one prompt or many"),
@@ -61,6 +63,7 @@ def _run(words: list[str]) -> int:
     if name is None:
         parser.print_help(sys.stderr)
         return 2
+    configure_logging(args.log_level or "warning", args.log_format)
     module = vars(import_module(COMMANDS[name][0]))
     code: int = module["run"](args)
     return code
@@ -78,6 +81,7 @@ def make_parser(command: str | None) -> argparse.ArgumentParser:
         )
         if name == command:
             vars(import_module(module))["add_arguments"](child)
+            add_logging_flags(child)
     return parser
 
 

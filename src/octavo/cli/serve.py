@@ -1,12 +1,11 @@
 """`octavo serve`: the model behind an OpenAI endpoint. Knows the flags; the server is `serve.server`'s affair."""
 
 import argparse
-import logging
 import os
 import signal
-import sys
 
 from octavo.cli.flags import add_config_flags, add_dataclass_flags, given, named_config
+from octavo.logs import configure_logging
 from octavo.serve.config import ServeSettings
 
 
@@ -24,9 +23,8 @@ def run(args: argparse.Namespace) -> int:
     # Until the server takes the signals over: being told to end before it is there is no failure either.
     signal.signal(signal.SIGTERM, lambda _number, _frame: os._exit(0))
     config, settings = named_config(args), ServeSettings(**given(args, "serve."))
-    level = logging.WARNING if args.quiet and not settings.log_requests else logging.INFO
-    logging.basicConfig(stream=sys.stderr, format="octavo: %(message)s", level=logging.WARNING)
-    logging.getLogger("octavo").setLevel(level)
+    usual = "warning" if args.quiet and not settings.log_requests else "info"
+    configure_logging(args.log_level or usual, args.log_format)
     from octavo.serve.server import run_server
 
     return run_server(config, settings, quiet=args.quiet)

@@ -86,7 +86,7 @@ class BlockTables:
         return offered
 
     def free_outside_window(self, sequence: Sequence) -> None:
-        """Give back the blocks that a sliding window has left behind for good.
+        """Give back the blocks that have slid out of the window: no later query can see them.
 
         Their places in the table point at the oldest block still held, so that whatever looks there reads numbers that
         are finite and its own.

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
+from time import monotonic
 
 from octavo.cache.blocks import BlockPool
 from octavo.cache.kv import block_bytes, new_cache
@@ -15,7 +16,7 @@ from octavo.config import DTYPE_ALIASES, EngineConfig, parse_bytes
 from octavo.engine.block_tables import BlockTables
 from octavo.engine.engine import Engine
 from octavo.engine.memory_plan import MemoryPlan, StepSize, mib, workspace_bytes
-from octavo.engine.phase_timer import Clock
+from octavo.engine.phase_timer import PhaseTimer
 from octavo.engine.runner import Runner
 from octavo.engine.scheduler import Limits, Scheduler
 from octavo.errors import ConfigError, DoesNotFitError
@@ -27,7 +28,7 @@ from octavo.models.tensor_sources import Precision
 from octavo.ops import cpu, hardware
 from octavo.ops.interface import Device, KVShape, Ops
 
-log = logging.getLogger("octavo")
+logger = logging.getLogger(__name__)
 
 GIB = 2**30
 DEFAULT_KV_BYTES = 4 * GIB
@@ -72,7 +73,7 @@ class Resolved:
                 return f" ({quantization})"
 
 
-def build_engine(model: ModelFiles, config: EngineConfig, *, trace: bool = False) -> tuple[Engine, Resolved]:
+def build_engine(model: ModelFiles, config: EngineConfig) -> tuple[Engine, Resolved]:
     """The engine for `model` (see `read_model`), and what was resolved.
 
     Raises ModelFormatError, ConfigError or DoesNotFitError before memory is taken.
@@ -80,19 +81,21 @@ def build_engine(model: ModelFiles, config: EngineConfig, *, trace: bool = False
     arch = model.arch
     ops, device = open_backend(arch, config)
     resolved = resolve(model, config, ops, device, generation_defaults(model.path))
-    log.info("%s", resolved.describe())
+    logger.info("%s", resolved.describe())
     chosen = config.model_config
     options = LoadOptions(chosen.load_format, device.dtype, chosen.seed, chosen.threads, resolved.quantization)
+    begin = monotonic()
     decoder = load_decoder(model.path, options, ops, device)
+    logger.info("weights read and packed in %.2f s", monotonic() - begin)
     shape = _kv_shape(arch, resolved.num_blocks, resolved.block_size)
     cache = new_cache(ops, device, shape, arch.num_layers, resolved.kv_dtype)
     pools = [BlockPool(resolved.num_blocks, resolved.block_size) for _ in arch.kv_groups]
     windows = [group.window for group in arch.kv_groups]
     tables = BlockTables(pools, windows, share_prefixes=config.cache_config.enable_prefix_caching)
-    clock = Clock(trace=trace)
+    timer = PhaseTimer()
     root = f"{model.path}:{device.dtype}:{resolved.quantization}:{resolved.kv_dtype}"
     scheduler = Scheduler(resolved.limits, tables, root)
-    return Engine(scheduler, Runner(decoder, cache, ops, clock), clock), resolved
+    return Engine(scheduler, Runner(decoder, cache, ops, timer), timer), resolved
 
 
 def open_backend(arch: ArchConfig, config: EngineConfig) -> tuple[Ops, Device]:
@@ -183,20 +186,18 @@ def choose_kv_dtype(config: EngineConfig, device: Device) -> str:
 
 
 def choose_precision(model: ModelFiles, config: EngineConfig, device: Device) -> Precision:
-    """What weights are held in. Raises ConfigError for whole numbers where there are no products with them."""
+    """What weights are held in. Raises ConfigError for quantized weights on a device without kernels for them."""
     return Precision(device.dtype, _choose_quantization(model, config, device))
 
 
 def _choose_quantization(model: ModelFiles, config: EngineConfig, device: Device) -> str | None:
-    """None (as stored) only where something is stored as whole numbers; a GPU has no products with these yet."""
+    """None (as stored) only where something is stored quantized; on a GPU there are no kernels for that yet."""
     wanted = config.model_config.quantization
     if device.name == "cpu":
         is_stored = model.has_codes and config.model_config.load_format != "dummy"
         return None if wanted is None and is_stored else wanted or "none"
     if wanted not in (None, "none"):
-        raise ConfigError(
-            f"quantization={wanted!r}: whole-number weights run on a CPU only; on {device.name} use 'none'"
-        )
+        raise ConfigError(f"quantization={wanted!r}: quantized weights run on a CPU only; on {device.name} use 'none'")
     return "none"
 
 

@@ -1,28 +1,31 @@
 """The engine: the order of the four verbs, and nothing else."""
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
 from octavo.engine.batch_builder import pack
-from octavo.engine.phase_timer import Clock
+from octavo.engine.phase_timer import PhaseTimer
 from octavo.engine.runner import Runner
 from octavo.engine.scheduler import Scheduler
 from octavo.engine.sequence import Event, Packed, Plan, Request, Sampled, Sequence, SequenceStatus
+
+logger = logging.getLogger(__name__)
 
 
 class Engine:
     """Plans, packs, runs and commits steps. One thread owns it."""
 
-    def __init__(self, scheduler: Scheduler, runner: Runner, clock: Clock) -> None:
+    def __init__(self, scheduler: Scheduler, runner: Runner, timer: PhaseTimer) -> None:
         block_size = scheduler.tables.block_size
         self.scheduler = scheduler
         self.runner = runner
-        self.clock = clock
+        self.timer = timer
         self.num_steps = 0
         self.last_plan: Plan | None = None  # of the newest step
-        self._plan: Callable[[], Plan] = clock.timed("plan", scheduler.plan)
-        self._pack: Callable[[Plan], Packed] = clock.timed("pack", lambda plan: pack(plan, block_size))
-        self._commit: Callable[[Plan, Sampled], list[Event]] = clock.timed("commit", scheduler.commit)
+        self._plan: Callable[[], Plan] = timer.timed("plan", scheduler.plan)
+        self._pack: Callable[[Plan], Packed] = timer.timed("pack", lambda plan: pack(plan, block_size))
+        self._commit: Callable[[Plan, Sampled], list[Event]] = timer.timed("commit", scheduler.commit)
 
     def step(self) -> list[Event]:
         """One step over every sequence that can run; its events. A step that raises costs only the guilty request."""
@@ -34,6 +37,7 @@ class Engine:
         try:
             sampled = self.runner.run(self._pack(plan))
         except Exception as error:
+            logger.warning("a step of %d rows failed", len(plan.rows), exc_info=error)
             return self.scheduler.fail(plan, error)
         except BaseException:  # an interrupt: nobody's fault, everything can be computed again
             self.scheduler.undo(plan)
@@ -94,5 +98,5 @@ class Engine:
             "computed_tokens": counters.computed_tokens,
             "draft_tokens": 0,
             "accepted_tokens": 0,
-            "seconds": dict(self.clock.seconds),
+            "seconds": dict(self.timer.seconds),
         }

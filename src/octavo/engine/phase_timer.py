@@ -1,13 +1,16 @@
-"""Where a step's time goes: seconds by phase, always; a Chrome trace of every step, when asked.
+"""The profiler: where a step's time goes. Seconds by phase, always; a Chrome trace of every step, when asked.
 
 Knows names and times, nothing else.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
 from typing import Any, ParamSpec, TypeVar
+
+from octavo.errors import OctavoError, RequestError
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -16,15 +19,13 @@ PHASES = ("plan", "pack", "run", "sample", "commit")
 MAX_TRACE_EVENTS = 1_000_000  # some 100 MB of JSON; what comes after is left out, and counted
 
 
-class Clock:
-    """Sums the seconds of each phase. With `trace=True` it also keeps every interval for `write_trace`."""
+class PhaseTimer:
+    """Sums the seconds of each phase, always; within `profile` it keeps every interval too."""
 
-    def __init__(self, *, trace: bool = False) -> None:
+    def __init__(self) -> None:
         self.seconds: dict[str, float] = dict.fromkeys(PHASES, 0.0)
-        self.num_dropped = 0
-        self._trace: list[tuple[str, float, float]] | None = [] if trace else None
+        self._trace: Trace | None = None
         self._phases = {name: Phase(self, name) for name in PHASES}
-        self._start = perf_counter()
 
     def phase(self, name: str) -> "Phase":
         """Time the body of a `with` statement as part of phase `name`. A phase does not hold itself."""
@@ -43,27 +44,65 @@ class Clock:
         """One interval of phase `name`, in seconds of `perf_counter`."""
         self.seconds[name] += end - begin
         if self._trace is not None:
-            if len(self._trace) < MAX_TRACE_EVENTS:
-                self._trace.append((name, begin, end))
-            else:
-                self.num_dropped += 1
+            self._trace.add(name, begin, end)
 
-    def write_trace(self, path: str | Path) -> None:
-        """Write the intervals as a Chrome trace (open in chrome://tracing or Perfetto). Times in microseconds."""
+    @contextmanager
+    def profile(self, path: str | Path) -> Iterator[dict[str, float]]:
+        """While the body runs, keep every interval; then write a Chrome trace of them to `path`.
+
+        Gives the seconds of each phase within the body, which are filled in at its end. The trace is written whichever
+        way the body ends. Raises RequestError where no file can be at `path` or a profile is being taken already,
+        OctavoError where writing fails.
+        """
+        path = Path(path)
+        if path.is_dir() or not path.parent.is_dir():
+            raise RequestError(f"profile: no file can be written at {path}", "path")
+        if self._trace is not None:
+            raise RequestError("profile: one is being taken already", "path")
+        before, within = dict(self.seconds), dict.fromkeys(PHASES, 0.0)
+        trace = self._trace = Trace()
+        try:
+            yield within
+        finally:
+            self._trace = None
+            within.update({name: self.seconds[name] - before[name] for name in PHASES})
+            try:
+                trace.write(path)
+            except OSError as error:
+                raise OctavoError(f"profile: cannot write {path}: {error.strerror}") from error
+
+
+class Trace:
+    """Intervals of phases, from when it was made on: at most MAX_TRACE_EVENTS, the others are counted."""
+
+    def __init__(self) -> None:
+        self.num_dropped = 0
+        self._start = perf_counter()
+        self._intervals: list[tuple[str, float, float]] = []
+
+    def add(self, name: str, begin: float, end: float) -> None:
+        """One interval, in seconds of `perf_counter`."""
+        if len(self._intervals) < MAX_TRACE_EVENTS:
+            self._intervals.append((name, begin - self._start, end - self._start))
+        else:
+            self.num_dropped += 1
+
+    def write(self, path: Path) -> None:
+        """Write a Chrome trace (open in chrome://tracing or Perfetto), whose times are microseconds. Raises OSError."""
         events: list[dict[str, Any]] = [
-            {"name": name, "ph": "X", "pid": 0, "tid": 0, "ts": (begin - self._start) * 1e6, "dur": (end - begin) * 1e6}
-            for name, begin, end in self._trace or []
+            {"name": name, "ph": "X", "pid": 0, "tid": 0, "ts": begin * 1e6, "dur": (end - begin) * 1e6}
+            for name, begin, end in self._intervals
         ]
-        Path(path).write_text(json.dumps({"traceEvents": events, "otherData": {"dropped": self.num_dropped}}))
+        path.write_text(json.dumps({"traceEvents": events, "otherData": {"dropped": self.num_dropped}}))
 
 
 class Phase:
-    """One phase of a clock, to be entered over and over. (Made once: a generator for each entry took 4 us a phase.)"""
+    """One phase of a timer, to be entered over and over. (Made once: a generator for each entry took 4 us a phase.)"""
 
-    __slots__ = ("_begin", "_clock", "_name")
+    __slots__ = ("_begin", "_name", "_timer")
 
-    def __init__(self, clock: Clock, name: str) -> None:
-        self._clock = clock
+    def __init__(self, timer: PhaseTimer, name: str) -> None:
+        self._timer = timer
         self._name = name
         self._begin = 0.0
 
@@ -71,4 +110,4 @@ class Phase:
         self._begin = perf_counter()
 
     def __exit__(self, *_: object) -> None:
-        self._clock.add(self._name, self._begin, perf_counter())
+        self._timer.add(self._name, self._begin, perf_counter())

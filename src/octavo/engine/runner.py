@@ -5,7 +5,7 @@ Knows the model and the KV cache as things to call; knows no sequence and no sch
 
 from octavo.cache.kv import KVCache
 from octavo.engine import sampler
-from octavo.engine.phase_timer import Clock
+from octavo.engine.phase_timer import PhaseTimer
 from octavo.engine.sampler import TILE, Outcome, rules_of
 from octavo.engine.sequence import Packed, RowResult, Sampled, TokenLogprobs
 from octavo.models.decoder import Decoder
@@ -16,21 +16,21 @@ from octavo.ops.sampling import SampleRules
 class Runner:
     """Computes what a step was planned to compute. `num_forwards` counts forwards of the model: one a step."""
 
-    def __init__(self, model: Decoder, kv: KVCache, ops: Ops, clock: Clock) -> None:
+    def __init__(self, model: Decoder, kv: KVCache, ops: Ops, timer: PhaseTimer) -> None:
         self.model = model
         self.kv = kv
         self.ops = ops
-        self.clock = clock
+        self.timer = timer
         self.num_forwards = 0
 
     def run(self, packed: Packed) -> Sampled:
         """One step. Raises whatever the device raises; a row with bad numbers is an error in its own result only."""
         self.num_forwards += 1
-        with self.clock.phase("sample"):  # what can be: after a forward the processor's caches hold weights, no host
+        with self.timer.phase("sample"):  # what can be: after a forward the processor's caches hold weights, no host
             rules = [rules_of(packed.draws[first : first + TILE]) for first in range(0, len(packed.draws), TILE)]
-        with self.clock.phase("run"):
+        with self.timer.phase("run"):
             hidden = self.model.forward(packed.batch, self.kv.layers)
-        with self.clock.phase("sample"):
+        with self.timer.phase("sample"):
             return _sampled(packed, self._outcomes(packed, rules, hidden))
 
     def _outcomes(self, packed: Packed, rules: list[SampleRules], hidden: Tensor) -> list[Outcome]:

@@ -52,7 +52,7 @@ class Scheduler:
         self.running: list[Sequence] = []  # by rank
         self._waiting = WaitingQueue()
         self._turns = FairTurns()
-        self._isolated: list[Sequence] = []  # were in a step that failed; run alone until they are cleared
+        self._isolated: list[Sequence] = []  # were in a step that failed: each runs alone once, to find the faulty one
         self._num_added = 0
         self.num_held = 0
         self._model_identity = model_identity
@@ -232,7 +232,7 @@ class Scheduler:
             budget -= share
 
     def _plan_isolated(self, rows: list[Row], offered: list[tuple[int, int]]) -> None:
-        """A row for one suspect alone. Everybody else's blocks may have to go: it must be able to run."""
+        """A row for one isolated sequence alone. Everybody else's blocks may have to go: it must be able to run."""
         sequence = self._isolated[-1]
         if sequence.status is SequenceStatus.WAITING:
             while not (share := self._try_start(sequence, self.limits.max_num_batched_tokens, offered)):

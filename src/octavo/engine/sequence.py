@@ -1,5 +1,5 @@
-"""The values that the stations of the engine share: what is asked (Request), what is known (Sequence), what one step
-does (Plan, Row, and packed into arrays), what it found (Sampled) and what is told upstairs (Event).
+"""The values that scheduler, batch builder and runner exchange: what is asked (Request), what is known (Sequence), what
+one step does (Plan, Row, and packed into arrays), what it found (Sampled) and what the caller is told (Event).
 
 Knows no text, no tensors and no scheduling. Plan, Row and what hangs on them are plain data: they can be serialized.
 What is made anew for every row of every step is a named tuple: a frozen dataclass takes some five times as long.
@@ -107,7 +107,7 @@ class Sequence:
     num_preemptions: int = 0
     num_scored: int = 0  # prompt positions whose logprob is known
     stop_reason: int | str | None = None
-    is_held: bool = False  # waits, out of the line, for a caller that does not take what it gets
+    is_held: bool = False  # kept out of the waiting queue, for a caller that does not take what it gets
     times: SequenceTimes = field(default_factory=SequenceTimes)
 
     @property

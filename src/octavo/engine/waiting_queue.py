@@ -1,4 +1,4 @@
-"""The line in which sequences wait: by priority, by turns among clients, then by arrival. Knows no blocks and no steps.
+"""The queue of waiting sequences: by priority, by turns among clients, then by arrival. Knows no blocks and no steps.
 
 Turns are start-time fair queueing (Goyal, Vin and Cheng 1996) with requests of unit cost: a client's next request takes
 the turn after its last one, or the turn that is being served if that is later. So a flood from one client stands behind
@@ -28,23 +28,23 @@ class FairTurns:
 
     def serve(self, rank: Rank, client: str | None) -> None:
         """The request of this rank begins."""
-        lane = self._classes.get(rank[0])
-        if client is not None and lane is not None:
-            lane.now = max(lane.now, rank[1])
-            lane.waiting[client] -= 1
+        priority_class = self._classes.get(rank[0])
+        if client is not None and priority_class is not None:
+            priority_class.now = max(priority_class.now, rank[1])
+            priority_class.waiting[client] -= 1
 
     def leave(self, rank: Rank, client: str | None, *, has_begun: bool) -> None:
         """The request of this rank has ended. A client whose last waiting one never began gets its turns back."""
-        lane = self._classes.get(rank[0])
-        if client is None or lane is None:
+        priority_class = self._classes.get(rank[0])
+        if client is None or priority_class is None:
             return
-        lane.num_requests -= 1
-        lane.waiting[client] -= not has_begun
-        if not has_begun and lane.waiting[client] <= 0:
-            lane.last.pop(client, None)
-        if lane.waiting[client] <= 0:
-            del lane.waiting[client]
-        if not lane.num_requests:
+        priority_class.num_requests -= 1
+        priority_class.waiting[client] -= not has_begun
+        if not has_begun and priority_class.waiting[client] <= 0:
+            priority_class.last.pop(client, None)
+        if priority_class.waiting[client] <= 0:
+            del priority_class.waiting[client]
+        if not priority_class.num_requests:
             del self._classes[rank[0]]
 
 
@@ -69,7 +69,7 @@ class _PriorityClass:
 
 
 class WaitingQueue:
-    """Waiting sequences by rank. One that is held stays out of the line until it is resumed."""
+    """Waiting sequences by rank. One that is held stays out of the queue until it is resumed."""
 
     def __init__(self) -> None:
         self._ranks: list[Rank] = []  # a heap; may hold ranks that no longer wait, which are skipped

@@ -84,7 +84,7 @@ def _head_dim(fields: Fields, hidden_size: int, num_heads: int) -> int:
 
 
 def _rope_of(fields: Fields, max_position: int, *, has_factors: bool) -> tuple[RopeConfig, int]:
-    """The rotation, and the number of positions, which a stretched context may raise."""
+    """The rotation, and the number of positions, which RoPE scaling may raise."""
     theta = fields.number("rope.freq_base", 1.01, 1e15, default=10_000.0)
     kind = fields.word("rope.scaling.type", "none")
     # An older spelling of linear scaling.

@@ -142,7 +142,7 @@ def _head_dim(fields: Fields, family: Family, hidden_size: int, num_heads: int) 
 
 
 def _rope_of(fields: Fields, family: Family) -> tuple[RopeConfig, int]:
-    """The rotation, and the number of positions, which a stretched context may raise."""
+    """The rotation, and the number of positions, which RoPE scaling may raise."""
     max_position = fields.whole("max_position_embeddings", 1, MAX_POSITION, default=family.max_position)
     given = fields.part("rope_parameters" if fields.has("rope_parameters") else "rope_scaling")
     kind = given.word("rope_type" if given.has("rope_type") else "type", "default")
@@ -156,12 +156,12 @@ def _rope_of(fields: Fields, family: Family) -> tuple[RopeConfig, int]:
         return RopeConfig(theta=theta), max_position
     if kind not in ("linear", "llama3", "yarn"):
         raise given.error("rope_type", f"RoPE of type {kind!r} is not offered; known: default, linear, llama3, yarn")
-    is_stretched = given.has("original_max_position_embeddings")
+    is_scaled = given.has("original_max_position_embeddings")
     original = given.whole("original_max_position_embeddings", 1, MAX_POSITION, default=max_position)
     factor = given.number("factor", 1.0, 1e6, default=max_position / original if kind == "yarn" else None)
     if kind == "linear":
         return RopeConfig("linear", theta, factor), max_position
-    max_position = max(max_position, min(MAX_POSITION, int(original * factor))) if is_stretched else max_position
+    max_position = max(max_position, min(MAX_POSITION, int(original * factor))) if is_scaled else max_position
     if kind == "yarn":
         return _yarn(given, theta, factor, original), max_position
     low = given.number("low_freq_factor", 1e-6, 1e6)

@@ -1,6 +1,6 @@
 """Tensors of random numbers in any format, for those who only want to know how long steps take.
 
-Whole numbers are made as such, which is much faster than making them from floats as `DummySource` does. What a decoder
+Codes are made as such, which is much faster than making them from floats as `DummySource` does. What a decoder
 says with them means nothing.
 """
 
@@ -25,7 +25,7 @@ def random_bytes() -> NDArray[np.int8]:
 
 
 def random_codes(format: str, shape: tuple[int, ...], pool: NDArray[np.int8]) -> Quantized:
-    """A matrix of whole numbers in a layout of `LAYOUTS`, some 0.02 large. `pool`: from `random_bytes`."""
+    """A quantized matrix in a layout of `LAYOUTS`, some 0.02 large. `pool`: from `random_bytes`."""
     layout = LAYOUTS[format]
     arrays = new_arrays(layout, shape[0], shape[1])
     codes: NDArray[np.int8] = pool if layout.bits == 8 else pool >> np.int8(8 - layout.bits)
@@ -58,7 +58,7 @@ class RandomSource:
         return self._parts[name, layer].shape
 
     def read(self, name: str, layer: int | None) -> Host | Quantized:
-        """The part: whole numbers of all sizes, with scales that keep what they are given about as large as it is."""
+        """The part: codes of all sizes, with scales that keep what they are given about as large as it is."""
         format, shape = self.format(name, layer), self.shape(name, layer)
         if format not in LAYOUTS:
             return self.read_floats(name, layer)

@@ -11,7 +11,7 @@ Float32s = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class RopeConfig:
-    """RoPE (arXiv:2104.09864) with base `theta`, and how it is stretched beyond `original_max_position`.
+    """RoPE (arXiv:2104.09864) with base `theta`, and how it is scaled beyond `original_max_position`.
 
     `kind`: "default"; "linear" (arXiv:2306.15595); "llama3" (the Llama 3.1 release); "yarn" (arXiv:2309.00071).
     Fields that a kind does not use stand at their defaults.
@@ -31,7 +31,7 @@ class RopeConfig:
 
 
 def inverse_frequencies(config: RopeConfig, head_dim: int, factors: Float32s | None = None) -> Float32s:
-    """Radians that one position adds to each of the head_dim / 2 pairs: theta^(-2i / head_dim), stretched.
+    """Radians that one position adds to each of the head_dim / 2 pairs: theta^(-2i / head_dim), scaled.
 
     `factors` [head_dim / 2] are divisors that the checkpoint gives (GGUF's `rope_freqs.weight`).
     """

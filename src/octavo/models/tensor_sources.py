@@ -1,6 +1,6 @@
 """Where a decoder's tensors come from: a checkpoint, every tensor of it checked first, or a generator of random ones.
 
-Knows the names and quirks that `families` lists, and which matrices are held as whole numbers. Does not know what is
+Knows the names and quirks that `families` lists, and which matrices are held quantized. Does not know what is
 done with the tensors.
 """
 
@@ -36,10 +36,10 @@ _POOL = 4_194_301  # random values that a dummy's tensors are cut from; a prime,
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """What tensors are held in. `dtype`: "float32", "bfloat16" or "float16", of all that are not whole numbers.
+    """What tensors are held in. `dtype`: "float32", "bfloat16" or "float16", of all that is not quantized.
 
-    `quantization`: None keeps matrices that are stored as whole numbers as they are, "none" makes floats of them,
-    "int8" and "int4" make whole numbers of all matrices (with "int4", embedding and head have 8 bits: an error there
+    `quantization`: None keeps matrices that are stored quantized as they are, "none" dequantizes them,
+    "int8" and "int4" quantize all matrices (with "int4", embedding and head have 8 bits: an error there
     goes straight into the logits).
     """
 
@@ -69,11 +69,11 @@ class Source(Protocol):
         ...
 
     def read(self, name: str, layer: int | None) -> Host | Quantized:
-        """The part, finite, in its format: whole numbers, or the dtype of the load; norms and factors in float32."""
+        """The part, finite, in its format: quantized, or the dtype of the load; norms and factors in float32."""
         ...
 
     def read_floats(self, name: str, layer: int | None) -> Host:
-        """The same, but never as whole numbers."""
+        """The same, but never quantized."""
         ...
 
 
@@ -153,7 +153,7 @@ def _list(names: list[str]) -> str:
 
 
 def quantized(values: Host, format: str, threads: int, what: str) -> Quantized:
-    """Floats [rows, width] as whole numbers in one of Octavo's own layouts. Raises ModelFormatError about `what`."""
+    """Floats [rows, width], quantized to one of Octavo's own layouts. Raises ModelFormatError about `what`."""
     arrays = quantize(np.asarray(values, np.float32), LAYOUTS[format], threads)
     if arrays is None:
         raise ModelFormatError(f"tensor {what} has values beyond what {format} can hold")

@@ -50,7 +50,7 @@ class Metrics:
 
     def observe_step(self, engine: LLMEngine) -> None:
         """The phases of the newest step. Called on the engine's thread."""
-        for phase, seconds in engine.engine.clock.seconds.items():
+        for phase, seconds in engine.engine.timer.seconds.items():
             self._step.labels(phase).observe(seconds - self._before.get(phase, 0.0))
             self._before[phase] = seconds
 

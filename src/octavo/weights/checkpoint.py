@@ -115,7 +115,7 @@ class FileCheckpoint:
         return values
 
     def read_codes(self, name: str) -> CodeArrays:
-        """Matrix `name` [rows, width], stored as whole numbers (a key of `quant.LAYOUTS`), as these numbers.
+        """Matrix `name` [rows, width], stored quantized (a key of `quantization.LAYOUTS`), as its codes and scales.
 
         Threads as in `read`. Raises ModelFormatError if there is no such tensor, if a scale is not finite, or if the
         file has changed size since it was opened.

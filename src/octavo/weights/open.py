@@ -1,4 +1,4 @@
-"""One door to every kind of model file: a path in, named tensors out.
+"""Opens any kind of model file: a path in, named tensors out.
 
 Knows which reader a path wants. Does not know what is inside the files (`gguf`, `safetensors`), nor what a model needs.
 """

@@ -159,7 +159,7 @@ class Recorder:
     def _record(self, engine: LLMEngine) -> None:
         """Write down the newest step, if it ran anything."""
         core, plan = engine.engine, engine.engine.last_plan
-        before, self._seconds = self._seconds, dict(core.clock.seconds)
+        before, self._seconds = self._seconds, dict(core.timer.seconds)
         num_before, self._num_steps = self._num_steps, core.num_steps
         if plan is None or num_before in (None, core.num_steps):  # of the first step seen only the end was seen
             return

@@ -15,7 +15,7 @@ from octavo.cache.blocks import BlockPool
 from octavo.cache.kv import KVCache, block_bytes, new_cache
 from octavo.engine.block_tables import BlockTables
 from octavo.engine.engine import Engine
-from octavo.engine.phase_timer import Clock
+from octavo.engine.phase_timer import PhaseTimer
 from octavo.engine.runner import Runner
 from octavo.engine.scheduler import Limits, Scheduler
 from octavo.engine.sequence import Request
@@ -72,8 +72,8 @@ def _curve(points: Mapping[int, float]) -> Curve:
 
 def _step_phases(reduced: ReducedModel, cache: CacheShape, num_rows: int) -> dict[str, float]:
     """Seconds of the phases of a step in which `num_rows` sequences with a few tokens each decode."""
-    clock = Clock()
-    engine = _engine(reduced, cache, num_rows, clock)
+    timer = PhaseTimer()
+    engine = _engine(reduced, cache, num_rows, timer)
     params = SamplingParams(temperature=0.0, ignore_eos=True).resolved()
     for row in range(num_rows):
         prompt = [row % reduced.arch.vocab_size]
@@ -83,22 +83,22 @@ def _step_phases(reduced: ReducedModel, cache: CacheShape, num_rows: int) -> dic
     steps: list[dict[str, float]] = []
     begin = time.perf_counter()
     while _goes_on(len(steps), begin):
-        before, start = dict(clock.seconds), time.perf_counter()
+        before, start = dict(timer.seconds), time.perf_counter()
         engine.step()
         seconds = time.perf_counter() - start
-        found = {name: clock.seconds[name] - before[name] for name in ("run", "sample")}
+        found = {name: timer.seconds[name] - before[name] for name in ("run", "sample")}
         steps.append(found | {"host": seconds - sum(found.values())})
     return {name: median(step[name] for step in steps) for name in steps[0]}
 
 
-def _engine(reduced: ReducedModel, cache: CacheShape, num_rows: int, clock: Clock) -> Engine:
+def _engine(reduced: ReducedModel, cache: CacheShape, num_rows: int, timer: PhaseTimer) -> Engine:
     """An engine with as many blocks as the rows fill in `_NUM_STEPS`."""
     num_blocks = num_rows * -(-(1 + _NUM_STEPS) // cache.block_size)
     tables = BlockTables([BlockPool(num_blocks, cache.block_size)], [None], share_prefixes=True)
     limits = Limits(max_num_batched_tokens=num_rows, max_num_seqs=num_rows, max_model_len=1 + _NUM_STEPS)
     shape = _kv_shape(reduced, cache, num_blocks)
     kv = new_cache(reduced.ops, reduced.device, shape, reduced.arch.num_layers, cache.dtype)
-    return Engine(Scheduler(limits, tables), Runner(reduced.decoder, kv, reduced.ops, clock), clock)
+    return Engine(Scheduler(limits, tables), Runner(reduced.decoder, kv, reduced.ops, timer), timer)
 
 
 def _goes_on(num_done: int, begin: float) -> bool:
@@ -106,7 +106,7 @@ def _goes_on(num_done: int, begin: float) -> bool:
     return num_done < 3 or (num_done < _MOST_REPEATS and time.perf_counter() - begin < _ENOUGH)
 
 
-# --- one layer over a filled of keys and values ------------------------------------------------------------------
+# --- one layer over a filled KV cache ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
