@@ -25,7 +25,7 @@ from octavo.tools.bench.kernel_cases import KernelCase, KernelSetup, case_groups
 from octavo.tools.bench.kernels import case_figures, default_working_set, formats_of, measure_group
 from octavo.tools.bench.plot import check_plot, write_plot
 from octavo.tools.bench.timing import (
-    Clock,
+    TimeSource,
     RequestTimes,
     WorkloadRun,
     latency_figures,
@@ -215,7 +215,7 @@ class ScriptedEngine:
 
 
 def served(engine: ScriptedEngine, *jobs: Job) -> WorkloadRun:
-    return run_workload(engine, jobs, Interrupt(), Clock(lambda: engine.clock, engine.sleep))  # type: ignore[arg-type]
+    return run_workload(engine, jobs, Interrupt(), TimeSource(lambda: engine.clock, engine.sleep))  # type: ignore[arg-type]
 
 
 def test_times_are_those_of_the_clock():
@@ -266,7 +266,7 @@ def test_a_failed_request_and_an_interrupt_leave_nothing_behind():
     interrupt = Interrupt()
     engine.sleep = lambda _: setattr(interrupt, "is_set", True)
     with pytest.raises(KeyboardInterrupt):
-        run_workload(engine, [Job((1,), 1), Job((1,), 9, 99.0)], interrupt, Clock(lambda: engine.clock, engine.sleep))  # type: ignore[arg-type]
+        run_workload(engine, [Job((1,), 1), Job((1,), 9, 99.0)], interrupt, TimeSource(lambda: engine.clock, engine.sleep))  # type: ignore[arg-type]
     assert not engine.live
 
 

@@ -61,18 +61,18 @@ class WorkloadRun:
 
 
 @dataclass(frozen=True, slots=True)
-class Clock:
+class TimeSource:
     """The clock, and how to wait; tests put their own in its place."""
 
     now: Callable[[], float] = time.perf_counter
     sleep: Callable[[float], None] = time.sleep
 
 
-_SYSTEM_CLOCK = Clock()
+_SYSTEM_TIME = TimeSource()
 
 
 def run_workload(
-    engine: "LLMEngine", jobs: Sequence[Job], interrupt: Interrupt, clock: Clock = _SYSTEM_CLOCK
+    engine: "LLMEngine", jobs: Sequence[Job], interrupt: Interrupt, time_source: TimeSource = _SYSTEM_TIME
 ) -> WorkloadRun:
     """Run `jobs`, which are in order of arrival, each when it arrives, from an empty prefix cache.
 
@@ -82,24 +82,24 @@ def run_workload(
     engine.reset_prefix_cache()
     before = engine.get_stats()
     requests: dict[str, RequestTimes] = {}
-    stepping, begin = 0.0, clock.now()
+    stepping, begin = 0.0, time_source.now()
     try:
         while len(requests) < len(jobs) or engine.has_unfinished_requests():
             if interrupt.is_set:
                 raise KeyboardInterrupt
-            now = clock.now() - begin
+            now = time_source.now() - begin
             while len(requests) < len(jobs) and jobs[len(requests)].arrival <= now:
                 job = jobs[len(requests)]
                 requests[engine.add_request(job.prompt, _params(job))] = RequestTimes(job.arrival)
             if not engine.has_unfinished_requests():
-                clock.sleep(min(_LONGEST_NAP, jobs[len(requests)].arrival - now))
+                time_source.sleep(min(_LONGEST_NAP, jobs[len(requests)].arrival - now))
                 continue
-            start = clock.now()
+            start = time_source.now()
             outputs = engine.step()
-            end = clock.now()
+            end = time_source.now()
             stepping += end - start
             _note(requests, outputs, end - begin)
-        seconds = clock.now() - begin
+        seconds = time_source.now() - begin
     finally:
         for request_id in requests:
             engine.discard_request(request_id)
