@@ -1,28 +1,20 @@
-"""`octavo verify`: the comparison by hand-made differences; the command on a tiny model whose arithmetic is made to be
-independent of company, and again with a fault put in.
-"""
+"""`octavo verify` on a tiny model whose arithmetic is made to be independent of the batch; and with a fault put in."""
 
 import json
 import math
 import re
 import signal
-import struct
 import weakref
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from octavo.cli.main import main
-from octavo.config import EngineConfig
 from octavo.models.batch import Batch
 from octavo.models.decoder import Decoder
-from octavo.tools.bench.workload import LengthRange, WorkloadSpec, generate_jobs
-from octavo.tools.verify.compare import Comparison, Trace, bits, compare, hexadecimal
-from octavo.tools.verify.variations import variations_for, verified_requests, with_changes
+from octavo.tools.verify.variations import variations_for
+from tests.support.command_line import run_cli
 from tests.support.tiny_models import tiny_model_dir
 
 NAMES = (
@@ -33,135 +25,7 @@ SMALL = (
     "--dtype", "float32", "--device", "cpu", "--threads", "1", "--quiet", "--num-prompts", "2", "--prompt-len", "20:36",
     "--output-len", "17",
 )  # fmt: skip
-
-
-def verify(*words: object) -> int:
-    """The exit code of `octavo verify` in this process."""
-    try:
-        return main(["verify", *map(str, words)])
-    except SystemExit as exit:
-        return int(exit.code or 0)
-
-
-# --- the comparison ---------------------------------------------------------------------------------------------
-
-ONE = Trace((5, 6, 7), (((5, -0.5), (9, -1.0)), ((6, -0.25), (5, -2.0)), ((7, -1.5), (6, -1.5))))
-OTHER = Trace((1,), (((1, -3.0),),))
-
-
-def with_entry(trace: Trace, position: int, index: int, entry: tuple[int, float]) -> Trace:
-    """`trace` with one of its entries replaced."""
-    logprobs = [list(at) for at in trace.logprobs]
-    logprobs[position][index] = entry
-    return replace(trace, logprobs=tuple(map(tuple, logprobs)))
-
-
-def next_float(value: float) -> float:
-    return math.nextafter(value, math.inf)
-
-
-def test_equal_runs_are_equal():
-    assert compare([ONE, OTHER], [ONE, OTHER]) == Comparison(2, 4, 7, 0, 0.0, None)
-    nan = with_entry(ONE, 1, 1, (5, math.nan))
-    assert compare([nan], [nan]).is_equal
-
-
-@pytest.mark.parametrize("position", [0, 1, 2])
-@pytest.mark.parametrize("index", [0, 1])
-def test_the_last_bit_of_a_logprob_counts(position, index):
-    token, logprob = ONE.logprobs[position][index]
-    found = compare([OTHER, ONE], [OTHER, with_entry(ONE, position, index, (token, next_float(logprob)))])
-    assert found.num_different == 1
-    assert found.first is not None
-    assert (found.first.sequence, found.first.position) == (1, position)
-    assert found.first.tokens == (ONE.tokens[position],) * 2
-    assert found.first.entries == ((token, logprob), (token, next_float(logprob)))
-    assert found.largest_gap == next_float(logprob) - logprob > 0
-
-
-@pytest.mark.parametrize(("one", "other"), [(0.0, -0.0), (math.nan, -math.nan), (-math.inf, math.nan)])
-def test_floats_are_equal_when_their_bits_are(one, other):
-    found = compare([with_entry(ONE, 0, 1, (9, one))], [with_entry(ONE, 0, 1, (9, other))])
-    assert not found.is_equal
-    assert hexadecimal(one) != hexadecimal(other)
-    json.dumps(found.first.as_json() if found.first else None, allow_nan=False)
-
-
-def test_another_token_is_seen_with_and_without_logprobs():
-    other = Trace((5, 8, 7), (ONE.logprobs[0], ((8, -0.25), (5, -2.0)), ((7, -9.0), (6, -9.0))))
-    found = compare([ONE], [other])
-    assert found.first is not None
-    assert (found.first.position, found.first.tokens) == (1, (6, 8))
-    assert found.first.entries == ((6, -0.25), (8, -0.25))
-    assert found.largest_gap == 0.0  # what comes after another token is another text
-    bare = compare([Trace((5, 6), ())], [Trace((5, 8), ())])
-    assert bare.first is not None
-    assert (bare.first.position, bare.first.tokens, bare.first.entries) == (1, (6, 8), (None, None))
-
-
-def test_a_shorter_run_and_fewer_logprobs_are_seen():
-    short = compare([ONE], [Trace(ONE.tokens[:2], ONE.logprobs[:2])])
-    assert short.first is not None
-    assert (short.first.position, short.first.tokens, short.first.entries) == (2, (7, None), ((7, -1.5), None))
-    longer = compare([Trace((), ())], [OTHER])
-    assert longer.first is not None
-    assert (longer.first.position, longer.first.tokens) == (0, (None, 1))
-    fewer = compare([ONE], [replace(ONE, logprobs=(ONE.logprobs[0][:1], *ONE.logprobs[1:]))])
-    assert fewer.first is not None
-    assert fewer.first.entries == ((9, -1.0), None)
-
-
-def test_a_difference_in_words_and_in_json():
-    found = compare([OTHER], [with_entry(OTHER, 0, 0, (1, next_float(-3.0)))]).first
-    assert found is not None
-    assert "position 0: token 1 in both; logprobs -3.0 (0xc008000000000000) of 1 and -2.9" in str(found)
-    plain = found.as_json()
-    assert plain["logprob_bits"] == ["0xc008000000000000", "0xc007ffffffffffff"]
-    assert (plain["position"], plain["tokens"], plain["logprobs_of"]) == (0, [1, 1], [1, 1])
-    assert plain["logprobs"] == [-3.0, next_float(-3.0)]
-
-
-@given(st.floats(allow_nan=True), st.floats(allow_nan=True))
-def test_bits_tell_floats_apart_as_their_bytes_do(one, other):
-    assert (bits(one) == bits(other)) == (struct.pack("<d", one) == struct.pack("<d", other))
-
-
-# --- the settings -----------------------------------------------------------------------------------------------
-
-
-def cases(count: int = 4):
-    return verified_requests(
-        generate_jobs(WorkloadSpec(count, LengthRange(24, 60), LengthRange(20, 20)), range(100)), seed=3
-    )
-
-
-def test_cases_are_greedy_and_seeded_with_logprobs():
-    first, second, third, _ = cases(2)
-    assert (first.sampling, first.params.temperature, second.sampling) == ("greedy", 0.0, "seeded")
-    assert (second.params.temperature, second.params.seed, third.params.seed) == (1.0, 3, 4)
-    assert first.token_ids == second.token_ids != third.token_ids
-    assert all(case.params.logprobs and case.params.ignore_eos for case in cases())
-
-
-def test_the_settings_are_those_of_the_contract():
-    config = EngineConfig.from_fields(threads=3)
-    found = variations_for(cases(), config, is_cpu=True, seed=0)
-    names = [setting.name for setting in found]
-    assert tuple(names[: len(NAMES)]) == NAMES
-    assert names[len(NAMES)] == "threads 1"
-    assert all(sorted(setting.order) == list(range(8)) for setting in found)
-    assert found[0].order != found[1].order != tuple(range(8))
-    assert len({str(setting.changes) for setting in found[:4]}) == 1  # one engine for four settings
-    on_gpu = variations_for(cases(), config, is_cpu=False, seed=0)
-    assert [setting.name for setting in on_gpu] == list(NAMES)
-
-
-def test_changed_replaces_fields_and_keeps_the_rest():
-    config = EngineConfig.from_fields(model="m", block_size=8, threads=2)
-    assert with_changes(config, {"threads": 1}) == EngineConfig.from_fields(model="m", block_size=8, threads=1)
-
-
-# --- the command, where company does not matter ------------------------------------------------------------------
+verify = partial(run_cli, "verify")
 
 
 def token_by_token(forward, batch: Batch, model: Decoder, kv):
@@ -336,17 +200,7 @@ def test_one_model_is_in_memory_at_a_time(small_model, monkeypatch, capsys):
     assert len(models) == 6
 
 
-# --- the command as it is ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("words", [["--num-prompts", "0"], ["--max-num-seqs", "4"], ["--prompt-len", "a"], ["a", "b"]])
-def test_wrong_usage_is_2(words, capsys):
-    assert verify(*words) == 2
-    assert capsys.readouterr().out == ""
-
-
-def test_a_model_that_is_not_there_is_66(capsys):
-    assert verify("/no/such/model", "--quiet") == 66
+# --- the command as it is --------------------------------------------------------------------------------------------
 
 
 def test_an_interrupt_is_130(tiny_model, monkeypatch, capsys):
