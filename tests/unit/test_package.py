@@ -14,7 +14,6 @@ import pytest
 
 import octavo
 from octavo.cli import main as cli
-from octavo.errors import ConfigError, DoesNotFitError, ModelFormatError, ModelNotFoundError, OctavoError
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "transformers", "huggingface_hub", "starlette", "numpy", "jinja2", "tokenizers", "rich", "yaml")
@@ -139,23 +138,10 @@ def test_version():
     assert (done.returncode, done.stdout, done.stderr) == (0, f"octavo {octavo.__version__}\n", "")
 
 
-def test_the_console_script_is_main():
-    (entry,) = importlib.metadata.entry_points(group="console_scripts", name="octavo")
-    assert entry.load() is cli.main
-
-
 def test_help_names_every_command():
     done = octavo_command("--help")
     assert done.returncode == 0
     assert all(re.search(rf"^ +{name} ", done.stdout, re.MULTILINE) for name in cli.COMMANDS)
-
-
-@pytest.mark.parametrize("name", sorted(cli.COMMANDS))
-def test_each_command_has_help(name: str, capsys: pytest.CaptureFixture[str]):
-    with pytest.raises(SystemExit) as exit:
-        cli.main([name, "--help"])
-    assert exit.value.code == 0
-    assert "usage: octavo " + name in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -166,28 +152,6 @@ def test_wrong_usage_is_2(arguments: list[str]):
     assert done.returncode == 2
     assert done.stdout == ""
     assert "usage: octavo" in done.stderr
-
-
-@pytest.mark.parametrize(
-    ("error", "code"),
-    [
-        (OctavoError("it\nbroke"), 1),
-        (ConfigError("wrong"), 2),
-        (ModelFormatError("broken"), 65),
-        (ModelNotFoundError("gone"), 66),
-        (DoesNotFitError("large"), 78),
-        (KeyboardInterrupt(), 130),
-    ],
-)
-def test_errors_are_one_line_and_an_exit_code(error, code, monkeypatch, capsys):
-    def fail(words: list[str]) -> int:
-        raise error
-
-    monkeypatch.setattr(cli, "_run", fail)
-    assert cli.main(["doctor"]) == code
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err == (f"octavo: {' '.join(str(error).split())}\n" if code != 130 else "")
 
 
 def test_an_unknown_model_is_66():

@@ -1,6 +1,7 @@
 """What is found out about a machine: where PyTorch is missing or broken."""
 
 from collections.abc import Callable
+from types import ModuleType
 
 import pytest
 
@@ -18,9 +19,15 @@ def test_doctor_without_torch(monkeypatch: pytest.MonkeyPatch):
     assert ("torch", "not installed") in doctor._lines(report)
 
 
-def test_doctor_with_a_broken_torch(monkeypatch: pytest.MonkeyPatch):
+@pytest.fixture(scope="module")
+def torch() -> ModuleType:
+    """Imported outside of the test's own time."""
     import torch
 
+    return torch
+
+
+def test_doctor_with_a_broken_torch(torch: ModuleType, monkeypatch: pytest.MonkeyPatch):
     def fail() -> bool:
         raise RuntimeError("driver too old")
 
