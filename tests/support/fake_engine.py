@@ -1,6 +1,6 @@
 """An LLMEngine whose text is known in advance: what the command line is tested with where no model is needed.
 
-A token is a character. As a script it is `octavo` over this engine: `python fake_runtime.py generate ...`.
+A token is a character. As a script it is `octavo` over this engine: `python fake_engine.py generate ...`.
 """
 
 import os

@@ -1,7 +1,6 @@
 """`octavo bench`: whole runs on a tiny model."""
 
 import json
-import signal
 from functools import partial
 
 import pytest
@@ -71,16 +70,7 @@ def test_what_can_never_fit_is_refused(tiny_model, capsys):
     assert "max_model_len" in capsys.readouterr().err
 
 
-def test_an_interrupt_is_130(tiny_model, capsys, monkeypatch):
-    from octavo.llm_engine import LLMEngine
-
-    step = LLMEngine.step
-
-    def interrupted(engine):
-        signal.raise_signal(signal.SIGINT)
-        return step(engine)
-
-    monkeypatch.setattr(LLMEngine, "step", interrupted)
+def test_an_interrupt_is_130(tiny_model, interrupted, capsys):
     assert bench("latency", tiny_model, *TINY) == 130
     assert capsys.readouterr().out == ""
 

@@ -3,7 +3,6 @@
 import json
 import math
 import re
-import signal
 import weakref
 from functools import partial
 from pathlib import Path
@@ -203,16 +202,7 @@ def test_one_model_is_in_memory_at_a_time(small_model, monkeypatch, capsys):
 # --- the command as it is --------------------------------------------------------------------------------------------
 
 
-def test_an_interrupt_is_130(tiny_model, monkeypatch, capsys):
-    from octavo.llm_engine import LLMEngine
-
-    step = LLMEngine.step
-
-    def interrupted(engine):
-        signal.raise_signal(signal.SIGINT)
-        return step(engine)
-
-    monkeypatch.setattr(LLMEngine, "step", interrupted)
+def test_an_interrupt_is_130(tiny_model, interrupted, capsys):
     assert verify(tiny_model, *SMALL) == 130
 
 

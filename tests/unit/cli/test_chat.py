@@ -1,7 +1,6 @@
 """`octavo chat` from a script, on a fake engine."""
 
 import io
-import signal
 import sys
 
 import pytest
@@ -125,16 +124,9 @@ def test_what_is_wrong_is_a_usage_error(chat, lines, words, message):
     assert message in err
 
 
-def test_ctrl_c_ends_a_script(chat, monkeypatch):
-    def step(engine, step=FakeEngine.step):
-        if engine.num_steps == 5:
-            signal.raise_signal(signal.SIGINT)
-        return step(engine)
-
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    monkeypatch.setattr(FakeEngine, "step", step)
+def test_ctrl_c_ends_a_script(chat, ctrl_c_at):
+    ctrl_c_at(5)
     code, out, err, _ = chat("abc\nendless\nnever\n")
-    signal.signal(signal.SIGINT, before)
     assert (code, out, err) == (130, "cba\nsse\n", "(stopped)\n")
 
 

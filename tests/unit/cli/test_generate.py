@@ -2,7 +2,6 @@
 
 import io
 import json
-import signal
 import sys
 import time
 from functools import partial
@@ -11,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from tests.support.command_line import run_cli
-from tests.support.fake_engine import FakeEngine
 
 octavo = partial(run_cli, "generate")
 SOME_FILE = str(Path(__file__))
@@ -140,19 +138,9 @@ def test_a_model_that_is_not_there_is_66(capsys):
 
 
 @pytest.fixture
-def ctrl_c(fake, monkeypatch):
+def ctrl_c(fake, ctrl_c_at):
     """The fourth step of the engine is met by Ctrl-C."""
-
-    def step(engine, step=FakeEngine.step):
-        if engine.num_steps == 3:
-            signal.raise_signal(signal.SIGINT)
-        return step(engine)
-
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    monkeypatch.setattr(FakeEngine, "step", step)
-    yield
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    signal.signal(signal.SIGINT, before)
+    ctrl_c_at(3)
 
 
 def test_an_interrupt_shows_what_is_finished_of_several_prompts(ctrl_c, fake, capsys):
