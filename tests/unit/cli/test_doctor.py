@@ -17,7 +17,7 @@ GIB = 2**30
 
 
 def test_a_missing_native_part_is_explained(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    monkeypatch.delattr("octavo.ops._hardware")
+    monkeypatch.delattr("octavo.ops._hardware", raising=False)
     monkeypatch.setitem(sys.modules, "octavo.ops._hardware", None)
     assert main(["doctor"]) == 1
     assert "pip install -e ." in capsys.readouterr().err
