@@ -89,10 +89,10 @@ const Kernels* choose(const std::string& path) {
 
 }  // namespace
 
-Machine::Machine(const std::string& path, int num_threads)
+ExecutionContext::ExecutionContext(const std::string& path, int num_threads)
     : pool(num_threads), kernels(choose(path)), scratch(static_cast<std::size_t>(num_threads)) {}
 
-void Machine::reserve_scratch(std::int64_t num_floats) {
+void ExecutionContext::reserve_scratch(std::int64_t num_floats) {
     for (Memory& memory : scratch) memory.reserve(num_floats * 4);
 }
 

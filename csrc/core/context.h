@@ -1,4 +1,4 @@
-// What all operations of one place share: the threads, the chosen path, and each thread's scratch.
+// What all operations of one device share: the threads, the kernels of the chosen ISA variant, and scratch memory.
 #pragma once
 
 #include <string>
@@ -10,9 +10,9 @@
 
 namespace octavo {
 
-struct Machine {
+struct ExecutionContext {
     // `path`: one of path_names(), or empty for the best. Throws std::invalid_argument.
-    Machine(const std::string& path, int num_threads);
+    ExecutionContext(const std::string& path, int num_threads);
 
     Pool pool;
     const Kernels* kernels;

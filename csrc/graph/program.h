@@ -140,7 +140,7 @@ struct Norm {
 
 class Program {
 public:
-    explicit Program(Machine& machine) : machine_(machine) {}
+    explicit Program(ExecutionContext& context) : context_(context) {}
 
     void embed(const Matrix& matrix, const TokensPlan& tokens, int out);
     void rms_norm(Norm norm, int width, int in, int out);
@@ -181,7 +181,7 @@ private:
     void run_attention(const Op& op, const float* q, float* out);
     void attend_unit(const Op& op, const AttentionPlan::Unit& unit, const float* q, float* out, float* scratch);
 
-    Machine& machine_;
+    ExecutionContext& context_;
     std::vector<Op> ops_;
     std::vector<int> widths_;
     std::vector<Memory> buffers_;
@@ -204,6 +204,6 @@ struct LinearOutput {
 
 // out (+)= norm(x) times the matrix, transposed, + bias; with `silu`, silu of the first half of the outputs times the
 // second.
-void run_linear(Machine& machine, const Matrix& matrix, const LinearInput& input, const LinearOutput& output);
+void run_linear(ExecutionContext& context, const Matrix& matrix, const LinearInput& input, const LinearOutput& output);
 
 }  // namespace octavo

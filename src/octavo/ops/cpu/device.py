@@ -78,7 +78,7 @@ def open_device(device: str, dtype: str, threads: int | None) -> Device:
     if path and path not in paths():
         raise ConfigError(f"{PATH_VARIABLE}={path!r}: this processor has {', '.join(paths())}")
     dtype = "bfloat16" if dtype == "float16" else dtype
-    native = _cpu.Machine(path, threads or hardware.processor().num_cores)
+    native = _cpu.ExecutionContext(path, threads or hardware.processor().num_cores)
     return Device("cpu", dtype, Handle(native, dtype == "bfloat16", Tokens(_cpu.TokensPlan())))
 
 

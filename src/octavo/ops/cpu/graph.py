@@ -33,7 +33,7 @@ class Tensor:
     computed by itself.
     """
 
-    machine: Native
+    context: Native
     kind: str
     inputs: "tuple[Tensor, ...]"
     width: int
@@ -73,7 +73,7 @@ class Program:
 class Replayed:
     """The result of a program's last run."""
 
-    machine: Native
+    context: Native
     program: Program
     num_rows: int
 
@@ -95,7 +95,7 @@ def evaluate(tensor: Tensor) -> NDArray[np.float32]:
 def compile_graph(result: Tensor) -> Program:
     """The program that computes `result`, with what can be done in one operation done in one."""
     order = list(_ordered(result))
-    native = _cpu.Program(result.machine)
+    native = _cpu.Program(result.context)
     steps = _steps(order)
     buffers = _assign_buffers(steps, native)
     for step in steps:

@@ -102,22 +102,22 @@ def embed(embedding: Matrix, tokens: Tokens) -> Tensor:
 
 def rms_norm(x: Tensor, weight: Native, eps: float) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight over the last dimension."""
-    return Tensor(x.machine, "rms_norm", (x,), x.width, (weight, eps))
+    return Tensor(x.context, "rms_norm", (x,), x.width, (weight, eps))
 
 
 def linear(x: Tensor, weight: Matrix) -> Tensor:
     """[T, in] -> [T, out]."""
-    return Tensor(x.machine, "linear", (x,), weight.native.num_out, (weight.native,))
+    return Tensor(x.context, "linear", (x,), weight.native.num_out, (weight.native,))
 
 
 def add_into(residual: Tensor, x: Tensor) -> Tensor:
     """residual += x."""
-    return Tensor(residual.machine, "add_into", (residual, x), residual.width)
+    return Tensor(residual.context, "add_into", (residual, x), residual.width)
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:
     """[T, 2n] -> [T, n]."""
-    return Tensor(gate_up.machine, "silu_mul", (gate_up,), gate_up.width // 2)
+    return Tensor(gate_up.context, "silu_mul", (gate_up,), gate_up.width // 2)
 
 
 def rope_and_cache(qkv: Tensor, rope: Native, attention: AttentionPlan, kv: Blocks, norms: HeadNorms | None) -> Tensor:
@@ -126,14 +126,14 @@ def rope_and_cache(qkv: Tensor, rope: Native, attention: AttentionPlan, kv: Bloc
     query, key, eps = (None, None, 0.0) if norms is None else (norms.query, norms.key, norms.eps)
     args = (kv.native, attention.native, rope, query, key, eps)
     return Tensor(
-        qkv.machine, "rope", (qkv,), shape.num_heads * shape.head_dim, args, (shape.num_heads, shape.head_dim)
+        qkv.context, "rope", (qkv,), shape.num_heads * shape.head_dim, args, (shape.num_heads, shape.head_dim)
     )
 
 
 def attention(q: Tensor, kv: Blocks, plan: AttentionPlan) -> Tensor:
     """[T, num_heads, head_dim] -> [T, num_heads * head_dim]."""
     width = plan.shape.num_heads * plan.shape.head_dim
-    return Tensor(q.machine, "attention", (q,), width, (kv.native, plan.native))
+    return Tensor(q.context, "attention", (q,), width, (kv.native, plan.native))
 
 
 def logits(hidden: Tensor | Replayed, rows: NDArray[np.int32], norm: FinalNorm, head: Matrix) -> Logits:
@@ -143,17 +143,17 @@ def logits(hidden: Tensor | Replayed, rows: NDArray[np.int32], norm: FinalNorm, 
 
 def sample(logits: Logits | Tensor, rules: SampleRules, num_top: int) -> Scored:
     """See `Ops.sample`."""
-    return sampling.sample(_numbers(logits), rules, num_top, _machine(logits))
+    return sampling.sample(_numbers(logits), rules, num_top, _context(logits))
 
 
 def score(logits: Logits | Tensor, targets: Ints, num_top: int) -> Scored:
     """See `Ops.score`."""
-    return sampling.score(_numbers(logits), targets, num_top, _machine(logits))
+    return sampling.score(_numbers(logits), targets, num_top, _context(logits))
 
 
 def _numbers(logits: Logits | Tensor) -> NDArray[np.float32]:
     return logits.read() if isinstance(logits, Logits) else evaluate(logits)
 
 
-def _machine(logits: Logits | Tensor) -> Native:
-    return logits.head.device.handle.native if isinstance(logits, Logits) else logits.machine
+def _context(logits: Logits | Tensor) -> Native:
+    return logits.head.device.handle.native if isinstance(logits, Logits) else logits.context

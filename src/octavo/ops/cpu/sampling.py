@@ -8,24 +8,24 @@ from octavo.ops.cpu.graph import Native
 from octavo.ops.sampling import Ints, SampleRules, Scored
 
 
-def sample(logits: NDArray[np.float32], rules: SampleRules, num_top: int, machine: Native) -> Scored:
+def sample(logits: NDArray[np.float32], rules: SampleRules, num_top: int, context: Native) -> Scored:
     """One token a row of `logits` [S, vocab] by `rules`, scored under the logits as they come, which they stay.
 
     A row's result has the same bits at any number of threads and in any company. Raises IndexError for a token id
     outside of the vocabulary.
     """
     scored = _room(logits, num_top)
-    _cpu.sample(machine, logits, _by_row(rules), scored.top_ids.shape[1], scored)
+    _cpu.sample(context, logits, _by_row(rules), scored.top_ids.shape[1], scored)
     return scored
 
 
-def score(logits: NDArray[np.float32], targets: Ints, num_top: int, machine: Native) -> Scored:
+def score(logits: NDArray[np.float32], targets: Ints, num_top: int, context: Native) -> Scored:
     """Logprob and rank of `targets[i]` under row i of `logits` [S, vocab], and the `num_top` most likely tokens.
 
     Raises IndexError for a target outside of the vocabulary.
     """
     scored = _room(logits, num_top)
-    _cpu.score(machine, logits, np.ascontiguousarray(targets, np.int64), scored.top_ids.shape[1], scored)
+    _cpu.score(context, logits, np.ascontiguousarray(targets, np.int64), scored.top_ids.shape[1], scored)
     return scored
 
 

@@ -158,7 +158,7 @@ def test_what_was_changed_in_place_is_not_read(device, weights):
 class Recorder:
     """Stands in for the native program, and keeps what it is told."""
 
-    def __init__(self, machine) -> None:
+    def __init__(self, context) -> None:
         self.calls: list[str] = []
         self.widths: list[int] = []
 
