@@ -146,8 +146,8 @@ void read_out(ExecutionContext& context, const Program& program, int buffer, con
 
 void bind_values(nb::module_& m) {
     nb::class_<ExecutionContext>(m, "ExecutionContext", "Threads, the kernels of one ISA variant, and scratch memory.")
-        .def(nb::init<const std::string&, int>(), "path"_a, "num_threads"_a)
-        .def_prop_ro("path", [](const ExecutionContext& self) { return self.kernels->name; })
+        .def(nb::init<const std::string&, int>(), "isa"_a, "num_threads"_a)
+        .def_prop_ro("isa", [](const ExecutionContext& self) { return self.kernels->name; })
         .def_prop_ro("num_threads", [](const ExecutionContext& self) { return self.pool.num_threads(); });
     nb::class_<Vector>(m, "Vector", "Floats that kernels read.")
         .def("__init__", [](Vector* self, Array<float, 1> values) {
@@ -298,7 +298,7 @@ double product_peak(ExecutionContext& context, int rounds) {
 
 NB_MODULE(_cpu, m) {
     m.doc() = "The CPU kernels; see octavo.ops.cpu.";
-    m.def("path_names", &path_names, "Paths that this processor can take, best first.");
+    m.def("isa_names", &isa_names, "ISA variants of the kernels that this processor can run, best first.");
     bind_values(m);
     bind_plans(m);
     bind_program(m);

@@ -11,8 +11,8 @@
 namespace octavo {
 
 struct ExecutionContext {
-    // `path`: one of path_names(), or empty for the best. Throws std::invalid_argument.
-    ExecutionContext(const std::string& path, int num_threads);
+    // `isa`: one of isa_names(), or empty for the best. Throws std::invalid_argument.
+    ExecutionContext(const std::string& isa, int num_threads);
 
     Pool pool;
     const Kernels* kernels;
@@ -24,7 +24,7 @@ struct ExecutionContext {
     void reserve_scratch(std::int64_t num_floats);
 };
 
-// The paths that this processor can take, best first.
-std::vector<std::string> path_names();
+// The ISA variants of the kernels that this processor can run, best first.
+std::vector<std::string> isa_names();
 
 }  // namespace octavo

@@ -8,7 +8,7 @@ namespace octavo {
 
 namespace {
 
-constexpr int kRowsAtOnce = 96;  // rows whose sums a thread holds; a multiple of every path's block_rows
+constexpr int kRowsAtOnce = 96;  // rows whose sums a thread holds; a multiple of every ISA variant's block_rows
 constexpr std::int64_t kStreamBytes = 384 << 10;  // weights that a thread reads in one go, where there are few rows
 constexpr int kUnitsPerThread = 3;
 constexpr int kFirstBytes = 1024;  // of a unit's weights, asked for before anything else; later ones are so in time

@@ -1,4 +1,4 @@
-// One path: the table of all kernels as this file's includer is compiled.
+// One ISA variant: the table of all kernels, as the file that includes this one is compiled.
 #pragma once
 
 #include "kernels/attention.h"

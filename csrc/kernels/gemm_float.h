@@ -1,4 +1,4 @@
-// Products with a packed matrix, one panel at a time, by fused multiply-add: the body of every path but those with
+// Products with a packed matrix, one panel at a time, by fused multiply-add: in every ISA variant but those with
 // matrix instructions for bfloat16.
 #pragma once
 

@@ -169,7 +169,7 @@ struct ScanResult {
 };
 
 const Kernels* portable_kernels();
-#if defined(OCTAVO_X86_PATHS)
+#if defined(OCTAVO_X86_ISAS)
 const Kernels* avx2_kernels();
 const Kernels* avx2_vnni_kernels();
 const Kernels* avx512_kernels();

@@ -1,4 +1,4 @@
-"""The CPU kernels (csrc/bind.cpp, csrc/bind_sample.cpp)."""
+"""The CPU kernels (csrc/bind/module.cpp, csrc/bind/sampling.cpp)."""
 
 from typing import Any
 
@@ -13,9 +13,9 @@ Int8s = NDArray[np.int8]
 Words = NDArray[np.uint16]
 
 class ExecutionContext:
-    path: str
+    isa: str
     num_threads: int
-    def __init__(self, path: str, num_threads: int) -> None: ...
+    def __init__(self, isa: str, num_threads: int) -> None: ...
 
 class Vector:
     def __init__(self, values: Floats) -> None: ...
@@ -98,7 +98,7 @@ class Program:
     def run(self, num_tokens: int) -> None: ...
     def view(self, buffer: int, num_tokens: int) -> Floats: ...
 
-def path_names() -> list[str]: ...
+def isa_names() -> list[str]: ...
 def logits(
     context: ExecutionContext,
     program: Program,

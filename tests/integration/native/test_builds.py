@@ -1,5 +1,5 @@
-"""The kernels built otherwise: wide paths with stand-ins for instructions that this processor may not have, and with
-the address and undefined-behaviour sanitizers. Their tests run in a process of their own, with that build for ours.
+"""The kernels built otherwise: wide ISA variants with stand-ins for instructions that this processor may not have, and
+with the address and undefined-behavior sanitizers. Their tests run in a process of their own, with that build for ours.
 """
 
 import os
@@ -108,17 +108,17 @@ def test_wide_sampling(stand_ins):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("path", WIDE)
-def test_all_of_the_wide_kernels(stand_ins, path):
+@pytest.mark.parametrize("isa", WIDE)
+def test_all_of_the_wide_kernels(stand_ins, isa):
     files = [f"tests/unit/ops/cpu/test_{name}.py" for name in ("kernels", "quantized", "sampling")]
-    check(stand_ins, *files, "-k", f"-{path}- or [{path}")
+    check(stand_ins, *files, "-k", f"-{isa}- or [{isa}")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("path", WIDE)
-def test_wide_equalities(stand_ins, path):
-    check(stand_ins, "tests/integration/models/test_equalities.py", "-k", "not smollm2", OCTAVO_CPU_PATH=path)
+@pytest.mark.parametrize("isa", WIDE)
+def test_wide_equalities(stand_ins, isa):
+    check(stand_ins, "tests/integration/models/test_equalities.py", "-k", "not smollm2", OCTAVO_CPU_ISA=isa)
 
 
 # --- sanitizers ---------------------------------------------------------------------------------------------------
@@ -144,7 +144,7 @@ def sanitizers() -> dict[str, str]:
 
 
 def test_sanitizers_find_nothing(sanitized):
-    """The portable path's loops are the same ones, in slower instructions: some of its tests suffice."""
+    """The portable variant's loops are the same ones, in slower instructions: some of its tests suffice."""
     chosen = {
         "kernels": f"({SHORT}) and (avx2 or 7-31)",
         "quantized": "31-1025 or 33-512 or parts or bad",

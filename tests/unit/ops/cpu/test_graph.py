@@ -27,9 +27,9 @@ def device(request) -> Device:
 
 
 def cpu_path() -> str:
-    from octavo.ops.cpu.device import paths
+    from octavo.ops.cpu.device import isa_names
 
-    return paths()[0]
+    return isa_names()[0]
 
 
 class Weights:

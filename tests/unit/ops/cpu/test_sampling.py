@@ -1,4 +1,4 @@
-"""Sampling on the CPU, on every path that the processor has: against the reference, and against plain NumPy."""
+"""Sampling on the CPU, on every ISA variant that the processor has: against the reference, and against plain NumPy."""
 
 import math
 from dataclasses import replace
@@ -21,14 +21,14 @@ RULE_VOCAB = 37  # of `random_rule`: the ids in its rules are below
 FIELDS = Scored._fields
 
 
-@pytest.fixture(params=_cpu.path_names())
-def path(request) -> str:
+@pytest.fixture(params=_cpu.isa_names())
+def isa(request) -> str:
     return request.param
 
 
 @pytest.fixture
-def context(path) -> Any:
-    return _cpu.ExecutionContext(path, 1)
+def context(isa) -> Any:
+    return _cpu.ExecutionContext(isa, 1)
 
 
 def floats(logits) -> np.ndarray:
@@ -188,7 +188,7 @@ def cases(draw_from) -> tuple[np.ndarray, list[Rule]]:
 @given(cases())
 def test_whatever_comes(case):
     logits, rows = case
-    for name in _cpu.path_names():
+    for name in _cpu.isa_names():
         check(draw(_cpu.ExecutionContext(name, 1), logits, rows, 3), logits, rows, 3)
 
 
@@ -311,13 +311,13 @@ class TestCompany:
     """The same row alone, in any batch, at any number of threads: the same bits."""
 
     @pytest.mark.parametrize("vocab", [37, 8193, 49_152])
-    def test_a_row_alone_and_in_a_batch(self, path, vocab):
+    def test_a_row_alone_and_in_a_batch(self, isa, vocab):
         rng = Random(8)
         logits = some_logits(rng, 9, vocab)
         rows = [rule_within(rng, vocab) for _ in range(9)]
-        together = draw(_cpu.ExecutionContext(path, 1), logits, rows, 5)
+        together = draw(_cpu.ExecutionContext(isa, 1), logits, rows, 5)
         for num_threads in (1, 2, 3):
-            context = _cpu.ExecutionContext(path, num_threads)
+            context = _cpu.ExecutionContext(isa, num_threads)
             for members in [[i] for i in range(9)] + [list(range(9)), [8, 1], [5, 3, 0], [7, 6, 5, 4, 3, 2, 1]] * 3:
                 part = draw(context, logits[members], [rows[i] for i in members], 5)
                 for name in FIELDS:
