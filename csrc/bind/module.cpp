@@ -1,5 +1,5 @@
-// What Python sees: the execution context, packed weights, the KV cache, plans and programs. Checks what crosses, does no
-// work.
+// What Python sees: the execution context, packed weights, the KV cache, plans and programs. Checks what crosses, does
+// no work.
 
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
@@ -66,25 +66,27 @@ void fill(Matrix& matrix, ExecutionContext& context, int first_row, const AnyMat
 using Bytes = std::optional<Array<std::int8_t, 2>>;
 using Halves = std::optional<Array<std::uint16_t, 2>>;
 
-// Whole numbers [rows, num_in] with their scales; the rows must be of one part.
+// Quantized rows: integer codes [rows, num_in] with their scales; the rows must be of one part.
 void fill_codes(Matrix& matrix, ExecutionContext& context, int first_row, const Array<std::int8_t, 2>& codes,
-                const Array<std::uint16_t, 2>& scales, const Halves& mins, const Bytes& steps, const Bytes& min_steps) {
+                const Array<std::uint16_t, 2>& scales, const Halves& mins, const Bytes& sub_scales,
+                const Bytes& sub_mins) {
     check_rows(matrix, first_row, codes.shape(0), codes.shape(1));
     const Format format = matrix.format_of(first_row);
-    const Codes kind = matrix.codes_of(first_row);
-    check(format != Format::float32 && format != Format::bfloat16, "the matrix is not one of whole numbers");
-    check(kind.has_mins == mins.has_value() && kind.has_steps == steps.has_value() &&
-          (kind.has_mins && kind.has_steps) == min_steps.has_value(), "the scales are not of the matrix's kind");
+    const QuantKind kind = matrix.kind_of(first_row);
+    check(format != Format::float32 && format != Format::bfloat16, "the matrix is not a quantized one");
+    check(kind.has_mins == mins.has_value() && kind.has_sub_scales == sub_scales.has_value() &&
+          (kind.has_mins && kind.has_sub_scales) == sub_mins.has_value(), "the scales are not of the matrix's kind");
     const int group = format == Format::int8_16 ? 16 : format == Format::int8_64 ? 64 : 32;
     const std::size_t rows = codes.shape(0), groups = static_cast<std::size_t>(matrix.padded_in / group);
-    const std::size_t stretches = kind.has_steps ? static_cast<std::size_t>(matrix.padded_in / kSteppedInputs) : groups;
+    const std::size_t scaled = kind.has_sub_scales ? static_cast<std::size_t>(matrix.padded_in / kSuperBlockInputs)
+                                                   : groups;  // what has a float16 scale of its own
     const auto fits = [rows](const auto& array, std::size_t width) {
         return array.shape(0) == rows && array.shape(1) == width;
     };
-    check(fits(scales, stretches) && (!mins || fits(*mins, stretches)) && (!steps || fits(*steps, groups)) &&
-          (!min_steps || fits(*min_steps, groups)), "the scales do not fit the codes");
-    const CodeRows given{codes.data(), scales.data(), mins ? mins->data() : nullptr, steps ? steps->data() : nullptr,
-                         min_steps ? min_steps->data() : nullptr};
+    check(fits(scales, scaled) && (!mins || fits(*mins, scaled)) && (!sub_scales || fits(*sub_scales, groups)) &&
+          (!sub_mins || fits(*sub_mins, groups)), "the scales do not fit the codes");
+    const CodeRows given{codes.data(), scales.data(), mins ? mins->data() : nullptr,
+                         sub_scales ? sub_scales->data() : nullptr, sub_mins ? sub_mins->data() : nullptr};
     const Unlocked unlocked;
     matrix.fill(context.pool, first_row, static_cast<int>(rows), given);
 }
@@ -96,17 +98,17 @@ Format format_of(const std::string& name) {
     throw std::invalid_argument("there is no format " + name);
 }
 
-using PartRow = std::tuple<int, std::string, bool, bool>;  // rows, format, has minimums, has steps
+using PartRow = std::tuple<int, std::string, bool, bool>;  // rows, format, has minimums, has sub-scales
 
 void make_matrix(Matrix* self, ExecutionContext& context, int num_in, const std::vector<PartRow>& rows, bool halves) {
     std::vector<Part> parts;
     int num_out = 0;
-    for (const auto& [num_rows, name, has_mins, has_steps] : rows) {
-        parts.push_back({num_rows, format_of(name), {has_mins, has_steps}});
+    for (const auto& [num_rows, name, has_mins, has_sub_scales] : rows) {
+        parts.push_back({num_rows, format_of(name), {has_mins, has_sub_scales}});
         check(num_rows > 0, "an empty part");
         check(!has_mins || parts.back().format == Format::int4_32 || parts.back().format == Format::int8_32,
               "minimums are for groups of 32");
-        check(!has_steps || num_in % kSteppedInputs == 0, "steps need whole stretches of inputs");
+        check(!has_sub_scales || num_in % kSuperBlockInputs == 0, "sub-scales need whole super-blocks of inputs");
         num_out += num_rows;
     }
     check(num_in > 0 && num_out > 0, "an empty matrix");
@@ -157,7 +159,7 @@ void bind_values(nb::module_& m) {
         .def("__init__", &make_matrix, "context"_a, "num_in"_a, "parts"_a, "halves"_a)
         .def("fill", &fill, "context"_a, "first_row"_a, "values"_a)
         .def("fill_codes", &fill_codes, "context"_a, "first_row"_a, "codes"_a, "scales"_a, "mins"_a.none(),
-             "steps"_a.none(), "min_steps"_a.none())
+             "sub_scales"_a.none(), "sub_mins"_a.none())
         .def("read_row",
              [](const Matrix& self, int row, nb::ndarray<float, nb::ndim<1>, nb::c_contig> out) {
                  check(row >= 0 && row < self.num_out && static_cast<int>(out.size()) == self.num_in, "no such row");

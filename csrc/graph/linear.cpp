@@ -40,12 +40,12 @@ Cut cut(const ExecutionContext& context, const Matrix& matrix, int num_rows, int
 }
 
 std::int64_t packed_row_bytes(const Kernels& kernels, const Matrix& matrix) {
-    const std::int64_t inputs = matrix.padded_in, head = sizeof(GroupHead);
+    const std::int64_t inputs = matrix.padded_in, header = sizeof(GroupHeader);
     switch (matrix.input) {
         case Input::float32: return inputs * 4;
         case Input::bfloat16: return inputs * kernels.bf16_bytes;
-        case Input::groups_of_32: return inputs + inputs / 32 * head;
-        case Input::groups_of_64: return inputs + inputs / 64 * head;
+        case Input::groups_of_32: return inputs + inputs / 32 * header;
+        case Input::groups_of_64: return inputs + inputs / 64 * header;
     }
     return 0;
 }

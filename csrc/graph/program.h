@@ -14,17 +14,17 @@ namespace octavo {
 struct Part {
     int num_rows;
     Format format;
-    Codes codes;
+    QuantKind kind;
 };
 
-// Rows of whole numbers, as they come: codes [rows, num_in]; float16 scales and minimums [rows, stretches]; steps
-// [rows, groups]. What a part does not have is null.
+// Quantized rows, as they come: integer codes [rows, num_in] with group scales. Float16 scales and minimums [rows,
+// groups], or [rows, super-blocks] where there are sub-scales [rows, groups]. What a part does not have is null.
 struct CodeRows {
     const std::int8_t* codes;
     const std::uint16_t* scales;
     const std::uint16_t* mins;
-    const std::int8_t* steps;
-    const std::int8_t* min_steps;
+    const std::int8_t* sub_scales;
+    const std::int8_t* sub_mins;
 };
 
 // A packed matrix [num_out, num_in] and its memory; see PanelView. Every part begins with a panel of its own. With
@@ -40,13 +40,13 @@ public:
     // All parts read their input alike.
     Matrix(Arena& arena, int num_in, const std::vector<Part>& parts, bool halves);
 
-    // Packs rows [first_row, first_row + num_rows): floats [num_rows, num_in] of the rows' format, or whole numbers.
+    // Packs rows [first_row, first_row + num_rows): floats [num_rows, num_in] of the rows' format, or quantized rows.
     void fill(Pool& pool, int first_row, int num_rows, const void* values);
     void fill(Pool& pool, int first_row, int num_rows, const CodeRows& rows);
     // Row `row` in float32, bit for bit what its format means.
     void copy_row(int row, float* out) const;
     Format format_of(int row) const { return panel_of(row).view.format; }
-    Codes codes_of(int row) const { return panel_of(row).view.codes; }
+    QuantKind kind_of(int row) const { return panel_of(row).view.kind; }
     int num_panels() const { return static_cast<int>(panels.size()); }
     const Panel& panel(int index) const { return panels[static_cast<std::size_t>(index)]; }
     std::int64_t num_bytes() const { return num_bytes_; }

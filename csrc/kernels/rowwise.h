@@ -150,7 +150,7 @@ OCTAVO_INLINE float scale_of(const float* x, int n) {
     return magnitude / 127.0f;
 }
 
-// put(i, code) for each number of a row: x[i] / scale to the nearest whole number, ties to even. All zero where the
+// put(i, code) for each number of a row: x[i] / scale to the nearest integer, ties to even. All zero where the
 // scale is 0 or NaN.
 template <class F>
 OCTAVO_INLINE void quantize(const float* x, int n, float scale, F&& put) {
@@ -158,7 +158,7 @@ OCTAVO_INLINE void quantize(const float* x, int n, float scale, F&& put) {
         for (int i = 0; i < n; ++i) put(i, std::int8_t{0});
         return;
     }
-    // Adding 1.5 * 2^23 rounds, and leaves the whole number in the low bits.
+    // Adding 1.5 * 2^23 rounds, and leaves the integer in the low bits.
     const vf magic = splat(12582912.0f), most = splat(127.0f);
     for (int i = 0; i < n; i += W) {
         float part[W] = {};

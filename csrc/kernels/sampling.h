@@ -31,7 +31,7 @@ __attribute__((noinline)) vf load_part(const float* x, int num, float fill) {
 // range is reduced with ln 2 as one number, and the polynomial (of degree 5, fitted to the least relative error) is as
 // good as float32 can show.
 OCTAVO_INLINE vf exp_of_negative(vf x) {
-    const vf magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number
+    const vf magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
     const vf shifted = fma(x, splat(1.44269504f), magic);
     const vf r = fma(shifted - magic, splat(-0.69314718f), x);
     vf p = splat(8.290229e-3f);

@@ -75,7 +75,7 @@ def key_values(kv: Blocks, layer: int = 0, num_layers: int = 1) -> tuple[np.ndar
     """A layer's keys [num_blocks, block_size, num_kv_heads, head_dim / pair, pair] and values [num_blocks, block_size,
     num_kv_heads, head_dim] as stored: float32, or bfloat16 words, whose keys lie in pairs. Views, to read and to write.
 
-    The layout is that of KVView in csrc/kernels.h: a block's layers side by side.
+    The layout is that of KVView in csrc/kernels/kernels.h: a block's layers side by side.
     """
     shape, memory = kv.shape, kv.native.memory()
     size = shape.block_size * shape.head_dim

@@ -88,7 +88,7 @@ def test_wide_kernels(stand_ins):
     check(stand_ins, "tests/unit/ops/cpu/test_int8_kv.py", "-k", "amx")
 
 
-def test_wide_whole_numbers(stand_ins):
+def test_wide_quantized_products(stand_ins):
     """AMX multiplies few rows by VNNI and many by tiles: to the same bits."""
     short = "65-65 or 96-768 or extreme or parts or ties"
     company = "any_batch and amx and 2 and (Q4_1 or Q6_K or int8)"

@@ -133,7 +133,7 @@ def upload(device: Device, array: Host) -> Tensor:
 
 @torch.inference_mode()
 def download(tensor: Tensor) -> Host:
-    """A copy on the host: float32, or whole numbers as they are."""
+    """A copy on the host: float32, or integers as they are."""
     if tensor.is_floating_point():
         tensor = tensor.float()
     array: Host = np.array(tensor.cpu().numpy())

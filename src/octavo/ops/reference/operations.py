@@ -74,7 +74,7 @@ def linear(x: Tensor, weight: Matrix) -> Tensor:
 
 
 def _as_codes(x: Tensor, group: int) -> Tensor:
-    """What is left of each row when groups of its inputs become whole numbers; see `Quantized`. float32 [T, in]."""
+    """What is left of each row when groups of its inputs are quantized; see `Quantized`. float32 [T, in]."""
     padded = functional.pad(x, (0, -x.shape[1] % group)).view(len(x), -1, group)
     largest = padded.abs().amax(dim=-1, keepdim=True)
     codes = (padded * torch.where(largest > 1e-30, 127.0 / largest, 0.0)).round()

@@ -3,8 +3,8 @@ in other batches, bit for bit.
 
 The backend keeps activations in float32, whatever the dtype of weights and cache. So it is held against the reference
 in float32 with the weights as they are stored, widened, and the bounds are those of float32 sums: a sum of n products
-may be off by 4 * (sqrt(n) + 2) * 2^-24 of the sum of the products' magnitudes. Variants that round a product's inputs to
-bfloat16 get inputs that are rounded already; behind a norm, two of the inputs may be rounded the other way.
+may be off by 4 * (sqrt(n) + 2) * 2^-24 of the sum of the products' magnitudes. Variants that round a product's inputs
+to bfloat16 get inputs that are rounded already; behind a norm, two of the inputs may be rounded the other way.
 """
 
 from dataclasses import replace

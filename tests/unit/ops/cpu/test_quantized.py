@@ -1,7 +1,7 @@
-"""Products with whole-number weights on every ISA variant of this processor: against the reference, which computes what
-`Quantized` says in float32, and against themselves in other company, bit for bit.
+"""Products with quantized weights on every ISA variant of this processor: against the reference, which computes what
+`Quantized` says in float32, and against themselves in other batches, bit for bit.
 
-The integer sums are exact. A row's codes could differ from the reference's where x / scale is half a whole number, but
+The integer sums are exact. A row's codes could differ from the reference's where x / scale is half an integer, but
 both divide alike, so they do not; what is left is the order of float32 sums over groups.
 """
 
