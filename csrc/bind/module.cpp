@@ -191,7 +191,7 @@ void bind_values(nb::module_& m) {
                 const std::size_t size = static_cast<std::size_t>(self.memory->size());
                 return nb::ndarray<nb::numpy, std::uint8_t>(self.memory->as<void>(), {size}, nb::find(&self));
             },
-            "All bytes of all layers, as they lie: see KVView in kernels.h.");
+            "All bytes of all layers, as they lie: see KVView in kernels/kernels.h.");
 }
 
 void bind_plans(nb::module_& m) {
@@ -218,7 +218,7 @@ void bind_plans(nb::module_& m) {
 }
 
 void bind_program(nb::module_& m) {
-    nb::class_<Program>(m, "Program", "A recorded straight line. What it refers to must outlive it.")
+    nb::class_<Program>(m, "Program", "A recorded graph. What it refers to must outlive it.")
         .def(nb::init<ExecutionContext&>())
         .def("add_buffer", &Program::add_buffer)
         .def("embed", &Program::embed)

@@ -86,7 +86,7 @@ Scored scored_of(nb::handle scored, const Logits& logits, int num_top) {
     const std::size_t rows = static_cast<std::size_t>(logits.num_rows), top = rows * static_cast<std::size_t>(num_top);
     return {field<std::int64_t>(scored, "ids", rows),          field<float>(scored, "logprobs", rows),
             field<std::int64_t>(scored, "ranks", rows),        field<std::int64_t, 2>(scored, "top_ids", top),
-            field<float, 2>(scored, "top_logprobs", top),      field<std::int64_t>(scored, "verdicts", rows)};
+            field<float, 2>(scored, "top_logprobs", top),      field<std::int64_t>(scored, "statuses", rows)};
 }
 
 void call_sample(ExecutionContext& context, const LogitsArray& logits, nb::object rules, int num_top,

@@ -17,15 +17,15 @@ int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
 // What a thread takes at a time: `panels_per_unit` panels (with `silu` pairs of them) and one of `row_parts` parts of
 // the rows. Has no influence on any result.
-struct Cut {
+struct WorkSplit {
     int panels_per_unit, num_panel_units, rows_per_part, row_parts;
 };
 
-Cut cut(const ExecutionContext& context, const Matrix& matrix, int num_rows, int step) {
+WorkSplit split_work(const ExecutionContext& context, const Matrix& matrix, int num_rows, int step) {
     const int num_panels = matrix.num_panels() / step, threads = context.pool.num_threads();
     const int wanted = threads == 1 ? 1 : threads * kUnitsPerThread;
     const int by_bytes = static_cast<int>(kStreamBytes * num_panels / matrix.num_bytes()) + 1;
-    Cut c{};
+    WorkSplit c{};
     // As many as fit, but so that all threads come to an end together.
     const auto longest = [&](int panels) { return ceil_div(ceil_div(num_panels, panels), threads) * panels; };
     c.panels_per_unit = 1;
@@ -70,7 +70,7 @@ void run_linear(ExecutionContext& context, const Matrix& matrix, const LinearInp
     pack_input(context, matrix, input, row_bytes);
     context.reserve_scratch(2 * kRowsAtOnce * kPanel);
     const int step = output.silu ? 2 : 1;
-    const Cut c = cut(context, matrix, input.num_rows, step);
+    const WorkSplit c = split_work(context, matrix, input.num_rows, step);
     const float* bias = matrix.bias.empty() ? nullptr : matrix.bias.data();
     context.pool.each(c.num_panel_units * c.row_parts, [&](int unit, int thread) {
         float* sums = context.scratch_of(thread);

@@ -149,7 +149,7 @@ void Program::run_attention(const Op& op, const float* q, float* out) {
         for (int i = 1; i < join.num_states; ++i)
             kernels.merge(state, state + i * join.state_size, join.num_queries * group, shape.head_dim);
         kernels.finish(state, join.num_queries, group, shape.head_dim,
-                       out + join.place * stride + std::int64_t{join.kv_head} * group * shape.head_dim, stride);
+                       out + join.first_token * stride + std::int64_t{join.kv_head} * group * shape.head_dim, stride);
     });
 }
 
@@ -161,7 +161,7 @@ void Program::attend_unit(const Op& op, const AttentionPlan::Unit& unit, const f
     const std::int64_t size = kernels.state_floats(unit.num_queries * group, shape.head_dim);
     float* state = unit.state >= 0 ? states_.as<float>() + unit.state : scratch;
     AttendArgs args{};
-    args.q = q + unit.place * op.stride;
+    args.q = q + unit.first_token * op.stride;
     args.q_stride = op.stride;
     args.blocks = plan.block_table.data() + std::int64_t{unit.row} * plan.table_width;
     args.scratch = scratch + 2 * size;
@@ -183,7 +183,7 @@ void Program::attend_unit(const Op& op, const AttentionPlan::Unit& unit, const f
     if (unit.state >= 0) return;
     const std::int64_t stride = std::int64_t{shape.num_heads} * shape.head_dim;
     kernels.finish(state, unit.num_queries, group, shape.head_dim,
-                   out + unit.place * stride + std::int64_t{unit.kv_head} * group * shape.head_dim, stride);
+                   out + unit.first_token * stride + std::int64_t{unit.kv_head} * group * shape.head_dim, stride);
 }
 
 }  // namespace octavo

@@ -1,5 +1,5 @@
-// A forward, recorded once: a straight line of operations over numbered buffers, and the plans that hold what differs
-// from one step to the next. Knows nothing of models.
+// A recorded graph: operations over numbered buffers in the order in which they run, and the plans that hold what
+// differs from one step to the next. Knows nothing of models.
 #pragma once
 
 #include <cstdint>
@@ -105,12 +105,12 @@ class AttentionPlan {
 public:
     // A run of queries of one row for one KV head, over some segments of its keys.
     struct Unit {
-        int row, place, num_queries, first_position, kv_head, first_segment, end_segment;
+        int row, first_token, num_queries, first_position, kv_head, first_segment, end_segment;
         std::int64_t state;  // where its state goes, in floats; -1: it writes its output itself
     };
     // A run whose segments were computed apart.
     struct Join {
-        int place, num_queries, kv_head, num_states;
+        int first_token, num_queries, kv_head, num_states;
         std::int64_t state, state_size;
     };
 
@@ -126,7 +126,7 @@ public:
     std::int64_t num_state_floats = 0;
 
 private:
-    void add_row(const Kernels& kernels, int row, int place, int num_queries, int context_len);
+    void add_row(const Kernels& kernels, int row, int first_token, int num_queries, int context_len);
 };
 
 // Keys whose running softmax is kept apart, from fixed absolute positions on: a long context's segments can then be

@@ -1,4 +1,4 @@
-// Sampling, row by row, over the vector kernels of draw.h.
+// Sampling, row by row, over the vector kernels of kernels/sampling.h.
 //
 // First every row is looked at in segments, which threads share: largest logit, sum of exponentials. A greedy row whose
 // logits nobody edits needs no more. Then each row is one thread's: edited in a copy, weighed, cut and drawn from.
@@ -179,14 +179,14 @@ void find_top(const Call& call, int row, const Normalizer& normalizer, Scratch& 
     }
 }
 
-void score_row(const Call& call, int row, std::int64_t id, Verdict verdict, Scratch& scratch) {
+void score_row(const Call& call, int row, std::int64_t id, RowStatus status, Scratch& scratch) {
     const float* x = call.row(row);
     const Normalizer normalizer = call.normalizer(row);
     const bool is_largest = x[id] == normalizer.largest;
     call.scored.ids[row] = id;
     call.scored.logprobs[row] = normalizer.logprob(x[id]);
     call.scored.ranks[row] = 1 + (is_largest ? 0 : call.kernels.count_above(x, call.logits.vocab, x[id]));
-    call.scored.verdicts[row] = static_cast<int>(normalizer.is_finite() ? verdict : Verdict::not_finite);
+    call.scored.statuses[row] = static_cast<int>(normalizer.is_finite() ? status : RowStatus::not_finite);
     find_top(call, row, normalizer, scratch);
 }
 
@@ -411,7 +411,7 @@ void sample_row(const Call& call, const Rules& rules, int row, Scratch& scratch)
         const Kept kept = keep(call, rules, row, weights, scratch);
         id = invert(call, weights, kept, rules.uniform[row], scratch, id);
     }
-    score_row(call, row, id, largest.value == -kInfinity ? Verdict::nothing_allowed : Verdict::ok, scratch);
+    score_row(call, row, id, largest.value == -kInfinity ? RowStatus::nothing_allowed : RowStatus::ok, scratch);
 }
 
 // Whether the row's token is known once it is scanned.
@@ -442,7 +442,7 @@ void score(Pool& pool, const Kernels& kernels, const Logits& logits, const std::
     reserve(call.memory, pool.num_threads(), logits, num_top);
     scan_segments(pool, call);
     pool.each(logits.num_rows, [&](int row, int thread) {
-        score_row(call, row, targets[row], Verdict::ok, call.memory.scratch[thread]);
+        score_row(call, row, targets[row], RowStatus::ok, call.memory.scratch[thread]);
     });
 }
 

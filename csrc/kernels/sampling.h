@@ -1,4 +1,4 @@
-// Sampling's vector kernels over one row of logits, or of weights, or a part of it; see sample.cpp, which puts them
+// Sampling's vector kernels over one row of logits, or of weights, or a part of it; graph/sampler.cpp puts them
 // together. A weight is a token's unnormalized probability: in [0, 1], 0 or a normal number, the largest exactly 1.
 //
 // Compiled once for each instruction set, as vec.h says.

@@ -1,7 +1,7 @@
 """From a model's files to a Decoder: every tensor is accounted for before the first one is read.
 
-Beside the packed weights, one tensor at a time is held, of whole numbers those of one matrix. The checkpoint is closed
-when all are packed.
+Peak extra memory beside the packed weights: one float tensor, or the codes and scales of one quantized matrix. The
+checkpoint is closed when all are packed.
 """
 
 from collections.abc import Iterator, Mapping
@@ -77,7 +77,7 @@ class ModelFiles:
 
     @property
     def has_codes(self) -> bool:
-        """Whether some of the weights are stored as whole numbers."""
+        """Whether some of the weights are stored quantized."""
         return any(dtype in LAYOUTS for dtype in self.stored.values())
 
 
@@ -267,7 +267,7 @@ class _Packer:
         return self.ops.pack_linear(self.device, size, self._read(names, layer), bias)
 
     def _read(self, names: tuple[str, ...], layer: int | None) -> Iterator[Host | Quantized]:
-        """The parts of one matrix: all of them whole numbers, or none."""
+        """The parts of one matrix: all of them quantized, or none."""
         has_codes = all(self.source.format(name, layer) in LAYOUTS for name in names)
         read = self.source.read if has_codes else self.source.read_floats
         return (read(name, layer) for name in names)

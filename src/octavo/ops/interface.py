@@ -222,12 +222,12 @@ class Ops(Protocol):
         """Who reads what, for every layer of a KV group. `kv` is that of any of these layers."""
         ...
 
-    # The straight line.
+    # The recorded graph.
 
-    def replay(self, device: Device, key: tuple[object, ...], line: Callable[[], Tensor]) -> Tensor:
-        """What `line` gives: operations on plans, weights and each other's results, always the same ones for a `key`.
+    def replay(self, device: Device, key: tuple[object, ...], record: Callable[[], Tensor]) -> Tensor:
+        """What `record` gives: operations on plans, weights and each other's results, always the same for a `key`.
 
-        A backend may call `line` once for each key (compared by identity), and run what it then recorded each time.
+        A backend may call `record` once for each key (compared by identity), and replay the graph from then on.
         """
         ...
 

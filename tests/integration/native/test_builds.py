@@ -149,7 +149,7 @@ def test_sanitizers_find_nothing(sanitized):
         "kernels": f"({SHORT}) and (avx2 or 7-31)",
         "quantized": "31-1025 or 33-512 or parts or bad",
         "int8_kv": "avx2",
-        "sampling": "Company or Border or Top or Verdicts",
+        "sampling": "Company or Border or Top or Statuses",
     }
     which = " or ".join(f"(test_{name} and ({words}))" for name, words in chosen.items())
     check(sanitized, *(f"tests/unit/ops/cpu/test_{name}.py" for name in chosen), "-k", which, **sanitizers())
@@ -159,15 +159,15 @@ def test_sanitizers_are_there(sanitized):
     """A table that names a block of nobody's, beyond the cache: nothing checks that but the sanitizer."""
     code = """
 import numpy as np, sys
-from tests.support.native_build import take_place
-take_place(sys.argv[1])
+from tests.support.native_build import replace_native
+replace_native(sys.argv[1])
 from octavo.ops import cpu
 from octavo.ops.interface import AttentionShape, KVShape, RowSpans
-place = cpu.open_place("cpu", "float32", 1)
-kv = cpu.new_kv(place, KVShape(2, 16, 1, 8), "float32")
+device = cpu.open_device("cpu", "float32", 1)
+kv = cpu.new_kv(device, KVShape(2, 16, 1, 8), "float32")
 rows = RowSpans(np.array([0]), *(np.array(x, np.int32) for x in ([0, 1], [1], [[2]])))
 plan = cpu.plan_attention(kv, rows, AttentionShape(1, 1, 8, 1.0))
-cpu.download(cpu.attention(cpu.upload(place, np.ones((1, 8), np.float32)), kv, plan))
+cpu.download(cpu.attention(cpu.upload(device, np.ones((1, 8), np.float32)), kv, plan))
 """
     command = [sys.executable, "-c", code, str(sanitized)]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | HERE | sanitizers(), capture_output=True, text=True)

@@ -17,12 +17,12 @@ from octavo.ops.sampling import Ints
 ISA_VARIABLE = "OCTAVO_CPU_ISA"  # forces one of the ISA variants that can run here, for tests and comparisons
 _OLD_ISA_VARIABLE = "OCTAVO_CPU_PATH"
 DTYPES = ("float32", "bfloat16", "float16")
-PANEL = 32  # kPanel in kernels.h
+PANEL = 32  # kPanel in csrc/kernels/kernels.h
 
 
 @dataclass(eq=False, slots=True)
 class Handle:
-    """The CPU's own part of a Device. `programs` are recorded lines, by what they were recorded for."""
+    """The CPU's own part of a Device. `programs` are recorded graphs, by the keys they were recorded for."""
 
     native: Native  # the execution context: threads and the chosen ISA variant
     is_bf16: bool

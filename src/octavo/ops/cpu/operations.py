@@ -1,4 +1,4 @@
-"""The straight line of a decoder: every operation is noted, and run when its line is complete. See `graph`.
+"""The operations of a decoder: each records a node of a graph, which runs once it is complete. See `graph`.
 
 Index arrays go to the native part as they come: it copies those that are of another type, or do not lie together.
 """
@@ -17,7 +17,7 @@ from octavo.ops.cpu.graph import Native, Program, Replayed, Tensor, Tokens, comp
 from octavo.ops.interface import AttentionShape, Device, FinalNorm, HeadNorms, RowSpans
 from octavo.ops.sampling import Ints, SampleRules, Scored
 
-_MAX_PROGRAMS = 4  # recorded lines kept by a device
+_MAX_PROGRAMS = 4  # recorded graphs kept by a device
 
 
 @dataclass(eq=False, slots=True)
@@ -47,12 +47,12 @@ def _program_of(hidden: Tensor | Replayed) -> tuple[Program, int]:
     return program, program.out
 
 
-def replay(device: Device, key: tuple[object, ...], line: Callable[[], Tensor]) -> Replayed:
-    """See `Ops.replay`: `line` is called once for each `key`, and what it noted is run each time."""
+def replay(device: Device, key: tuple[object, ...], record: Callable[[], Tensor]) -> Replayed:
+    """See `Ops.replay`: `record` is called once for each `key`, and the graph that it recorded runs each time."""
     handle: Handle = device.handle
     program = next((p for known, p in handle.programs if _is_same(known, key)), None)
     if program is None:
-        program = compile_graph(line())
+        program = compile_graph(record())
         handle.programs[:] = [*handle.programs[-_MAX_PROGRAMS + 1 :], (key, program)]
     return Replayed(handle.native, program, program.run())
 

@@ -1,4 +1,4 @@
-"""The straight line of a decoder but for attention: embedding, norms, products, RoPE, SwiGLU, logits."""
+"""The operations of a decoder other than attention: embedding, norms, products, RoPE, SwiGLU, logits."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,9 +23,9 @@ class Rotation:
     sin: Tensor
 
 
-def replay(device: Device, key: tuple[object, ...], line: Callable[[], Tensor]) -> Tensor:  # noqa: ARG001
-    """What `line` gives; nothing is recorded."""
-    return line()
+def replay(device: Device, key: tuple[object, ...], record: Callable[[], Tensor]) -> Tensor:  # noqa: ARG001
+    """What `record` gives; nothing is kept."""
+    return record()
 
 
 @torch.inference_mode()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from octavo.ops import _cpu
 from octavo.ops.cpu import sampling as cpu
 from octavo.ops.reference import sampling as reference
-from octavo.ops.sampling import Scored, Verdict
+from octavo.ops.sampling import RowStatus, Scored
 from tests.unit.ops.reference.test_sampling import Rule, inverse, probabilities, random_rule, rules_of
 
 RULE_VOCAB = 37  # of `random_rule`: the ids in its rules are below
@@ -62,11 +62,11 @@ def may_be(token: int, logits: np.ndarray, rule: Rule) -> bool:
 
 
 def check(found: Scored, logits: np.ndarray, rows: list[Rule], num_top: int) -> None:
-    """`found` is what the reference says: verdicts and ids; scores by float64."""
+    """`found` is what the reference says: statuses and ids; scores by float64."""
     expected = meant(logits, rows, num_top)
-    assert found.verdicts.tolist() == expected.verdicts.tolist()
+    assert found.statuses.tolist() == expected.statuses.tolist()
     assert ((found.ids >= 0) & (found.ids < logits.shape[1])).all()
-    for row in np.flatnonzero(found.verdicts == Verdict.OK):
+    for row in np.flatnonzero(found.statuses == RowStatus.OK):
         token = int(found.ids[row])
         assert token == expected.ids[row] or may_be(token, logits[row], rows[row]), (rows[row], token)
     check_scores(found, logits)
@@ -74,7 +74,7 @@ def check(found: Scored, logits: np.ndarray, rows: list[Rule], num_top: int) -> 
 
 def check_scores(found: Scored, logits: np.ndarray) -> None:
     num_top = found.top_ids.shape[1]
-    for row in np.flatnonzero(found.verdicts != Verdict.NOT_FINITE):
+    for row in np.flatnonzero(found.statuses != RowStatus.NOT_FINITE):
         values, token = logits[row].astype(np.float64), found.ids[row]
         logprobs = values - values.max() - np.log(np.exp(values - values.max()).sum())
         assert found.logprobs[row] == pytest.approx(logprobs[token], rel=2e-7, abs=8e-7)
@@ -145,7 +145,7 @@ class TestAgainstTheReference:
         found = cpu.score(logits, targets, 7, context)
         expected = reference.score(torch.from_numpy(logits), targets, 7)
         assert found.ids.tolist() == targets.tolist()
-        assert found.verdicts.tolist() == expected.verdicts.tolist()
+        assert found.statuses.tolist() == expected.statuses.tolist()
         check_scores(found, logits)
 
     def test_a_score_is_what_sampling_says_of_the_token(self, context):
@@ -243,7 +243,7 @@ class TestCuts:
         assert draw(context, logits, [Rule(uniform=0.0), Rule(uniform=1 - 2**-53)]).ids.tolist() == [5, 1100]
 
 
-class TestVerdicts:
+class TestStatuses:
     @pytest.mark.parametrize("temperature", [0.0, 1.0])
     @pytest.mark.parametrize("bad", [math.nan, -math.nan, math.inf])
     @pytest.mark.parametrize("at", [0, 4, 511, 8191, 8192, 8199])
@@ -253,7 +253,7 @@ class TestVerdicts:
         clean = draw(context, logits, rows, 3)
         logits[1, at] = bad
         found = draw(context, logits, rows, 3)
-        assert found.verdicts.tolist() == [Verdict.OK, Verdict.NOT_FINITE, Verdict.OK]
+        assert found.statuses.tolist() == [RowStatus.OK, RowStatus.NOT_FINITE, RowStatus.OK]
         assert found.logprobs[[0, 2]].tobytes() == clean.logprobs[[0, 2]].tobytes()
         assert found.ids[[0, 2]].tolist() == clean.ids[[0, 2]].tolist()
         assert 0 <= found.ids[1] < 8200
@@ -262,9 +262,9 @@ class TestVerdicts:
     def test_a_bad_number_among_impossible_tokens(self, context):
         logits = np.zeros((1, 20_000))
         logits[0, 8_192:16_384] = -np.inf
-        assert draw(context, logits, [Rule()]).verdicts.tolist() == [Verdict.OK]
+        assert draw(context, logits, [Rule()]).statuses.tolist() == [RowStatus.OK]
         logits[0, 9_000] = np.nan
-        assert draw(context, logits, [Rule()]).verdicts.tolist() == [Verdict.NOT_FINITE]
+        assert draw(context, logits, [Rule()]).statuses.tolist() == [RowStatus.NOT_FINITE]
 
     @pytest.mark.parametrize("temperature", [0.0, 1.0])
     @pytest.mark.parametrize("rule", [{}, {"top_k": 2}, {"allowed": [1]}, {"allowed": [1], "banned": [1]}])
@@ -272,16 +272,16 @@ class TestVerdicts:
         for bad in (math.nan, math.inf, -math.inf):
             logits = [[bad] * 9, [1.0] * 9]
             found = draw(context, logits, [Rule(temperature=temperature, **rule), Rule()], 4)
-            assert found.verdicts.tolist() == [Verdict.NOT_FINITE, Verdict.OK]
+            assert found.statuses.tolist() == [RowStatus.NOT_FINITE, RowStatus.OK]
             assert 0 <= found.ids[0] < 9
 
     @pytest.mark.parametrize("temperature", [0.0, 1.0])
     def test_nothing_allowed(self, context, temperature):
         rows = [Rule(temperature=temperature, allowed=[1], banned=[1], top_k=2), Rule(temperature=temperature)]
         found = draw(context, [[1.0, 2.0, 3.0]] * 2, rows)
-        assert found.verdicts.tolist() == [Verdict.NOTHING_ALLOWED, Verdict.OK]
+        assert found.statuses.tolist() == [RowStatus.NOTHING_ALLOWED, RowStatus.OK]
         rows = [Rule(temperature=temperature, allowed=[0])]
-        assert draw(context, [[-math.inf, 1.0]], rows).verdicts.tolist() == [Verdict.NOTHING_ALLOWED]
+        assert draw(context, [[-math.inf, 1.0]], rows).statuses.tolist() == [RowStatus.NOTHING_ALLOWED]
 
 
 class TestTop:
