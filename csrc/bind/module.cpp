@@ -11,9 +11,16 @@
 #include <chrono>
 #include <optional>
 #include <stdexcept>
+#include <string>
 #include <tuple>
+#include <vector>
 
+#include "core/context.h"
+#include "graph/linear.h"
 #include "graph/program.h"
+#include "graph/step_plans.h"
+#include "weights/kv_cache.h"
+#include "weights/packed_matrix.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;

@@ -4,9 +4,9 @@
 #include <string>
 #include <vector>
 
-#include "kernels/kernels.h"
 #include "core/memory.h"
 #include "core/pool.h"
+#include "kernels/kernels.h"
 
 namespace octavo {
 

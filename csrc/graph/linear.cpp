@@ -1,8 +1,10 @@
 // A product in two parallel parts: the input's rows are packed (and normed), then panels of weights stream past them.
 
+#include "graph/linear.h"
+
 #include <algorithm>
 
-#include "graph/program.h"
+#include "core/util.h"
 
 namespace octavo {
 
@@ -12,8 +14,6 @@ constexpr int kRowsAtOnce = 96;  // rows whose sums a thread holds; a multiple o
 constexpr std::int64_t kStreamBytes = 384 << 10;  // weights that a thread reads in one go, where there are few rows
 constexpr int kUnitsPerThread = 3;
 constexpr int kFirstBytes = 1024;  // of a unit's weights, asked for before anything else; later ones are so in time
-
-int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
 // What a thread takes at a time: `panels_per_unit` panels (with `silu` pairs of them) and one of `row_parts` parts of
 // the rows. Has no influence on any result.

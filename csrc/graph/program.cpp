@@ -3,15 +3,14 @@
 #include "graph/program.h"
 
 #include <algorithm>
-#include <cstring>
+
+#include "core/util.h"
 
 namespace octavo {
 
 namespace {
 
 constexpr int kRowsPerUnit = 16;  // rows of the small operations that a thread takes at a time
-
-int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
 // f(row) for every row, some rows a unit.
 template <class F>

@@ -4,8 +4,8 @@
 
 #include <cstdint>
 
-#include "kernels/kernels.h"
 #include "core/pool.h"
+#include "kernels/kernels.h"
 
 namespace octavo {
 

@@ -1,9 +1,9 @@
 // What is worked out once a step: angles, and how attention is cut into units of work.
 
+#include "graph/step_plans.h"
+
 #include <algorithm>
 #include <cmath>
-
-#include "graph/program.h"
 
 namespace octavo {
 

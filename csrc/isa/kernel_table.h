@@ -2,12 +2,13 @@
 #pragma once
 
 #include "kernels/attention.h"
-#include "kernels/sampling.h"
-#include "kernels/kernels.h"
-#include "kernels/roofline.h"
+#include "kernels/elementwise.h"
 #include "kernels/gemm_float.h"
 #include "kernels/gemm_int8.h"
-#include "kernels/rowwise.h"
+#include "kernels/kernels.h"
+#include "kernels/roofline.h"
+#include "kernels/rope_kv.h"
+#include "kernels/sampling.h"
 
 namespace {
 

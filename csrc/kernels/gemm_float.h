@@ -2,8 +2,8 @@
 // matrix instructions for bfloat16.
 #pragma once
 
+#include "kernels/elementwise.h"
 #include "kernels/kernels.h"
-#include "kernels/rowwise.h"
 #include "simd/tile.h"
 
 namespace {

@@ -2,9 +2,9 @@
 // products are scaled and added up, in float32 and in the order of the groups.
 #pragma once
 
-#include "simd/dot.h"
+#include "kernels/elementwise.h"
 #include "kernels/kernels.h"
-#include "kernels/rowwise.h"
+#include "simd/dot.h"
 
 namespace {
 

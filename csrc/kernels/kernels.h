@@ -42,9 +42,9 @@ constexpr int kSuperBlockGroups = 8;
 // Quantized: super-block after super-block of kSuperBlockGroups groups of 32 or 64 inputs, the last as short as it is.
 // Each has, for all columns, float16 scales [groups, kPanel], then, where there are such, minimums [groups, kPanel]
 // (with sub-scales both are [kPanel]), then sub-scales int8 [groups, kPanel] and those of the minimums int8 [groups,
-// kPanel]; then the codes, group by group, four neighboring inputs of a column together: int8 [group / 4, kPanel, 4]. Of
-// int4, byte [q, column, i] holds input 4q + i in its low half and input 4q + i + 16 in its high one; without minimums,
-// code + 8.
+// kPanel]; then the codes, group by group, four neighboring inputs of a column together: int8 [group / 4, kPanel, 4].
+// Of int4, byte [q, column, i] holds input 4q + i in its low half and input 4q + i + 16 in its high one; without
+// minimums, code + 8.
 struct PanelView {
     const void* data;
     std::int64_t num_bytes;

@@ -1,20 +1,17 @@
-// Packing weights, and the blocks of keys and values.
+// Packing weights into panels, and reading single rows of them back.
+
+#include "weights/packed_matrix.h"
 
 #include <algorithm>
 #include <cstring>
-#include <utility>
 
-#include "graph/program.h"
+#include "core/util.h"
 
 namespace octavo {
 
 namespace {
 
 constexpr int kInputsPadded = 32;  // bfloat16: whole tiles of the matrix unit
-
-int item_bytes(Dtype dtype) { return dtype == Dtype::bfloat16 ? 2 : 4; }
-
-int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
 bool is_quantized(Format format) { return format != Format::float32 && format != Format::bfloat16; }
 
@@ -258,36 +255,6 @@ void Matrix::copy_row(int row, float* out) const {
         const std::uint32_t bits = std::uint32_t{words[(std::int64_t{i} / 2 * kPanel + column) * 2 + i % 2]} << 16;
         std::memcpy(out + i, &bits, 4);
     }
-}
-
-namespace {
-
-std::int64_t bytes_of_block(const KVView& view) {
-    const bool is_scaled = view.dtype == Dtype::int8;
-    const std::int64_t item = is_scaled ? 1 : item_bytes(view.dtype);
-    const std::int64_t a_row = view.head_dim * item + (is_scaled ? sizeof(float) : 0);
-    return 2 * a_row * view.block_size * view.num_kv_heads;
-}
-
-}  // namespace
-
-Cache::Cache(const KVView& like, int layer, int num_layers, std::shared_ptr<Memory> memory)
-    : view(like), memory(std::move(memory)), block_bytes_(bytes_of_block(like)) {
-    view.block_stride = block_bytes_ * num_layers;
-    view.blocks = this->memory->as<char>() + block_bytes_ * layer;
-}
-
-std::vector<Cache> Cache::layers(int num_layers, const KVView& like) {
-    const auto memory = std::make_shared<Memory>(bytes_of_block(like) * like.num_blocks * num_layers);
-    std::vector<Cache> layers;
-    for (int layer = 0; layer < num_layers; ++layer) layers.push_back(Cache(like, layer, num_layers, memory));
-    return layers;
-}
-
-void Cache::copy_block(std::int64_t from, std::int64_t to) {
-    char* blocks = static_cast<char*>(view.blocks);
-    std::memcpy(blocks + to * view.block_stride, blocks + from * view.block_stride,
-                static_cast<std::size_t>(block_bytes_));
 }
 
 }  // namespace octavo
