@@ -3,15 +3,14 @@ with the address and undefined-behavior sanitizers. Their tests run in a process
 """
 
 import os
-import shutil
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[3]
+from tests.support.native_cache import ROOT, cached_build
+
 # The runner lies in the checkout; it then makes way for the installed package.
 HERE = {"PYTHONSAFEPATH": ""}
 WIDE = ("amx", "avx512_bf16", "avx512_vnni", "avx512", "avx2_vnni")
@@ -22,33 +21,6 @@ SHORT = (
     f"{PRODUCTS} or test_embed or test_add_into or test_copied or test_bad_numbers or test_a_matrix_of_uneven_parts"
     " or (test_logits and 33) or (test_rope_and_cache and 34) or (test_attention and mixed and (blocks or group))"
 )
-
-
-def tool(name: str) -> str:
-    """A program beside this Python, or on the path."""
-    found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
-    return found or pytest.skip(f"{name} is not installed")
-
-
-def build(directory: Path, option: str) -> Path:
-    """`_cpu`, built with the CMake option `option` in `directory`."""
-    if find_spec("nanobind") is None:
-        pytest.skip("nanobind is not installed")
-    if not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
-        pytest.skip("there is no C++ compiler")
-    nanobind = [sys.executable, "-m", "nanobind", "--cmake_dir"]
-    where = subprocess.run(nanobind, capture_output=True, text=True, check=True).stdout.strip()
-    made_by = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}"]
-    known = [f"-DPython_EXECUTABLE={sys.executable}", f"-Dnanobind_DIR={where}"]
-    build_type = "-DCMAKE_BUILD_TYPE=None", "-DCMAKE_CXX_FLAGS=-O1"
-    for command in (
-        [tool("cmake"), "-S", str(ROOT), "-B", str(directory), *made_by, *known, *build_type, f"-D{option}=ON"],
-        [tool("cmake"), "--build", str(directory), "--target", "_cpu"],
-    ):
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        assert done.returncode == 0, done.stdout[-4000:]
-    (module,) = directory.glob("_cpu.*so")
-    return module
 
 
 def check(module: Path, *words: str, **variables: str) -> str:
@@ -77,8 +49,8 @@ def check(module: Path, *words: str, **variables: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def stand_ins(tmp_path_factory) -> Path:
-    return build(tmp_path_factory.mktemp("stand_ins"), "OCTAVO_STAND_INS")
+def stand_ins() -> Path:
+    return cached_build("OCTAVO_STAND_INS")
 
 
 def test_wide_kernels(stand_ins):
@@ -125,8 +97,8 @@ def test_wide_equalities(stand_ins, isa):
 
 
 @pytest.fixture(scope="module")
-def sanitized(tmp_path_factory) -> Path:
-    return build(tmp_path_factory.mktemp("sanitized"), "OCTAVO_SANITIZE")
+def sanitized() -> Path:
+    return cached_build("OCTAVO_SANITIZE")
 
 
 def sanitizers() -> dict[str, str]:
