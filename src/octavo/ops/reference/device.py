@@ -73,7 +73,7 @@ class Blocks:
 
 
 def open_device(device: str, dtype: str, threads: int | None) -> Device:
-    """See `Ops.open_place`. Sets the number of threads of the whole process's torch."""
+    """See `Ops.open_device`. Sets the number of threads of the whole process's torch."""
     if dtype not in DTYPES:
         raise ConfigError(f"dtype={dtype!r}: must be one of {', '.join(DTYPES)}")
     target = _find_device(device)
