@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
-from octavo.ops.cpu.device import PATH_VARIABLE, paths
+from octavo.ops.cpu.device import ISA_VARIABLE, isa_names
 from octavo.ops.hardware import memory, processor
 
 
@@ -26,7 +26,7 @@ def describe(*distributions: str) -> dict[str, object]:
         "features": [name for name in cpu.features if name.startswith(("amx", "avx"))],
         "caches": cpu.caches,
         "memory": memory().total,
-        "kernels": os.environ.get(PATH_VARIABLE) or paths()[0],
+        "kernels": os.environ.get(ISA_VARIABLE) or isa_names()[0],
         "load_average": round(os.getloadavg()[0], 2),  # of the last minute, before anything was measured
         "flags": sys.argv[1:],
         "python": platform.python_version(),

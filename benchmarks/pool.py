@@ -1,4 +1,4 @@
-"""What sharing a product's units costs on 2, 16 and 64 cores: a simulation of the pool in octavo/ops/csrc/pool.cpp.
+"""What sharing a product's units costs on 2, 16 and 64 cores: a simulation of the pool in csrc/core/pool.cpp.
 
 No machine with so many cores was at hand. Simulated are the words that threads write to: an access costs `--local` ns
 where the same core had the word last and `--transfer` ns where another had it, and accesses to one word wait for each

@@ -53,7 +53,7 @@ def kernel_circumstances(arch: ArchConfig, device: Device, config: EngineConfig,
         "engine": {
             "model": model.model,
             "backend": "cpu",
-            "kernels": native.path,
+            "kernels": native.isa,
             "device": device.name,
             "dtype": device.dtype,
             "kv_dtype": kv_dtype,
@@ -82,7 +82,7 @@ def surroundings() -> dict[str, Any]:
 def _kernel_path(engine: "LLMEngine") -> str | None:
     """The instruction set that the CPU's kernels were chosen for; None on another backend."""
     layer = engine.engine.runner.kv.layers[0]
-    return str(layer.device.handle.native.path) if isinstance(layer, Blocks) else None
+    return str(layer.device.handle.native.isa) if isinstance(layer, Blocks) else None
 
 
 def circumstances_text(found: dict[str, Any]) -> list[tuple[str, str]]:

@@ -15,7 +15,7 @@ from octavo.cli import doctor, models
 from octavo.cli.format import printable, size_text
 from octavo.cli.main import main
 from octavo.ops import _hardware, hardware
-from octavo.ops.cpu.device import PATH_VARIABLE, paths
+from octavo.ops.cpu.device import ISA_VARIABLE, isa_names
 
 GIB = 2**30
 FLAGS = {"sse4.2": "sse4_2", "avx_vnni": "avx_vnni", "dotprod": "asimddp", "neon": "asimd", "fp16": "asimdhp"}
@@ -163,15 +163,15 @@ def test_doctor_for_people(empty_home: Path, capsys: pytest.CaptureFixture[str])
 def test_doctor_says_which_kernels(
     empty_home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
-    for path in paths():
-        monkeypatch.setenv(PATH_VARIABLE, path)
-        assert doctor.examine()["kernels"] == {"path": path, "paths": paths()}
-        assert ("kernels", f"{path} (of {', '.join(paths())})") in doctor._lines(doctor.examine())
-    monkeypatch.delenv(PATH_VARIABLE)
-    assert doctor.examine()["kernels"]["path"] == paths()[0]
-    monkeypatch.setenv(PATH_VARIABLE, "abacus")
+    for path in isa_names():
+        monkeypatch.setenv(ISA_VARIABLE, path)
+        assert doctor.examine()["kernels"] == {"path": path, "paths": isa_names()}
+        assert ("kernels", f"{path} (of {', '.join(isa_names())})") in doctor._lines(doctor.examine())
+    monkeypatch.delenv(ISA_VARIABLE)
+    assert doctor.examine()["kernels"]["path"] == isa_names()[0]
+    monkeypatch.setenv(ISA_VARIABLE, "abacus")
     assert main(["doctor"]) != 0
-    assert PATH_VARIABLE in capsys.readouterr().err
+    assert ISA_VARIABLE in capsys.readouterr().err
 
 
 def test_doctor_without_torch(monkeypatch: pytest.MonkeyPatch):
