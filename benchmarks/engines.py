@@ -34,7 +34,7 @@ def open_engine(model: str, dtype: str, threads: int, **fields: object) -> LLMEn
         return LLMEngine(EngineConfig.from_dict(named | {"model": folder, "load_format": "dummy"}))
 
 
-def machine_of(engine: LLMEngine) -> _cpu.Machine:
+def machine_of(engine: LLMEngine) -> _cpu.ExecutionContext:
     """The threads that compute for `engine`."""
     return engine.engine.runner.kv.layers[0].device.handle.native
 

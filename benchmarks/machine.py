@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from octavo.ops.cpu.device import PATH_VARIABLE, paths
+from octavo.ops.cpu.device import ISA_VARIABLE, isa_names
 from octavo.ops.hardware import memory, processor
 from octavo.tools.environment import hardware_and_versions
 
@@ -25,7 +25,7 @@ def environment(*packages: str) -> dict[str, object]:
         **found["machine"],
         "caches": processor().caches,
         "memory": memory().total,
-        "kernels": os.environ.get(PATH_VARIABLE) or paths()[0],
+        "kernels": os.environ.get(ISA_VARIABLE) or isa_names()[0],
         "load_average": round(os.getloadavg()[0], 2),  # of the last minute, before anything was measured
         "flags": sys.argv[1:],
         **found["versions"],

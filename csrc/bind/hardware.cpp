@@ -1,7 +1,7 @@
 // What this processor is: instruction sets that are safe to use, its name, its caches, the cores we may run on.
 //
 // "Safe to use" means that the processor has the instructions (CPUID) and that the operating system saves the
-// registers they touch (XGETBV). Knows nothing of kernels: which path is taken from these facts is decided elsewhere.
+// registers they touch (XGETBV). Knows nothing of kernels: core/context.cpp decides which ISA variant of them runs.
 
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/map.h>

@@ -1,4 +1,5 @@
-// What Python sees: the machine, packed weights, the cache, plans and programs. Checks what crosses, does no work.
+// What Python sees: the execution context, packed weights, the KV cache, plans and programs. Checks what crosses, does
+// no work.
 
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
@@ -10,9 +11,16 @@
 #include <chrono>
 #include <optional>
 #include <stdexcept>
+#include <string>
 #include <tuple>
+#include <vector>
 
+#include "core/context.h"
+#include "graph/linear.h"
 #include "graph/program.h"
+#include "graph/step_plans.h"
+#include "weights/kv_cache.h"
+#include "weights/packed_matrix.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -51,7 +59,7 @@ void check_rows(const Matrix& matrix, int first_row, std::size_t rows, std::size
     check(first_row >= 0 && count > 0 && first_row + count <= matrix.num_out, "the matrix has no such rows");
 }
 
-void fill(Matrix& matrix, Machine& machine, int first_row, const AnyMatrix& values) {
+void fill(Matrix& matrix, ExecutionContext& context, int first_row, const AnyMatrix& values) {
     check_rows(matrix, first_row, values.shape(0), values.shape(1));
     const Format format = matrix.format_of(first_row);
     check(values.itemsize() == (format == Format::bfloat16 ? 2 : 4) && matrix.input == static_cast<Input>(format),
@@ -59,33 +67,35 @@ void fill(Matrix& matrix, Machine& machine, int first_row, const AnyMatrix& valu
     const int rows = static_cast<int>(values.shape(0));
     const void* data = values.data();
     const Unlocked unlocked;
-    matrix.fill(machine.pool, first_row, rows, data);
+    matrix.fill(context.pool, first_row, rows, data);
 }
 
 using Bytes = std::optional<Array<std::int8_t, 2>>;
 using Halves = std::optional<Array<std::uint16_t, 2>>;
 
-// Whole numbers [rows, num_in] with their scales; the rows must be of one part.
-void fill_codes(Matrix& matrix, Machine& machine, int first_row, const Array<std::int8_t, 2>& codes,
-                const Array<std::uint16_t, 2>& scales, const Halves& mins, const Bytes& steps, const Bytes& min_steps) {
+// Quantized rows: integer codes [rows, num_in] with their scales; the rows must be of one part.
+void fill_codes(Matrix& matrix, ExecutionContext& context, int first_row, const Array<std::int8_t, 2>& codes,
+                const Array<std::uint16_t, 2>& scales, const Halves& mins, const Bytes& sub_scales,
+                const Bytes& sub_mins) {
     check_rows(matrix, first_row, codes.shape(0), codes.shape(1));
     const Format format = matrix.format_of(first_row);
-    const Codes kind = matrix.codes_of(first_row);
-    check(format != Format::float32 && format != Format::bfloat16, "the matrix is not one of whole numbers");
-    check(kind.has_mins == mins.has_value() && kind.has_steps == steps.has_value() &&
-          (kind.has_mins && kind.has_steps) == min_steps.has_value(), "the scales are not of the matrix's kind");
+    const QuantKind kind = matrix.kind_of(first_row);
+    check(format != Format::float32 && format != Format::bfloat16, "the matrix is not a quantized one");
+    check(kind.has_mins == mins.has_value() && kind.has_sub_scales == sub_scales.has_value() &&
+          (kind.has_mins && kind.has_sub_scales) == sub_mins.has_value(), "the scales are not of the matrix's kind");
     const int group = format == Format::int8_16 ? 16 : format == Format::int8_64 ? 64 : 32;
     const std::size_t rows = codes.shape(0), groups = static_cast<std::size_t>(matrix.padded_in / group);
-    const std::size_t stretches = kind.has_steps ? static_cast<std::size_t>(matrix.padded_in / kSteppedInputs) : groups;
+    const std::size_t scaled = kind.has_sub_scales ? static_cast<std::size_t>(matrix.padded_in / kSuperBlockInputs)
+                                                   : groups;  // what has a float16 scale of its own
     const auto fits = [rows](const auto& array, std::size_t width) {
         return array.shape(0) == rows && array.shape(1) == width;
     };
-    check(fits(scales, stretches) && (!mins || fits(*mins, stretches)) && (!steps || fits(*steps, groups)) &&
-          (!min_steps || fits(*min_steps, groups)), "the scales do not fit the codes");
-    const CodeRows given{codes.data(), scales.data(), mins ? mins->data() : nullptr, steps ? steps->data() : nullptr,
-                         min_steps ? min_steps->data() : nullptr};
+    check(fits(scales, scaled) && (!mins || fits(*mins, scaled)) && (!sub_scales || fits(*sub_scales, groups)) &&
+          (!sub_mins || fits(*sub_mins, groups)), "the scales do not fit the codes");
+    const CodeRows given{codes.data(), scales.data(), mins ? mins->data() : nullptr,
+                         sub_scales ? sub_scales->data() : nullptr, sub_mins ? sub_mins->data() : nullptr};
     const Unlocked unlocked;
-    matrix.fill(machine.pool, first_row, static_cast<int>(rows), given);
+    matrix.fill(context.pool, first_row, static_cast<int>(rows), given);
 }
 
 Format format_of(const std::string& name) {
@@ -95,17 +105,17 @@ Format format_of(const std::string& name) {
     throw std::invalid_argument("there is no format " + name);
 }
 
-using PartRow = std::tuple<int, std::string, bool, bool>;  // rows, format, has minimums, has steps
+using PartRow = std::tuple<int, std::string, bool, bool>;  // rows, format, has minimums, has sub-scales
 
-void make_matrix(Matrix* self, Machine& machine, int num_in, const std::vector<PartRow>& rows, bool halves) {
+void make_matrix(Matrix* self, ExecutionContext& context, int num_in, const std::vector<PartRow>& rows, bool halves) {
     std::vector<Part> parts;
     int num_out = 0;
-    for (const auto& [num_rows, name, has_mins, has_steps] : rows) {
-        parts.push_back({num_rows, format_of(name), {has_mins, has_steps}});
+    for (const auto& [num_rows, name, has_mins, has_sub_scales] : rows) {
+        parts.push_back({num_rows, format_of(name), {has_mins, has_sub_scales}});
         check(num_rows > 0, "an empty part");
         check(!has_mins || parts.back().format == Format::int4_32 || parts.back().format == Format::int8_32,
               "minimums are for groups of 32");
-        check(!has_steps || num_in % kSteppedInputs == 0, "steps need whole stretches of inputs");
+        check(!has_sub_scales || num_in % kSuperBlockInputs == 0, "sub-scales need whole super-blocks of inputs");
         num_out += num_rows;
     }
     check(num_in > 0 && num_out > 0, "an empty matrix");
@@ -118,10 +128,10 @@ void make_matrix(Matrix* self, Machine& machine, int num_in, const std::vector<P
     for (const Part& part : parts)
         check(part.format == parts[0].format || !(reads_floats(part) || reads_floats(parts[0])),
               "the parts do not read their input alike");
-    new (self) Matrix(machine.weights, num_in, parts, halves);
+    new (self) Matrix(context.weights, num_in, parts, halves);
 }
 
-void set_attention(AttentionPlan& plan, const Machine& machine, const AttentionShape& shape,
+void set_attention(AttentionPlan& plan, const ExecutionContext& context, const AttentionShape& shape,
                    const Array<std::int64_t, 1>& slots, const Array<std::int32_t, 1>& row_starts,
                    const Array<std::int32_t, 1>& context_lens, const Array<std::int32_t, 2>& block_table) {
     const std::size_t num_rows = context_lens.shape(0);
@@ -129,34 +139,34 @@ void set_attention(AttentionPlan& plan, const Machine& machine, const AttentionS
     plan.slots.assign(slots.data(), slots.data() + slots.size());
     plan.block_table.assign(block_table.data(), block_table.data() + block_table.size());
     plan.table_width = static_cast<int>(block_table.shape(1));
-    plan.set(*machine.kernels, shape, static_cast<int>(num_rows), row_starts.data(), context_lens.data());
+    plan.set(*context.kernels, shape, static_cast<int>(num_rows), row_starts.data(), context_lens.data());
 }
 
 // Logits of some rows of a program's buffer, into `out` [rows, vocab].
-void read_out(Machine& machine, const Program& program, int buffer, const Array<std::int32_t, 1>& rows,
+void read_out(ExecutionContext& context, const Program& program, int buffer, const Array<std::int32_t, 1>& rows,
               const Vector* norm, float eps, const Matrix& head, nb::ndarray<float, nb::ndim<2>, nb::c_contig> out) {
     check(static_cast<int>(out.shape(1)) == head.num_out && out.shape(0) == rows.shape(0), "logits: shape");
     const LinearInput input{program.buffer(buffer), rows.data(), program.width(buffer),
                             static_cast<int>(rows.shape(0)), norm_of(norm, eps)};
     float* to = out.data();
     const Unlocked unlocked;
-    run_linear(machine, head, input, {to, head.num_out, false, false});
+    run_linear(context, head, input, {to, head.num_out, false, false});
 }
 
 void bind_values(nb::module_& m) {
-    nb::class_<Machine>(m, "Machine", "Threads and the chosen path.")
-        .def(nb::init<const std::string&, int>(), "path"_a, "num_threads"_a)
-        .def_prop_ro("path", [](const Machine& self) { return self.kernels->name; })
-        .def_prop_ro("num_threads", [](const Machine& self) { return self.pool.num_threads(); });
+    nb::class_<ExecutionContext>(m, "ExecutionContext", "Threads, the kernels of one ISA variant, and scratch memory.")
+        .def(nb::init<const std::string&, int>(), "isa"_a, "num_threads"_a)
+        .def_prop_ro("isa", [](const ExecutionContext& self) { return self.kernels->name; })
+        .def_prop_ro("num_threads", [](const ExecutionContext& self) { return self.pool.num_threads(); });
     nb::class_<Vector>(m, "Vector", "Floats that kernels read.")
         .def("__init__", [](Vector* self, Array<float, 1> values) {
             new (self) Vector{{values.data(), values.data() + values.size()}};
         });
     nb::class_<Matrix>(m, "Matrix", "A packed matrix [num_out, num_in].")
-        .def("__init__", &make_matrix, "machine"_a, "num_in"_a, "parts"_a, "halves"_a)
-        .def("fill", &fill, "machine"_a, "first_row"_a, "values"_a)
-        .def("fill_codes", &fill_codes, "machine"_a, "first_row"_a, "codes"_a, "scales"_a, "mins"_a.none(),
-             "steps"_a.none(), "min_steps"_a.none())
+        .def("__init__", &make_matrix, "context"_a, "num_in"_a, "parts"_a, "halves"_a)
+        .def("fill", &fill, "context"_a, "first_row"_a, "values"_a)
+        .def("fill_codes", &fill_codes, "context"_a, "first_row"_a, "codes"_a, "scales"_a, "mins"_a.none(),
+             "sub_scales"_a.none(), "sub_mins"_a.none())
         .def("read_row",
              [](const Matrix& self, int row, nb::ndarray<float, nb::ndim<1>, nb::c_contig> out) {
                  check(row >= 0 && row < self.num_out && static_cast<int>(out.size()) == self.num_in, "no such row");
@@ -188,7 +198,7 @@ void bind_values(nb::module_& m) {
                 const std::size_t size = static_cast<std::size_t>(self.memory->size());
                 return nb::ndarray<nb::numpy, std::uint8_t>(self.memory->as<void>(), {size}, nb::find(&self));
             },
-            "All bytes of all layers, as they lie: see KVView in kernels.h.");
+            "All bytes of all layers, as they lie: see KVView in kernels/kernels.h.");
 }
 
 void bind_plans(nb::module_& m) {
@@ -215,8 +225,8 @@ void bind_plans(nb::module_& m) {
 }
 
 void bind_program(nb::module_& m) {
-    nb::class_<Program>(m, "Program", "A recorded straight line. What it refers to must outlive it.")
-        .def(nb::init<Machine&>())
+    nb::class_<Program>(m, "Program", "A recorded graph. What it refers to must outlive it.")
+        .def(nb::init<ExecutionContext&>())
         .def("add_buffer", &Program::add_buffer)
         .def("embed", &Program::embed)
         .def("rms_norm", [](Program& self, const Vector& norm, float eps, int in,
@@ -245,7 +255,7 @@ void bind_program(nb::module_& m) {
                                  nb::find(&self));
             },
             "The first rows of a buffer, in place: valid until there is need for more rows.");
-    m.def("logits", &read_out, "machine"_a, "program"_a, "buffer"_a, "rows"_a, "norm"_a.none(), "eps"_a, "head"_a,
+    m.def("logits", &read_out, "context"_a, "program"_a, "buffer"_a, "rows"_a, "norm"_a.none(), "eps"_a, "head"_a,
           "out"_a);
 }
 
@@ -254,18 +264,18 @@ double seconds_since(std::chrono::steady_clock::time_point begin) {
 }
 
 // Bytes a second of a bare read of `num_bytes`, by all threads, each from pieces of its own.
-double read_bandwidth(Machine& machine, std::int64_t num_bytes, int rounds) {
+double read_bandwidth(ExecutionContext& context, std::int64_t num_bytes, int rounds) {
     constexpr std::int64_t kPiece = std::int64_t{1} << 18;
     Memory memory(num_bytes);
     const int pieces = static_cast<int>(num_bytes / kPiece);
-    machine.pool.each(pieces, [&](int unit, int) {
+    context.pool.each(pieces, [&](int unit, int) {
         std::memset(memory.as<char>() + unit * kPiece, unit, static_cast<std::size_t>(kPiece));
     });
     double best = 0.0;
     for (int round = 0; round < rounds; ++round) {
         const auto begin = std::chrono::steady_clock::now();
-        machine.pool.each(pieces, [&](int unit, int) {
-            volatile std::uint32_t kept = machine.kernels->read(memory.as<char>() + unit * kPiece, kPiece);
+        context.pool.each(pieces, [&](int unit, int) {
+            volatile std::uint32_t kept = context.kernels->read(memory.as<char>() + unit * kPiece, kPiece);
             (void)kept;
         });
         const double rate = static_cast<double>(pieces * kPiece) / seconds_since(begin);
@@ -275,15 +285,15 @@ double read_bandwidth(Machine& machine, std::int64_t num_bytes, int rounds) {
 }
 
 // Floating-point operations a second of products that never leave the registers, by all threads.
-double product_peak(Machine& machine, int rounds) {
+double product_peak(ExecutionContext& context, int rounds) {
     constexpr int kUnits = 64;
     constexpr std::int64_t kLoops = 20000;
     double best = 0.0;
     for (int round = 0; round < rounds; ++round) {
         std::vector<double> done(kUnits);
         const auto begin = std::chrono::steady_clock::now();
-        machine.pool.each(kUnits, [&](int unit, int) {
-            done[static_cast<std::size_t>(unit)] = machine.kernels->spin_products(kLoops);
+        context.pool.each(kUnits, [&](int unit, int) {
+            done[static_cast<std::size_t>(unit)] = context.kernels->spin_products(kLoops);
         });
         double total = 0.0;
         for (const double one : done) total += one;
@@ -297,13 +307,13 @@ double product_peak(Machine& machine, int rounds) {
 
 NB_MODULE(_cpu, m) {
     m.doc() = "The CPU kernels; see octavo.ops.cpu.";
-    m.def("path_names", &path_names, "Paths that this processor can take, best first.");
+    m.def("isa_names", &isa_names, "ISA variants of the kernels that this processor can run, best first.");
     bind_values(m);
     bind_plans(m);
     bind_program(m);
-    m.def("read_bandwidth", &read_bandwidth, nb::call_guard<Unlocked>(), "machine"_a, "num_bytes"_a, "rounds"_a,
+    m.def("read_bandwidth", &read_bandwidth, nb::call_guard<Unlocked>(), "context"_a, "num_bytes"_a, "rounds"_a,
           "Bytes a second of a bare read, the best of some rounds.");
-    m.def("product_peak", &product_peak, nb::call_guard<Unlocked>(), "machine"_a, "rounds"_a,
+    m.def("product_peak", &product_peak, nb::call_guard<Unlocked>(), "context"_a, "rounds"_a,
           "Floating-point operations a second from registers alone, the best of some rounds.");
     bind_sample(m);
 }

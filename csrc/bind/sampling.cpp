@@ -86,31 +86,33 @@ Scored scored_of(nb::handle scored, const Logits& logits, int num_top) {
     const std::size_t rows = static_cast<std::size_t>(logits.num_rows), top = rows * static_cast<std::size_t>(num_top);
     return {field<std::int64_t>(scored, "ids", rows),          field<float>(scored, "logprobs", rows),
             field<std::int64_t>(scored, "ranks", rows),        field<std::int64_t, 2>(scored, "top_ids", top),
-            field<float, 2>(scored, "top_logprobs", top),      field<std::int64_t>(scored, "verdicts", rows)};
+            field<float, 2>(scored, "top_logprobs", top),      field<std::int64_t>(scored, "statuses", rows)};
 }
 
-void call_sample(Machine& machine, const LogitsArray& logits, nb::object rules, int num_top, nb::object scored) {
+void call_sample(ExecutionContext& context, const LogitsArray& logits, nb::object rules, int num_top,
+                 nb::object scored) {
     const Logits in = logits_of(logits);
     const Rules by = rules_of(rules, in);
     const Scored out = scored_of(scored, in, num_top);
     const nb::gil_scoped_release unlocked;
-    sample(machine.pool, *machine.kernels, in, by, num_top, out);
+    sample(context.pool, *context.kernels, in, by, num_top, out);
 }
 
-void call_score(Machine& machine, const LogitsArray& logits, const Ints& targets, int num_top, nb::object scored) {
+void call_score(ExecutionContext& context, const LogitsArray& logits, const Ints& targets, int num_top,
+                nb::object scored) {
     const Logits in = logits_of(logits);
     check(targets.size() == logits.shape(0), "targets: not one a row");
     check_tokens(targets.data(), targets.size(), in.vocab, "targets");
     const Scored out = scored_of(scored, in, num_top);
     const nb::gil_scoped_release unlocked;
-    score(machine.pool, *machine.kernels, in, targets.data(), num_top, out);
+    score(context.pool, *context.kernels, in, targets.data(), num_top, out);
 }
 
 }  // namespace
 
 void bind_sample(nb::module_& m) {
-    m.def("sample", &call_sample, "machine"_a, "logits"_a.noconvert(), "rules"_a, "num_top"_a, "scored"_a,
+    m.def("sample", &call_sample, "context"_a, "logits"_a.noconvert(), "rules"_a, "num_top"_a, "scored"_a,
           "One token a row of logits [rows, vocab] by a SampleRules, its pairs in the order of rows, into a Scored.");
-    m.def("score", &call_score, "machine"_a, "logits"_a.noconvert(), "targets"_a.noconvert(), "num_top"_a, "scored"_a,
+    m.def("score", &call_score, "context"_a, "logits"_a.noconvert(), "targets"_a.noconvert(), "num_top"_a, "scored"_a,
           "The scores of given tokens, one a row of logits [rows, vocab], into a Scored.");
 }

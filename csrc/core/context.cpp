@@ -1,15 +1,15 @@
-// Which path is taken: the best that the processor has, or the one asked for.
+// Which ISA variant of the kernels is taken: the best that the processor has, or the one asked for.
 
 #include "core/context.h"
 
 #include <stdexcept>
 
-#if defined(OCTAVO_X86_PATHS) && defined(__linux__)
+#if defined(OCTAVO_X86_ISAS) && defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
 
-#if defined(OCTAVO_X86_PATHS)
+#if defined(OCTAVO_X86_ISAS)
 #include <cpuid.h>
 #endif
 
@@ -17,7 +17,7 @@ namespace octavo {
 
 namespace {
 
-#if defined(OCTAVO_X86_PATHS) && !defined(OCTAVO_STAND_INS) && !defined(OCTAVO_AVX2_ONLY)
+#if defined(OCTAVO_X86_ISAS) && !defined(OCTAVO_STAND_INS) && !defined(OCTAVO_AVX2_ONLY)
 
 // gcc 12's __builtin_cpu_supports does not know amx; the operating system's part is asked for below.
 bool has_amx() {
@@ -47,7 +47,7 @@ bool has_avx_vnni() {
 
 #endif
 
-#if defined(OCTAVO_X86_PATHS)
+#if defined(OCTAVO_X86_ISAS)
 
 bool has_avx2() {
     unsigned a = 0, b = 0, c = 0, d = 0;
@@ -57,9 +57,9 @@ bool has_avx2() {
 
 #endif
 
-std::vector<const Kernels*> find_paths() {
-    std::vector<const Kernels*> paths;
-#if defined(OCTAVO_X86_PATHS)
+std::vector<const Kernels*> find_isas() {
+    std::vector<const Kernels*> found;
+#if defined(OCTAVO_X86_ISAS)
     const bool avx2 = has_avx2();
 #if !defined(OCTAVO_AVX2_ONLY)
 #if defined(OCTAVO_STAND_INS)
@@ -69,36 +69,36 @@ std::vector<const Kernels*> find_paths() {
     const bool bf16 = avx512_vnni && __builtin_cpu_supports("avx512bf16"), amx = bf16 && has_amx();
     const bool avx2_vnni = avx2 && has_avx_vnni();
 #endif
-    if (amx) paths.push_back(amx_kernels());
-    if (bf16) paths.push_back(avx512_bf16_kernels());
-    if (avx512_vnni) paths.push_back(avx512_vnni_kernels());
-    if (avx512) paths.push_back(avx512_kernels());
-    if (avx2_vnni) paths.push_back(avx2_vnni_kernels());
+    if (amx) found.push_back(amx_kernels());
+    if (bf16) found.push_back(avx512_bf16_kernels());
+    if (avx512_vnni) found.push_back(avx512_vnni_kernels());
+    if (avx512) found.push_back(avx512_kernels());
+    if (avx2_vnni) found.push_back(avx2_vnni_kernels());
 #endif
-    if (avx2) paths.push_back(avx2_kernels());
+    if (avx2) found.push_back(avx2_kernels());
 #endif
-    paths.push_back(portable_kernels());
-    return paths;
+    found.push_back(portable_kernels());
+    return found;
 }
 
-const Kernels* choose(const std::string& path) {
-    for (const Kernels* kernels : find_paths())
-        if (path.empty() || path == kernels->name) return kernels;
-    throw std::invalid_argument("this processor has no path " + path);
+const Kernels* choose(const std::string& isa) {
+    for (const Kernels* kernels : find_isas())
+        if (isa.empty() || isa == kernels->name) return kernels;
+    throw std::invalid_argument("this processor has no instruction set " + isa);
 }
 
 }  // namespace
 
-Machine::Machine(const std::string& path, int num_threads)
-    : pool(num_threads), kernels(choose(path)), scratch(static_cast<std::size_t>(num_threads)) {}
+ExecutionContext::ExecutionContext(const std::string& isa, int num_threads)
+    : pool(num_threads), kernels(choose(isa)), scratch(static_cast<std::size_t>(num_threads)) {}
 
-void Machine::reserve_scratch(std::int64_t num_floats) {
+void ExecutionContext::reserve_scratch(std::int64_t num_floats) {
     for (Memory& memory : scratch) memory.reserve(num_floats * 4);
 }
 
-std::vector<std::string> path_names() {
+std::vector<std::string> isa_names() {
     std::vector<std::string> names;
-    for (const Kernels* kernels : find_paths()) names.emplace_back(kernels->name);
+    for (const Kernels* kernels : find_isas()) names.emplace_back(kernels->name);
     return names;
 }
 

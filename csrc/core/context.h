@@ -1,18 +1,18 @@
-// What all operations of one place share: the threads, the chosen path, and each thread's scratch.
+// What all operations of one device share: the threads, the kernels of the chosen ISA variant, and scratch memory.
 #pragma once
 
 #include <string>
 #include <vector>
 
-#include "kernels/kernels.h"
 #include "core/memory.h"
 #include "core/pool.h"
+#include "kernels/kernels.h"
 
 namespace octavo {
 
-struct Machine {
-    // `path`: one of path_names(), or empty for the best. Throws std::invalid_argument.
-    Machine(const std::string& path, int num_threads);
+struct ExecutionContext {
+    // `isa`: one of isa_names(), or empty for the best. Throws std::invalid_argument.
+    ExecutionContext(const std::string& isa, int num_threads);
 
     Pool pool;
     const Kernels* kernels;
@@ -24,7 +24,7 @@ struct Machine {
     void reserve_scratch(std::int64_t num_floats);
 };
 
-// The paths that this processor can take, best first.
-std::vector<std::string> path_names();
+// The ISA variants of the kernels that this processor can run, best first.
+std::vector<std::string> isa_names();
 
 }  // namespace octavo

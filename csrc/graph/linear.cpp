@@ -1,31 +1,31 @@
 // A product in two parallel parts: the input's rows are packed (and normed), then panels of weights stream past them.
 
+#include "graph/linear.h"
+
 #include <algorithm>
 
-#include "graph/program.h"
+#include "core/util.h"
 
 namespace octavo {
 
 namespace {
 
-constexpr int kRowsAtOnce = 96;  // rows whose sums a thread holds; a multiple of every path's block_rows
+constexpr int kRowsAtOnce = 96;  // rows whose sums a thread holds; a multiple of every ISA variant's block_rows
 constexpr std::int64_t kStreamBytes = 384 << 10;  // weights that a thread reads in one go, where there are few rows
 constexpr int kUnitsPerThread = 3;
 constexpr int kFirstBytes = 1024;  // of a unit's weights, asked for before anything else; later ones are so in time
 
-int ceil_div(int a, int b) { return (a + b - 1) / b; }
-
 // What a thread takes at a time: `panels_per_unit` panels (with `silu` pairs of them) and one of `row_parts` parts of
 // the rows. Has no influence on any result.
-struct Cut {
+struct WorkSplit {
     int panels_per_unit, num_panel_units, rows_per_part, row_parts;
 };
 
-Cut cut(const Machine& machine, const Matrix& matrix, int num_rows, int step) {
-    const int num_panels = matrix.num_panels() / step, threads = machine.pool.num_threads();
+WorkSplit split_work(const ExecutionContext& context, const Matrix& matrix, int num_rows, int step) {
+    const int num_panels = matrix.num_panels() / step, threads = context.pool.num_threads();
     const int wanted = threads == 1 ? 1 : threads * kUnitsPerThread;
     const int by_bytes = static_cast<int>(kStreamBytes * num_panels / matrix.num_bytes()) + 1;
-    Cut c{};
+    WorkSplit c{};
     // As many as fit, but so that all threads come to an end together.
     const auto longest = [&](int panels) { return ceil_div(ceil_div(num_panels, panels), threads) * panels; };
     c.panels_per_unit = 1;
@@ -40,23 +40,23 @@ Cut cut(const Machine& machine, const Matrix& matrix, int num_rows, int step) {
 }
 
 std::int64_t packed_row_bytes(const Kernels& kernels, const Matrix& matrix) {
-    const std::int64_t inputs = matrix.padded_in, head = sizeof(GroupHead);
+    const std::int64_t inputs = matrix.padded_in, header = sizeof(GroupHeader);
     switch (matrix.input) {
         case Input::float32: return inputs * 4;
         case Input::bfloat16: return inputs * kernels.bf16_bytes;
-        case Input::groups_of_32: return inputs + inputs / 32 * head;
-        case Input::groups_of_64: return inputs + inputs / 64 * head;
+        case Input::groups_of_32: return inputs + inputs / 32 * header;
+        case Input::groups_of_64: return inputs + inputs / 64 * header;
     }
     return 0;
 }
 
-void pack_input(Machine& machine, const Matrix& matrix, const LinearInput& input, std::int64_t row_bytes) {
-    const Kernels& kernels = *machine.kernels;
+void pack_input(ExecutionContext& context, const Matrix& matrix, const LinearInput& input, std::int64_t row_bytes) {
+    const Kernels& kernels = *context.kernels;
     const int kind = static_cast<int>(matrix.input), block = kernels.block_rows[kind];
-    machine.packed.reserve(std::int64_t{ceil_div(input.num_rows, block)} * block * row_bytes);
-    const PackArgs args{input.x, input.rows, input.norm.weight, machine.packed.as<void>(), input.stride, row_bytes,
+    context.packed.reserve(std::int64_t{ceil_div(input.num_rows, block)} * block * row_bytes);
+    const PackArgs args{input.x, input.rows, input.norm.weight, context.packed.as<void>(), input.stride, row_bytes,
                         input.num_rows, matrix.num_in, matrix.padded_in, input.norm.eps};
-    machine.pool.each(ceil_div(input.num_rows, block), [&](int unit, int) {
+    context.pool.each(ceil_div(input.num_rows, block), [&](int unit, int) {
         const int first = unit * block;
         kernels.pack_rows[kind](args, first, std::min(block, input.num_rows - first));
     });
@@ -64,16 +64,16 @@ void pack_input(Machine& machine, const Matrix& matrix, const LinearInput& input
 
 }  // namespace
 
-void run_linear(Machine& machine, const Matrix& matrix, const LinearInput& input, const LinearOutput& output) {
-    const Kernels& kernels = *machine.kernels;
+void run_linear(ExecutionContext& context, const Matrix& matrix, const LinearInput& input, const LinearOutput& output) {
+    const Kernels& kernels = *context.kernels;
     const std::int64_t row_bytes = packed_row_bytes(kernels, matrix);
-    pack_input(machine, matrix, input, row_bytes);
-    machine.reserve_scratch(2 * kRowsAtOnce * kPanel);
+    pack_input(context, matrix, input, row_bytes);
+    context.reserve_scratch(2 * kRowsAtOnce * kPanel);
     const int step = output.silu ? 2 : 1;
-    const Cut c = cut(machine, matrix, input.num_rows, step);
+    const WorkSplit c = split_work(context, matrix, input.num_rows, step);
     const float* bias = matrix.bias.empty() ? nullptr : matrix.bias.data();
-    machine.pool.each(c.num_panel_units * c.row_parts, [&](int unit, int thread) {
-        float* sums = machine.scratch_of(thread);
+    context.pool.each(c.num_panel_units * c.row_parts, [&](int unit, int thread) {
+        float* sums = context.scratch_of(thread);
         const int first_panel = unit / c.row_parts * c.panels_per_unit, part = unit % c.row_parts;
         const int end_panel = std::min(first_panel + c.panels_per_unit, matrix.num_panels() / step);
         const int end_row = std::min((part + 1) * c.rows_per_part, input.num_rows);
@@ -86,7 +86,7 @@ void run_linear(Machine& machine, const Matrix& matrix, const LinearInput& input
                 for (int i = 0; i < step; ++i) {
                     const PanelView& view = matrix.panel(index * step + i).view;
                     kernels.product[static_cast<int>(view.format)](
-                        {view, machine.packed.as<void>(), sums + i * kRowsAtOnce * kPanel, row_bytes, input.num_rows,
+                        {view, context.packed.as<void>(), sums + i * kRowsAtOnce * kPanel, row_bytes, input.num_rows,
                          row, rows, matrix.num_in, matrix.padded_in});
                 }
                 StoreArgs store{};

@@ -3,15 +3,14 @@
 #include "graph/program.h"
 
 #include <algorithm>
-#include <cstring>
+
+#include "core/util.h"
 
 namespace octavo {
 
 namespace {
 
 constexpr int kRowsPerUnit = 16;  // rows of the small operations that a thread takes at a time
-
-int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
 // f(row) for every row, some rows a unit.
 template <class F>
@@ -84,8 +83,8 @@ void Program::run(int num_tokens) {
 }
 
 void Program::run_op(const Op& op, int num_tokens) {
-    const Kernels& kernels = *machine_.kernels;
-    Pool& pool = machine_.pool;
+    const Kernels& kernels = *context_.kernels;
+    Pool& pool = context_.pool;
     const std::int64_t width = op.width;
     const float* in = op.in >= 0 ? buffer(op.in) : nullptr;
     float* out = buffer(op.out);
@@ -100,7 +99,7 @@ void Program::run_op(const Op& op, int num_tokens) {
                 kernels.rms_norm(in + row * width, op.norm.weight, op.norm.eps, op.width, out + row * width);
             });
         case Kind::linear:
-            return run_linear(machine_, *op.matrix, {in, nullptr, op.matrix->num_in, num_tokens, op.norm},
+            return run_linear(context_, *op.matrix, {in, nullptr, op.matrix->num_in, num_tokens, op.norm},
                               {out, width, op.adds, op.silu});
         case Kind::rope:
             return run_rope(op, num_tokens, out);
@@ -121,8 +120,8 @@ void Program::run_rope(const Op& op, int num_tokens, float* qkv) {
     const AttentionShape& shape = op.attention->shape;
     const std::int64_t width = std::int64_t{shape.num_heads + 2 * shape.num_kv_heads} * shape.head_dim;
     const std::int64_t half = shape.head_dim / 2;
-    each_row(machine_.pool, num_tokens, [&](int row) {
-        machine_.kernels->rope(op.cache->view,
+    each_row(context_.pool, num_tokens, [&](int row) {
+        context_.kernels->rope(op.cache->view,
                                {qkv + row * width, op.rope->cos.data() + row * half, op.rope->sin.data() + row * half,
                                 op.norm.weight, op.key_norm.weight, op.norm.eps, shape.num_heads,
                                 op.attention->slots[static_cast<std::size_t>(row)]});
@@ -132,36 +131,36 @@ void Program::run_rope(const Op& op, int num_tokens, float* qkv) {
 void Program::run_attention(const Op& op, const float* q, float* out) {
     const AttentionPlan& plan = *op.attention;
     const AttentionShape& shape = plan.shape;
-    const Kernels& kernels = *machine_.kernels;
+    const Kernels& kernels = *context_.kernels;
     const int group = shape.num_heads / shape.num_kv_heads;
     int most = 0;
     for (const AttentionPlan::Unit& unit : plan.units) most = std::max(most, unit.num_queries * group);
     states_.reserve(plan.num_state_floats * 4);
-    machine_.reserve_scratch(2 * kernels.state_floats(most, shape.head_dim) +
+    context_.reserve_scratch(2 * kernels.state_floats(most, shape.head_dim) +
                              kernels.attend_scratch(most, shape.head_dim, op.cache->view.block_size));
-    machine_.pool.each(static_cast<int>(plan.units.size()), [&](int index, int thread) {
-        attend_unit(op, plan.units[static_cast<std::size_t>(index)], q, out, machine_.scratch_of(thread));
+    context_.pool.each(static_cast<int>(plan.units.size()), [&](int index, int thread) {
+        attend_unit(op, plan.units[static_cast<std::size_t>(index)], q, out, context_.scratch_of(thread));
     });
     const std::int64_t stride = std::int64_t{shape.num_heads} * shape.head_dim;
-    machine_.pool.each(static_cast<int>(plan.joins.size()), [&](int index, int) {
+    context_.pool.each(static_cast<int>(plan.joins.size()), [&](int index, int) {
         const AttentionPlan::Join& join = plan.joins[static_cast<std::size_t>(index)];
         float* state = states_.as<float>() + join.state;
         for (int i = 1; i < join.num_states; ++i)
             kernels.merge(state, state + i * join.state_size, join.num_queries * group, shape.head_dim);
         kernels.finish(state, join.num_queries, group, shape.head_dim,
-                       out + join.place * stride + std::int64_t{join.kv_head} * group * shape.head_dim, stride);
+                       out + join.first_token * stride + std::int64_t{join.kv_head} * group * shape.head_dim, stride);
     });
 }
 
 void Program::attend_unit(const Op& op, const AttentionPlan::Unit& unit, const float* q, float* out, float* scratch) {
     const AttentionPlan& plan = *op.attention;
     const AttentionShape& shape = plan.shape;
-    const Kernels& kernels = *machine_.kernels;
+    const Kernels& kernels = *context_.kernels;
     const int group = shape.num_heads / shape.num_kv_heads;
     const std::int64_t size = kernels.state_floats(unit.num_queries * group, shape.head_dim);
     float* state = unit.state >= 0 ? states_.as<float>() + unit.state : scratch;
     AttendArgs args{};
-    args.q = q + unit.place * op.stride;
+    args.q = q + unit.first_token * op.stride;
     args.q_stride = op.stride;
     args.blocks = plan.block_table.data() + std::int64_t{unit.row} * plan.table_width;
     args.scratch = scratch + 2 * size;
@@ -183,7 +182,7 @@ void Program::attend_unit(const Op& op, const AttentionPlan::Unit& unit, const f
     if (unit.state >= 0) return;
     const std::int64_t stride = std::int64_t{shape.num_heads} * shape.head_dim;
     kernels.finish(state, unit.num_queries, group, shape.head_dim,
-                   out + unit.place * stride + std::int64_t{unit.kv_head} * group * shape.head_dim, stride);
+                   out + unit.first_token * stride + std::int64_t{unit.kv_head} * group * shape.head_dim, stride);
 }
 
 }  // namespace octavo

@@ -1,4 +1,4 @@
-// Sampling, row by row, over the vector kernels of draw.h.
+// Sampling, row by row, over the vector kernels of kernels/sampling.h.
 //
 // First every row is looked at in segments, which threads share: largest logit, sum of exponentials. A greedy row whose
 // logits nobody edits needs no more. Then each row is one thread's: edited in a copy, weighed, cut and drawn from.
@@ -14,6 +14,8 @@
 #include <limits>
 #include <vector>
 
+#include "core/util.h"
+
 namespace octavo {
 
 namespace {
@@ -23,8 +25,6 @@ constexpr int kDrawBlock = 1024;  // weights whose sum is one entry of the cumul
 constexpr int kTopBlock = 1024;   // logits that are looked through before the bar for the most likely ones is raised
 constexpr int kSlack = 16;        // a vector may be written past the last place collected
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-
-int blocks_of(int n, int size) { return (n + size - 1) / size; }
 
 std::uint32_t to_bits(float x) {
     std::uint32_t bits;
@@ -104,7 +104,7 @@ struct Call {
 
     const float* row(int i) const { return logits.values + i * logits.stride; }
     Normalizer normalizer(int i) const {
-        const int count = blocks_of(logits.vocab, kSegment);
+        const int count = ceil_div(logits.vocab, kSegment);
         return combine(memory.segments.data() + static_cast<std::int64_t>(i) * count, count);
     }
 };
@@ -115,19 +115,19 @@ std::size_t top_capacity(int vocab, int num_top) {
 
 void reserve(State& memory, int num_threads, const Logits& logits, int num_top) {
     const std::size_t vocab = logits.vocab;
-    memory.segments.resize(std::size_t{static_cast<unsigned>(logits.num_rows)} * blocks_of(logits.vocab, kSegment));
+    memory.segments.resize(std::size_t{static_cast<unsigned>(logits.num_rows)} * ceil_div(logits.vocab, kSegment));
     memory.scratch.resize(std::max<std::size_t>(memory.scratch.size(), num_threads));
     const auto grow = [](auto& values, std::size_t size) { values.resize(std::max(values.size(), size)); };
     for (Scratch& scratch : memory.scratch) {
         grow(scratch.weights, vocab);
         grow(scratch.places, vocab + kSlack);
-        grow(scratch.masses, blocks_of(logits.vocab, kDrawBlock));
+        grow(scratch.masses, ceil_div(logits.vocab, kDrawBlock));
         scratch.keys.reserve(top_capacity(logits.vocab, num_top));
     }
 }
 
 void scan_segments(Pool& pool, const Call& call) {
-    const int vocab = call.logits.vocab, count = blocks_of(vocab, kSegment);
+    const int vocab = call.logits.vocab, count = ceil_div(vocab, kSegment);
     pool.each(call.logits.num_rows * count, [&](int unit, int) {
         const int start = unit % count * kSegment;
         call.kernels.scan(call.row(unit / count) + start, std::min(kSegment, vocab - start),
@@ -179,14 +179,14 @@ void find_top(const Call& call, int row, const Normalizer& normalizer, Scratch& 
     }
 }
 
-void score_row(const Call& call, int row, std::int64_t id, Verdict verdict, Scratch& scratch) {
+void score_row(const Call& call, int row, std::int64_t id, RowStatus status, Scratch& scratch) {
     const float* x = call.row(row);
     const Normalizer normalizer = call.normalizer(row);
     const bool is_largest = x[id] == normalizer.largest;
     call.scored.ids[row] = id;
     call.scored.logprobs[row] = normalizer.logprob(x[id]);
     call.scored.ranks[row] = 1 + (is_largest ? 0 : call.kernels.count_above(x, call.logits.vocab, x[id]));
-    call.scored.verdicts[row] = static_cast<int>(normalizer.is_finite() ? verdict : Verdict::not_finite);
+    call.scored.statuses[row] = static_cast<int>(normalizer.is_finite() ? status : RowStatus::not_finite);
     find_top(call, row, normalizer, scratch);
 }
 
@@ -362,7 +362,7 @@ double mass_of(const Kernels& kernels, const float* weights, int start, int end,
 
 // The inverse of the cumulative distribution, in vocabulary order, at `uniform`; `otherwise` where nothing is kept.
 int invert(const Call& call, const float* weights, const Kept& kept, double uniform, Scratch& scratch, int otherwise) {
-    const int vocab = call.logits.vocab, num_blocks = blocks_of(vocab, kDrawBlock);
+    const int vocab = call.logits.vocab, num_blocks = ceil_div(vocab, kDrawBlock);
     double total = 0.0;
     for (int i = 0; i < num_blocks; ++i) {
         const int start = i * kDrawBlock;
@@ -411,7 +411,7 @@ void sample_row(const Call& call, const Rules& rules, int row, Scratch& scratch)
         const Kept kept = keep(call, rules, row, weights, scratch);
         id = invert(call, weights, kept, rules.uniform[row], scratch, id);
     }
-    score_row(call, row, id, largest.value == -kInfinity ? Verdict::nothing_allowed : Verdict::ok, scratch);
+    score_row(call, row, id, largest.value == -kInfinity ? RowStatus::nothing_allowed : RowStatus::ok, scratch);
 }
 
 // Whether the row's token is known once it is scanned.
@@ -442,7 +442,7 @@ void score(Pool& pool, const Kernels& kernels, const Logits& logits, const std::
     reserve(call.memory, pool.num_threads(), logits, num_top);
     scan_segments(pool, call);
     pool.each(logits.num_rows, [&](int row, int thread) {
-        score_row(call, row, targets[row], Verdict::ok, call.memory.scratch[thread]);
+        score_row(call, row, targets[row], RowStatus::ok, call.memory.scratch[thread]);
     });
 }
 

@@ -4,8 +4,8 @@
 
 #include <cstdint>
 
-#include "kernels/kernels.h"
 #include "core/pool.h"
+#include "kernels/kernels.h"
 
 namespace octavo {
 
@@ -15,7 +15,7 @@ struct Logits {
     int num_rows, vocab;
 };
 
-enum class Verdict : int { ok = 0, not_finite = 1, nothing_allowed = 2 };
+enum class RowStatus : int { ok = 0, not_finite = 1, nothing_allowed = 2 };
 
 // (row, token) pairs in the order of rows; both are within the logits' bounds.
 struct Pairs {
@@ -47,7 +47,7 @@ struct Scored {
     std::int64_t* ranks;
     std::int64_t* top_ids;  // [num_rows, num_top]
     float* top_logprobs;
-    std::int64_t* verdicts;
+    std::int64_t* statuses;
 };
 
 // One token a row by `rules`, scored under the logits as they come. num_top <= vocab. Only one thread at a time may

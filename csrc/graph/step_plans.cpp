@@ -1,9 +1,9 @@
 // What is worked out once a step: angles, and how attention is cut into units of work.
 
+#include "graph/step_plans.h"
+
 #include <algorithm>
 #include <cmath>
-
-#include "graph/program.h"
 
 namespace octavo {
 
@@ -41,7 +41,7 @@ void AttentionPlan::set(const Kernels& kernels, const AttentionShape& new_shape,
     std::stable_sort(units.begin(), units.end(), [&](const Unit& a, const Unit& b) { return cost(a) > cost(b); });
 }
 
-void AttentionPlan::add_row(const Kernels& kernels, int row, int place, int num_queries, int context_len) {
+void AttentionPlan::add_row(const Kernels& kernels, int row, int first_token, int num_queries, int context_len) {
     const int group = shape.num_heads / shape.num_kv_heads;
     const int run = std::max(1, kRunRows / group);
     for (int done = 0; done < num_queries; done += run) {
@@ -51,18 +51,18 @@ void AttentionPlan::add_row(const Kernels& kernels, int row, int place, int num_
         const bool apart = end - begin > 1 && num_queries <= kApart;
         if (!apart) {
             for (int head = 0; head < shape.num_kv_heads; ++head)
-                units.push_back({row, place + done, count, first, head, begin, end, -1});
+                units.push_back({row, first_token + done, count, first, head, begin, end, -1});
             continue;
         }
         const std::int64_t size = kernels.state_floats(count * group, shape.head_dim), base = num_state_floats;
         const std::int64_t states_of_head = (end - begin) * size;
         for (int head = 0; head < shape.num_kv_heads; ++head)
-            joins.push_back({place + done, count, head, end - begin, base + head * states_of_head, size});
+            joins.push_back({first_token + done, count, head, end - begin, base + head * states_of_head, size});
         // The heads of a segment one after the other: they lie side by side in its blocks.
         for (int segment = begin; segment < end; ++segment)
             for (int head = 0; head < shape.num_kv_heads; ++head) {
                 const std::int64_t state = base + head * states_of_head + (segment - begin) * size;
-                units.push_back({row, place + done, count, first, head, segment, segment + 1, state});
+                units.push_back({row, first_token + done, count, first, head, segment, segment + 1, state});
             }
         num_state_floats += shape.num_kv_heads * states_of_head;
     }

@@ -201,15 +201,15 @@ OCTAVO_INLINE const std::int8_t* bytes_of(const char* codes, std::int8_t* room) 
 }
 
 template <bool kMins, int kBits, int kGroup>
-void add_tiles(const ProductArgs& args, const Stretch<kBits, kGroup>& stretch, int first_group,
+void add_tiles(const ProductArgs& args, const SuperBlockReader<kBits, kGroup>& block, int first_group,
                const Widened<kBits, kGroup>& scales, const Widened<kBits, kGroup>& mins) {
-    using S = Stretch<kBits, kGroup>;
+    using S = SuperBlockReader<kBits, kGroup>;
     alignas(64) std::int8_t room[kGroup * kPanel];
     alignas(64) std::int32_t sums[2 * kTileRows * kPanel];
     int rows_before = -1, more_before = -1;
-    for (int index = 0; index < stretch.num_groups * S::kParts; ++index) {
+    for (int index = 0; index < block.num_groups * S::kParts; ++index) {
         const int group = first_group + index / S::kParts, part = index % S::kParts;
-        const auto* b = bytes_of<kBits, kGroup>(stretch.codes + index * (S::kCodeBytes / S::kParts), room);
+        const auto* b = bytes_of<kBits, kGroup>(block.codes + index * (S::kCodeBytes / S::kParts), room);
         for (int row = 0; row < args.num_rows; row += 2 * kTileRows) {
             const int left = args.num_rows - row, rows = left < kTileRows ? left : kTileRows;
             const int more = left - rows < kTileRows ? left - rows : kTileRows;
@@ -222,13 +222,14 @@ void add_tiles(const ProductArgs& args, const Stretch<kBits, kGroup>& stretch, i
             else
                 multiply_bytes<false>(a, args.row_bytes, b, sums);
             for (int m = 0; m < rows + more; ++m) {
-                const auto& head = reinterpret_cast<const GroupHead*>(x + m * args.row_bytes + args.padded_in)[group];
+                const std::int8_t* row_headers = x + m * args.row_bytes + args.padded_in;
+                const auto& header = reinterpret_cast<const GroupHeader*>(row_headers)[group];
                 for (int v = 0; v < kPanel; v += W) {
                     vi exact = load_as<vi>(sums + m * kPanel + v);
-                    if constexpr (kBits == 4 && !kMins) exact -= splat_int(head.sum) * 8;
+                    if constexpr (kBits == 4 && !kMins) exact -= splat_int(header.sum) * 8;
                     float* out = args.scratch + (row + m) * kPanel + v;
                     const vf min = kMins ? mins.at(index, v) : vf{};
-                    store(out, plus_scaled<kMins>(load(out), exact, scales.at(index, v), min, head));
+                    store(out, plus_scaled<kMins>(load(out), exact, scales.at(index, v), min, header));
                 }
             }
         }
@@ -239,13 +240,13 @@ template <int kBits, int kGroup>
 void product_codes_tiles(const ProductArgs& args) {
     if (args.num_rows < kFewRows) return product_codes<kBits, kGroup>(args);
     std::memset(args.scratch, 0, sizeof(float) * static_cast<std::size_t>(args.num_rows) * kPanel);
-    with_flags<kGroup>(args.panel.codes, [&](auto has_mins, auto has_steps) {
-        constexpr bool kMins = decltype(has_mins)::value, kSteps = decltype(has_steps)::value;
+    with_flags<kGroup>(args.panel.kind, [&](auto has_mins, auto has_sub_scales) {
+        constexpr bool kMins = decltype(has_mins)::value, kSubScales = decltype(has_sub_scales)::value;
         Widened<kBits, kGroup> scales, mins;
-        each_stretch<kBits, kGroup, kSteps>(args, [&](auto& stretch, int group, auto stored, auto stored_mins) {
-            scales.fill(stored, stretch.num_groups);
-            if constexpr (kMins) mins.fill(stored_mins, stretch.num_groups);
-            add_tiles<kMins>(args, stretch, group, scales, mins);
+        each_super_block<kBits, kGroup, kSubScales>(args, [&](auto& block, int group, auto stored, auto stored_mins) {
+            scales.fill(stored, block.num_groups);
+            if constexpr (kMins) mins.fill(stored_mins, block.num_groups);
+            add_tiles<kMins>(args, block, group, scales, mins);
         });
     });
     release();

@@ -1,13 +1,14 @@
-// One path: the table of all kernels as this file's includer is compiled.
+// One ISA variant: the table of all kernels, as the file that includes this one is compiled.
 #pragma once
 
 #include "kernels/attention.h"
-#include "kernels/sampling.h"
-#include "kernels/kernels.h"
-#include "kernels/roofline.h"
+#include "kernels/elementwise.h"
 #include "kernels/gemm_float.h"
 #include "kernels/gemm_int8.h"
-#include "kernels/rowwise.h"
+#include "kernels/kernels.h"
+#include "kernels/roofline.h"
+#include "kernels/rope_kv.h"
+#include "kernels/sampling.h"
 
 namespace {
 

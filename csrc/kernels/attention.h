@@ -9,7 +9,7 @@
 #include <type_traits>
 
 #include "kernels/kernels.h"
-#include "kernels/rowwise.h"
+#include "kernels/rope_kv.h"
 #include "simd/tile.h"
 
 namespace {

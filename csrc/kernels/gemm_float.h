@@ -1,9 +1,9 @@
-// Products with a packed matrix, one panel at a time, by fused multiply-add: the body of every path but those with
+// Products with a packed matrix, one panel at a time, by fused multiply-add: in every ISA variant but those with
 // matrix instructions for bfloat16.
 #pragma once
 
+#include "kernels/elementwise.h"
 #include "kernels/kernels.h"
-#include "kernels/rowwise.h"
 #include "simd/tile.h"
 
 namespace {

@@ -13,7 +13,7 @@ enum class Dtype : int { float32 = 0, bfloat16 = 1, int8 = 2 };  // int8: of key
 
 constexpr int kPanel = 32;  // columns (outputs) of a matrix that lie side by side
 
-// How a panel's weights are held. The whole numbers are named by their bits and by how many inputs share a scale.
+// How a panel's weights are held. Quantized formats are named by a code's bits and by how many inputs share a scale.
 enum class Format : int { float32 = 0, bfloat16, int4_32, int8_16, int8_32, int8_64 };
 constexpr int kNumFormats = 6;
 
@@ -21,36 +21,41 @@ constexpr int kNumFormats = 6;
 enum class Input : int { float32 = 0, bfloat16, groups_of_32, groups_of_64 };
 constexpr int kNumInputs = 4;
 
-// What a panel of whole numbers has beside its format. value = code * scale, or code * scale + minimum; with steps, a
-// group's scale is its step times that of the stretch of kSteppedInputs inputs around it, and its minimum alike.
-struct Codes {
+// What a quantized panel has beside its codes and scales. value = code * scale, or code * scale + minimum.
+//
+// Sub-scales are those of super-blocks (GGML's K-quants): a group's scale is its int8 sub-scale times the float16 scale
+// of the super-block of kSuperBlockInputs inputs around it; minimums likewise.
+struct QuantKind {
     bool has_mins;  // groups of 32 only
-    bool has_steps;
+    bool has_sub_scales;
 };
-constexpr int kSteppedInputs = 256;
-constexpr int kStretchGroups = 8;  // groups of inputs, as a row's scales count for them, in a stretch of a panel
+constexpr int kSuperBlockInputs = 256;
+// A panel of any quantized format is laid out by super-blocks of so many groups, of the inputs that share a row's
+// scale.
+constexpr int kSuperBlockGroups = 8;
 
 // A panel: kPanel outputs of a packed matrix [num_out, num_in], inputs padded with zeros to `padded_in`.
 //
 // float32: an input's kPanel weights, input after input. bfloat16: for every pair of inputs the kPanel pairs of weights
 // next to each other, in 32-bit words, the even input in the lower half.
 //
-// Whole numbers: stretch after stretch of kStretchGroups groups of 32 or 64 inputs, the last as short as it is, and of
-// each, for all columns, float16 scales [groups, kPanel], then, where there are such, minimums [groups, kPanel] - with
-// steps both [kPanel] - then steps int8 [groups, kPanel] and steps of the minimums int8 [groups, kPanel]; then the
-// codes, group by group, four neighboring inputs of a column together: int8 [group / 4, kPanel, 4]. Of int4, byte
-// [q, column, i] holds input 4q + i in its low half and input 4q + i + 16 in its high one; without minimums, code + 8.
+// Quantized: super-block after super-block of kSuperBlockGroups groups of 32 or 64 inputs, the last as short as it is.
+// Each has, for all columns, float16 scales [groups, kPanel], then, where there are such, minimums [groups, kPanel]
+// (with sub-scales both are [kPanel]), then sub-scales int8 [groups, kPanel] and those of the minimums int8 [groups,
+// kPanel]; then the codes, group by group, four neighboring inputs of a column together: int8 [group / 4, kPanel, 4].
+// Of int4, byte [q, column, i] holds input 4q + i in its low half and input 4q + i + 16 in its high one; without
+// minimums, code + 8.
 struct PanelView {
     const void* data;
     std::int64_t num_bytes;
     Format format;
-    Codes codes;
+    QuantKind kind;
 };
 
 // Rows of activations as a product reads them.
 //
 // float32, bfloat16: in blocks of `Kernels::block_rows` rows. Groups: row by row, `row_bytes` apart: int8 codes
-// [padded_in], then a GroupHead for each group.
+// [padded_in], then a GroupHeader for each group.
 struct PackArgs {
     const float* x;  // row i at x + rows[i] * stride, or x + i * stride where rows is null
     const std::int32_t* rows;
@@ -62,7 +67,7 @@ struct PackArgs {
 };
 
 // x = code * scale; `sums` are those of the codes of the group's halves, `shift` is their sum times scale.
-struct GroupHead {
+struct GroupHeader {
     float scale, shift;
     std::int32_t sum, sums[2];
 };
@@ -148,7 +153,7 @@ struct Kernels {
     void (*merge)(float* state, const float* later, int num_states, int head_dim);
     void (*finish)(const float* state, int num_queries, int group, int head_dim, float* out, std::int64_t stride);
 
-    // Sampling; see draw.h.
+    // Sampling; see kernels/sampling.h.
     void (*scan)(const float* x, int n, struct ScanResult*);
     float (*peak)(const float* x, int n, int* at);
     void (*weigh)(const float* x, int n, float largest, float temperature, float* weights);
@@ -169,7 +174,7 @@ struct ScanResult {
 };
 
 const Kernels* portable_kernels();
-#if defined(OCTAVO_X86_PATHS)
+#if defined(OCTAVO_X86_ISAS)
 const Kernels* avx2_kernels();
 const Kernels* avx2_vnni_kernels();
 const Kernels* avx512_kernels();

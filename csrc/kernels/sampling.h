@@ -1,4 +1,4 @@
-// Sampling's vector kernels over one row of logits, or of weights, or a part of it; see sample.cpp, which puts them
+// Sampling's vector kernels over one row of logits, or of weights, or a part of it; graph/sampler.cpp puts them
 // together. A weight is a token's unnormalized probability: in [0, 1], 0 or a normal number, the largest exactly 1.
 //
 // Compiled once for each instruction set, as vec.h says.
@@ -31,7 +31,7 @@ __attribute__((noinline)) vf load_part(const float* x, int num, float fill) {
 // range is reduced with ln 2 as one number, and the polynomial (of degree 5, fitted to the least relative error) is as
 // good as float32 can show.
 OCTAVO_INLINE vf exp_of_negative(vf x) {
-    const vf magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number
+    const vf magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
     const vf shifted = fma(x, splat(1.44269504f), magic);
     const vf r = fma(shifted - magic, splat(-0.69314718f), x);
     vf p = splat(8.290229e-3f);

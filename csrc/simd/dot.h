@@ -1,6 +1,7 @@
 // Integer dot products: in every 32-bit lane, four bytes of a matrix times four of a row, added to the lane's sum.
 //
-// All of them are exact, whatever the instructions, so every path has the same sums. Bytes of a row lie in -127..127.
+// All of them are exact, whatever the instructions, so every ISA variant has the same sums. Bytes of a row lie in
+// -127..127.
 #pragma once
 
 #include "simd/vec.h"

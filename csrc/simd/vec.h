@@ -1,4 +1,4 @@
-// One thin vector type over the compiler's own vector extension: W floats or whole numbers, and what is done to them.
+// One thin vector type over the compiler's own vector extension: W floats or integers, and what is done to them.
 //
 // Included only by the files that are compiled once for each instruction set, inside whose anonymous namespace all of
 // this lives: nothing here may be merged with another instruction set's copy by the linker. No standard templates for
@@ -216,7 +216,7 @@ OCTAVO_INLINE std::uint16_t round_to_bf16(float x) {
 // e^x to 2 units in the last place (Cephes' expf: range reduction by ln 2 in two parts, a polynomial of degree 7).
 // Exactly 1 at 0; 0 below -87.3, e^88 above 88, NaN for NaN.
 OCTAVO_INLINE vf exp(vf x) {
-    const vf magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number
+    const vf magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
     const vf clamped = max(splat(-88.0f), select(x > 88.0f, splat(88.0f), x));
     const vf shifted = fma(clamped, splat(1.44269504088896341f), magic);
     const vf n = shifted - magic;

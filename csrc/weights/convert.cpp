@@ -171,18 +171,18 @@ bool convert(const Input& data, const std::string& stored, const Output& words, 
     return is_finite;
 }
 
-// --- whole numbers ----------------------------------------------------------------------------------------------
+// --- quantized matrices -----------------------------------------------------------------------------------------
 
 template <typename T>
 using Out = nb::ndarray<T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
-// Where whole numbers go; see weights.quant.CodeArrays. Flat.
+// Where codes and scales go, flat; see octavo.weights.quantization.CodeArrays.
 struct CodeArrays {
     std::int8_t* codes;
     std::uint16_t* scales;
     std::uint16_t* mins;
-    std::int8_t* steps;
-    std::int8_t* min_steps;
+    std::int8_t* sub_scales;
+    std::int8_t* sub_mins;
 };
 
 // True if all scales are finite.
@@ -196,11 +196,11 @@ bool split_blocks(const Byte* blocks, std::size_t num_blocks, const CodeArrays& 
         std::memcpy(out.codes + i * Format::num_values, parts.codes, Format::num_values);
         out.scales[i] = parts.d;
         is_finite &= Float16::bad(parts.d) == 0 && Float16::bad(parts.m) == 0;
-        // What is taken away with steps is a minimum of the other sign.
-        if constexpr (Format::has_mins) out.mins[i] = parts.m ^ (Format::has_steps ? 0x8000u : 0u);
-        if constexpr (Format::has_steps) std::memcpy(out.steps + i * groups, parts.steps, groups);
-        if constexpr (Format::has_steps && Format::has_mins)
-            std::memcpy(out.min_steps + i * groups, parts.min_steps, groups);
+        // With sub-scales the format subtracts its minimum, which is to add one of the other sign.
+        if constexpr (Format::has_mins) out.mins[i] = parts.m ^ (Format::has_sub_scales ? 0x8000u : 0u);
+        if constexpr (Format::has_sub_scales) std::memcpy(out.sub_scales + i * groups, parts.sub_scales, groups);
+        if constexpr (Format::has_sub_scales && Format::has_mins)
+            std::memcpy(out.sub_mins + i * groups, parts.sub_mins, groups);
     }
     return is_finite;
 }
@@ -209,13 +209,13 @@ struct CodeFormat {
     const char* name;
     std::size_t num_values, num_bytes, group_len;
     int bits;
-    bool has_mins, has_steps;
+    bool has_mins, has_sub_scales;
     bool (*split)(const Byte*, std::size_t, const CodeArrays&);
 };
 
 template <typename F>
 constexpr CodeFormat code_format() {
-    return {F::name, F::num_values, F::num_bytes, F::group_len, F::code_bits, F::has_mins, F::has_steps,
+    return {F::name, F::num_values, F::num_bytes, F::group_len, F::code_bits, F::has_mins, F::has_sub_scales,
             split_blocks<F>};
 }
 
@@ -235,15 +235,16 @@ T* checked(const std::optional<Out<T>>& array, bool wanted, std::size_t size) {
 }
 
 bool split(const Input& data, const std::string& stored, const Codes& codes, const Halves& scales,
-           const std::optional<Halves>& mins, const std::optional<Codes>& steps, const std::optional<Codes>& min_steps) {
-    const CodeFormat& format = find(code_formats, stored, "format of whole numbers");
+           const std::optional<Halves>& mins, const std::optional<Codes>& sub_scales,
+           const std::optional<Codes>& sub_mins) {
+    const CodeFormat& format = find(code_formats, stored, "quantized format");
     const std::size_t num_blocks = data.size() / format.num_bytes, num_values = num_blocks * format.num_values;
     if (num_blocks * format.num_bytes != data.size() || codes.size() != num_values || scales.size() != num_blocks)
         throw std::invalid_argument("split: the arrays do not fit the blocks");
     const std::size_t groups = num_values / format.group_len;
     const CodeArrays out{codes.data(), scales.data(), checked(mins, format.has_mins, num_blocks),
-                         checked(steps, format.has_steps, groups),
-                         checked(min_steps, format.has_steps && format.has_mins, groups)};
+                         checked(sub_scales, format.has_sub_scales, groups),
+                         checked(sub_mins, format.has_sub_scales && format.has_mins, groups)};
     const nb::gil_scoped_release unlocked;
     return format.split(data.data(), num_blocks, out);
 }
@@ -251,7 +252,7 @@ bool split(const Input& data, const std::string& stored, const Codes& codes, con
 using Values = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
 // True if float16 can hold all scales. `mins` null: 8 bits.
-OCTAVO_INLINE bool quantise_rows(const float* x, std::size_t rows, std::size_t width, std::size_t len,
+OCTAVO_INLINE bool quantize_rows(const float* x, std::size_t rows, std::size_t width, std::size_t len,
                                  const CodeArrays& out) {
     bool is_finite = true;
     std::size_t group = 0;
@@ -260,19 +261,19 @@ OCTAVO_INLINE bool quantise_rows(const float* x, std::size_t rows, std::size_t w
             const std::size_t at = row * width + first;
             const int n = static_cast<int>(std::min(len, width - first));
             is_finite &= out.mins == nullptr
-                             ? quantise_int8(x + at, n, out.codes + at, out.scales[group])
-                             : quantise_int4(x + at, n, out.codes + at, out.scales[group], out.mins[group]);
+                             ? quantize_int8(x + at, n, out.codes + at, out.scales[group])
+                             : quantize_int4(x + at, n, out.codes + at, out.scales[group], out.mins[group]);
         }
     return is_finite;
 }
 
 #ifdef OCTAVO_AVX2
-OCTAVO_AVX2 bool quantise_avx2(const float* x, std::size_t rows, std::size_t width, std::size_t len,
+OCTAVO_AVX2 bool quantize_avx2(const float* x, std::size_t rows, std::size_t width, std::size_t len,
                                const CodeArrays& out) {
-    return quantise_rows(x, rows, width, len, out);
+    return quantize_rows(x, rows, width, len, out);
 }
 #else
-constexpr auto quantise_avx2 = quantise_rows;
+constexpr auto quantize_avx2 = quantize_rows;
 #endif
 
 bool quantize(const Values& values, int group_len, const Codes& codes, const Halves& scales,
@@ -283,13 +284,13 @@ bool quantize(const Values& values, int group_len, const Codes& codes, const Hal
         throw std::invalid_argument("quantize: the arrays do not fit the values");
     const CodeArrays out{codes.data(), scales.data(), checked(mins, mins.has_value(), scales.size()), nullptr, nullptr};
     const nb::gil_scoped_release unlocked;
-    return (has_avx2() ? quantise_avx2 : quantise_rows)(values.data(), rows, width, len, out);
+    return (has_avx2() ? quantize_avx2 : quantize_rows)(values.data(), rows, width, len, out);
 }
 
 nb::dict code_layouts() {
     nb::dict layouts;
     for (const auto& row : code_formats)
-        layouts[row.name] = nb::make_tuple(row.bits, row.group_len, row.has_mins, row.has_steps);
+        layouts[row.name] = nb::make_tuple(row.bits, row.group_len, row.has_mins, row.has_sub_scales);
     return layouts;
 }
 
@@ -333,13 +334,13 @@ NB_MODULE(_convert, m) {
     m.def("block_sizes", &octavo::block_sizes, "Stored format -> (values, bytes) of one block.");
     m.def("convert", &octavo::convert, "data"_a.noconvert(), "stored"_a, "words"_a.noconvert(), "dtype"_a,
           "Writes whole blocks of `data` as `dtype` to `words`, both bytes; whether every value is finite in it.");
-    m.def("code_layouts", &octavo::code_layouts, "Stored format of whole numbers -> (bits, group, minimums, steps).");
+    m.def("code_layouts", &octavo::code_layouts, "Quantized stored format -> (bits, group, minimums, sub-scales).");
     m.def("split", &octavo::split, "data"_a.noconvert(), "stored"_a, "codes"_a.noconvert(), "scales"_a.noconvert(),
-          "mins"_a.none(), "steps"_a.none(), "min_steps"_a.none(),
+          "mins"_a.none(), "sub_scales"_a.none(), "sub_mins"_a.none(),
           "Takes whole blocks of `data` apart into flat arrays; whether every scale is finite.");
     m.def("quantize", &octavo::quantize, "values"_a.noconvert(), "group_len"_a, "codes"_a.noconvert(),
           "scales"_a.noconvert(), "mins"_a.none(),
-          "Whole numbers for float32 [rows, width]: 8 bits, or with `mins` 4; whether float16 can hold every scale.");
+          "Codes and scales of float32 [rows, width]: 8 bits, or with `mins` 4; whether float16 can hold every scale.");
     m.def("all_finite", &octavo::all_finite, "words"_a.noconvert(), "dtype"_a,
           "Whether none of the words, given as bytes, is infinite or NaN.");
     m.def("split_strings", &octavo::split_strings, "window"_a, "start"_a, "count"_a, "max_bytes"_a,

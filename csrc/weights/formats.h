@@ -1,4 +1,4 @@
-// What one block of each stored format means: plain floats, and the block formats of GGML, which are whole numbers with
+// What one block of each stored format means: plain floats, and the quantized block formats of GGML: integer codes with
 // scales.
 //
 // Each format is what `ggml-quants.c` and `ggml-common.h` (github.com/ggml-org/ggml) define, and the result is bit for
@@ -42,20 +42,20 @@ struct BF16 {
     static void unpack(const Byte* __restrict block, float* __restrict values) { *values = from_bf16(load<std::uint16_t>(block)); }
 };
 
-// A block's whole numbers, already shifted to where they count from zero, and what they are multiplied with: a value is
-// code * (d * step) - m * min_step, where there are steps, else code * d + m.
+// A block's codes, already shifted to where they count from zero, and what they are multiplied with: a value is
+// code * (d * sub_scale) - m * sub_min where there are sub-scales, else code * d + m.
 template <int num_values, int num_groups>
 struct Block {
     std::uint16_t d = 0, m = 0;  // float16
     std::int8_t codes[num_values];
-    std::int8_t steps[num_groups], min_steps[num_groups];
+    std::int8_t sub_scales[num_groups], sub_mins[num_groups];
 };
 
 // What a block format has in common: how a split block becomes floats.
-template <typename Format, int values, int bytes, int group, int bits, bool mins, bool stepped>
+template <typename Format, int values, int bytes, int group, int bits, bool mins, bool sub_scaled>
 struct BlockFormat {
     static constexpr int num_values = values, num_bytes = bytes, group_len = group, code_bits = bits;
-    static constexpr bool has_mins = mins, has_steps = stepped;
+    static constexpr bool has_mins = mins, has_sub_scales = sub_scaled;
     using Split = Block<values, values / group>;
 
     static void unpack(const Byte* __restrict block, float* __restrict out) {
@@ -63,11 +63,11 @@ struct BlockFormat {
         Format::split(block, parts);
         const float d = from_half(parts.d), m = from_half(parts.m);
         for (int g = 0; g < values / group; ++g) {
-            const float scale = stepped ? d * static_cast<float>(parts.steps[g]) : d;
-            const float min = stepped && mins ? m * static_cast<float>(parts.min_steps[g]) : m;
+            const float scale = sub_scaled ? d * static_cast<float>(parts.sub_scales[g]) : d;
+            const float min = sub_scaled && mins ? m * static_cast<float>(parts.sub_mins[g]) : m;
             for (int i = g * group; i < (g + 1) * group; ++i) {
                 const float value = static_cast<float>(parts.codes[i]) * scale;
-                out[i] = !mins ? value : stepped ? value - min : value + min;
+                out[i] = !mins ? value : sub_scaled ? value - min : value + min;
             }
         }
     }
@@ -145,8 +145,8 @@ template <typename Split>
 inline void split_scales(const Byte* __restrict block, Split& parts) {
     parts.d = word_at(block), parts.m = word_at(block + 2);
     for (int g = 0; g < 8; ++g) {
-        parts.steps[g] = static_cast<std::int8_t>(group_scale(block + 4, g));
-        parts.min_steps[g] = static_cast<std::int8_t>(group_offset(block + 4, g));
+        parts.sub_scales[g] = static_cast<std::int8_t>(group_scale(block + 4, g));
+        parts.sub_mins[g] = static_cast<std::int8_t>(group_offset(block + 4, g));
     }
 }
 
@@ -184,7 +184,7 @@ struct Q6_K : BlockFormat<Q6_K, 256, 210, 16, 8, false, true> {
     static constexpr const char* name = "Q6_K";
     static void split(const Byte* __restrict block, Split& parts) {
         parts.d = word_at(block + 208);
-        std::memcpy(parts.steps, block + 192, 16);
+        std::memcpy(parts.sub_scales, block + 192, 16);
         for (int g = 0; g < 8; ++g) {
             const Byte* q = block + g / 4 * 64 + g % 2 * 32;
             const Byte* high = block + 128 + g / 4 * 32;

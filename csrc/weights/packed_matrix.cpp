@@ -1,20 +1,17 @@
-// Packing weights, and the blocks of keys and values.
+// Packing weights into panels, and reading single rows of them back.
+
+#include "weights/packed_matrix.h"
 
 #include <algorithm>
 #include <cstring>
-#include <utility>
 
-#include "graph/program.h"
+#include "core/util.h"
 
 namespace octavo {
 
 namespace {
 
 constexpr int kInputsPadded = 32;  // bfloat16: whole tiles of the matrix unit
-
-int item_bytes(Dtype dtype) { return dtype == Dtype::bfloat16 ? 2 : 4; }
-
-int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
 bool is_quantized(Format format) { return format != Format::float32 && format != Format::bfloat16; }
 
@@ -38,33 +35,34 @@ int padded_inputs(Format format, int num_in) {
     }
 }
 
-// How one stretch of a panel of whole numbers lies, in bytes; see PanelView. `groups` share a scale or step each.
-struct Stretch {
-    Stretch(Format format, Codes kind, int inputs)
+// Where the parts of one super-block of a panel lie, in bytes; see PanelView. Each of `groups` has its own scale or
+// sub-scale. What is packed by this is read by SuperBlockReader in kernels/gemm_int8.h.
+struct SuperBlockLayout {
+    SuperBlockLayout(Format format, QuantKind kind, int inputs)
         : group(group_len(format)),
           inputs(inputs),
           groups(inputs / group),
-          scales(kind.has_steps ? 1 : groups),
+          scales(kind.has_sub_scales ? 1 : groups),
           mins_at(scales * kPanel * 2),
-          steps_at(mins_at * (kind.has_mins ? 2 : 1)),
-          min_steps_at(steps_at + (kind.has_steps ? groups * kPanel : 0)),
-          codes_at(min_steps_at + (kind.has_steps && kind.has_mins ? groups * kPanel : 0)),
+          sub_scales_at(mins_at * (kind.has_mins ? 2 : 1)),
+          sub_mins_at(sub_scales_at + (kind.has_sub_scales ? groups * kPanel : 0)),
+          codes_at(sub_mins_at + (kind.has_sub_scales && kind.has_mins ? groups * kPanel : 0)),
           code_bits(format == Format::int4_32 ? 4 : 8),
           bytes(codes_at + inputs * kPanel * code_bits / 8) {}
 
-    int group, inputs, groups, scales, mins_at, steps_at, min_steps_at, codes_at, code_bits, bytes;
+    int group, inputs, groups, scales, mins_at, sub_scales_at, sub_mins_at, codes_at, code_bits, bytes;
 };
 
-int stretch_inputs(Format format) { return kStretchGroups * std::max(group_len(format), 32); }
+int super_block_inputs(Format format) { return kSuperBlockGroups * std::max(group_len(format), 32); }
 
-// f(stretch, its first input, its place) for all stretches of a panel; their bytes in all.
+// f(super-block, its first input, its offset) for all super-blocks of a panel; returns their bytes in all.
 template <class F>
-std::int64_t each_stretch(Format format, Codes kind, int padded_in, F&& f) {
+std::int64_t each_super_block(Format format, QuantKind kind, int padded_in, F&& f) {
     std::int64_t at = 0;
-    for (int first = 0; first < padded_in; first += stretch_inputs(format)) {
-        const Stretch stretch(format, kind, std::min(stretch_inputs(format), padded_in - first));
-        f(stretch, first, at);
-        at += stretch.bytes;
+    for (int first = 0; first < padded_in; first += super_block_inputs(format)) {
+        const SuperBlockLayout block(format, kind, std::min(super_block_inputs(format), padded_in - first));
+        f(block, first, at);
+        at += block.bytes;
     }
     return at;
 }
@@ -72,16 +70,16 @@ std::int64_t each_stretch(Format format, Codes kind, int padded_in, F&& f) {
 std::int64_t panel_bytes(const Part& part, int padded_in) {
     if (part.format == Format::float32) return std::int64_t{padded_in} * kPanel * 4;
     if (part.format == Format::bfloat16) return std::int64_t{padded_in} * kPanel * 2;
-    return each_stretch(part.format, part.codes, padded_in, [](const Stretch&, int, std::int64_t) {});
+    return each_super_block(part.format, part.kind, padded_in, [](const SuperBlockLayout&, int, std::int64_t) {});
 }
 
 // `num_rows` rows into neighboring columns of a panel, in words: a float32, or two bfloat16 of neighboring inputs. A
-// stretch of inputs at a time, so that the part of the panel that all rows write to stays in the cache.
+// run of inputs at a time, so that the part of the panel that all rows write to stays in the cache.
 void pack_words(const char* values, int num_rows, std::int64_t row_bytes, int first_column, std::uint32_t* panel) {
-    constexpr std::int64_t kStretch = 32;
+    constexpr std::int64_t kRun = 32;
     const std::int64_t num_words = row_bytes / 4;
-    for (std::int64_t first = 0; first < num_words; first += kStretch) {
-        const std::int64_t end = first + kStretch < num_words ? first + kStretch : num_words;
+    for (std::int64_t first = 0; first < num_words; first += kRun) {
+        const std::int64_t end = first + kRun < num_words ? first + kRun : num_words;
         for (int row = 0; row < num_rows; ++row) {
             const char* from = values + row * row_bytes;
             std::uint32_t* to = panel + first_column + row;
@@ -94,7 +92,7 @@ void pack_words(const char* values, int num_rows, std::int64_t row_bytes, int fi
 }
 
 // Codes of one group of one column, `count` of them, to where they lie; those of int4 with `offset` added.
-void pack_group(const std::int8_t* codes, int count, const Stretch& layout, int offset, std::uint8_t* to) {
+void pack_group(const std::int8_t* codes, int count, const SuperBlockLayout& layout, int offset, std::uint8_t* to) {
     if (layout.code_bits == 8) {
         for (int i = 0; i < count; ++i) to[i / 4 * kPanel * 4 + i % 4] = static_cast<std::uint8_t>(codes[i]);
         return;
@@ -107,27 +105,28 @@ void pack_group(const std::int8_t* codes, int count, const Stretch& layout, int 
 
 // One row into column `column` of a panel.
 void pack_codes(const CodeRows& from, int num_in, int padded_in, const PanelView& view, int column) {
-    const int offset = view.codes.has_mins ? 0 : 8;
+    const int offset = view.kind.has_mins ? 0 : 8;
     char* panel = static_cast<char*>(const_cast<void*>(view.data));
-    each_stretch(view.format, view.codes, padded_in, [&](const Stretch& stretch, int first, std::int64_t place) {
-        char* at = panel + place;
+    const auto pack_block = [&](const SuperBlockLayout& block, int first, std::int64_t offset_of_block) {
+        char* at = panel + offset_of_block;
         const auto put_half = [&](int offset, int index, std::uint16_t half) {
             std::memcpy(at + offset + (index * kPanel + column) * 2, &half, 2);
         };
-        const int first_scale = view.codes.has_steps ? first / kSteppedInputs : first / stretch.group;
-        for (int i = 0; i < stretch.scales; ++i) {
+        const int first_scale = view.kind.has_sub_scales ? first / kSuperBlockInputs : first / block.group;
+        for (int i = 0; i < block.scales; ++i) {
             put_half(0, i, from.scales[first_scale + i]);
-            if (from.mins != nullptr) put_half(stretch.mins_at, i, from.mins[first_scale + i]);
+            if (from.mins != nullptr) put_half(block.mins_at, i, from.mins[first_scale + i]);
         }
-        for (int group = 0; group < stretch.groups; ++group) {
-            const int index = first / stretch.group + group, input = first + group * stretch.group;
-            if (from.steps != nullptr) at[stretch.steps_at + group * kPanel + column] = from.steps[index];
-            if (from.min_steps != nullptr) at[stretch.min_steps_at + group * kPanel + column] = from.min_steps[index];
-            auto* to = reinterpret_cast<std::uint8_t*>(at) + stretch.codes_at + column * 4 +
-                       group * stretch.group * kPanel * stretch.code_bits / 8;
-            pack_group(from.codes + input, std::max(0, std::min(stretch.group, num_in - input)), stretch, offset, to);
+        for (int group = 0; group < block.groups; ++group) {
+            const int index = first / block.group + group, input = first + group * block.group;
+            if (from.sub_scales != nullptr) at[block.sub_scales_at + group * kPanel + column] = from.sub_scales[index];
+            if (from.sub_mins != nullptr) at[block.sub_mins_at + group * kPanel + column] = from.sub_mins[index];
+            auto* to = reinterpret_cast<std::uint8_t*>(at) + block.codes_at + column * 4 +
+                       group * block.group * kPanel * block.code_bits / 8;
+            pack_group(from.codes + input, std::max(0, std::min(block.group, num_in - input)), block, offset, to);
         }
-    });
+    };
+    each_super_block(view.format, view.kind, padded_in, pack_block);
 }
 
 float half_at(const char* at) {
@@ -140,40 +139,41 @@ float half_at(const char* at) {
     return (half & 0x8000u) != 0 ? -magnitude : magnitude;
 }
 
-// One column of a stretch: its scales lie 2 bytes apart from the next column's, its steps 1, its codes 4.
+// One column of a super-block: its scales lie 2 bytes apart from the next column's, its sub-scales 1, its codes 4.
 struct Column {
     const char* at;
     int number;
     float half(int place) const { return half_at(at + place + number * 2); }
-    float step(int place) const { return static_cast<float>(byte(place + number)); }
+    float sub_scale(int place) const { return static_cast<float>(byte(place + number)); }
     int code(int place) const { return byte(place + number * 4); }
     int byte(int place) const { return static_cast<signed char>(at[place]); }
 };
 
 // The values of one group of a column, in float32: each product and each sum rounded once.
-void unpack_group(const Stretch& stretch, Codes kind, Column column, int group, int count, float* out) {
-    const int scale_at = kind.has_steps ? 0 : group * kPanel * 2, step_at = group * kPanel;
-    const int codes_at = stretch.codes_at + group * stretch.group * kPanel * stretch.code_bits / 8;
-    float scale = column.half(scale_at), min = kind.has_mins ? column.half(stretch.mins_at + scale_at) : 0.0f;
-    if (kind.has_steps) scale *= column.step(stretch.steps_at + step_at);
-    if (kind.has_steps && kind.has_mins) min *= column.step(stretch.min_steps_at + step_at);
+void unpack_group(const SuperBlockLayout& block, QuantKind kind, Column column, int group, int count, float* out) {
+    const int scale_at = kind.has_sub_scales ? 0 : group * kPanel * 2, sub_scale_at = group * kPanel;
+    const int codes_at = block.codes_at + group * block.group * kPanel * block.code_bits / 8;
+    float scale = column.half(scale_at), min = kind.has_mins ? column.half(block.mins_at + scale_at) : 0.0f;
+    if (kind.has_sub_scales) scale *= column.sub_scale(block.sub_scales_at + sub_scale_at);
+    if (kind.has_sub_scales && kind.has_mins) min *= column.sub_scale(block.sub_mins_at + sub_scale_at);
     for (int i = 0; i < count; ++i) {
-        const int low = stretch.code_bits == 4 ? i % 16 : i;
+        const int low = block.code_bits == 4 ? i % 16 : i;
         int code = column.code(codes_at + low / 4 * kPanel * 4 + low % 4);
-        if (stretch.code_bits == 4) code = (i < 16 ? code & 15 : code >> 4 & 15) - (kind.has_mins ? 0 : 8);
+        if (block.code_bits == 4) code = (i < 16 ? code & 15 : code >> 4 & 15) - (kind.has_mins ? 0 : 8);
         const float product = static_cast<float>(code) * scale;
         out[i] = kind.has_mins ? product + min : product;
     }
 }
 
 void unpack_codes(const PanelView& view, int column, int num_in, int padded_in, float* out) {
-    each_stretch(view.format, view.codes, padded_in, [&](const Stretch& stretch, int first, std::int64_t place) {
-        const Column own{static_cast<const char*>(view.data) + place, column};
-        for (int group = 0; group < stretch.groups; ++group) {
-            const int input = first + group * stretch.group, count = std::min(stretch.group, num_in - input);
-            if (count > 0) unpack_group(stretch, view.codes, own, group, count, out + input);
+    const auto unpack_block = [&](const SuperBlockLayout& block, int first, std::int64_t offset_of_block) {
+        const Column own{static_cast<const char*>(view.data) + offset_of_block, column};
+        for (int group = 0; group < block.groups; ++group) {
+            const int input = first + group * block.group, count = std::min(block.group, num_in - input);
+            if (count > 0) unpack_group(block, view.kind, own, group, count, out + input);
         }
-    });
+    };
+    each_super_block(view.format, view.kind, padded_in, unpack_block);
 }
 
 }  // namespace
@@ -184,7 +184,7 @@ Matrix::Matrix(Arena& arena, int num_in, const std::vector<Part>& parts, bool ha
     std::vector<Panel> in_order;
     for (const Part& part : parts) {
         for (int row = 0; row < part.num_rows; row += kPanel) {
-            const PanelView view{nullptr, panel_bytes(part, padded_in), part.format, part.codes};
+            const PanelView view{nullptr, panel_bytes(part, padded_in), part.format, part.kind};
             in_order.push_back({view, num_out + row, std::min(kPanel, part.num_rows - row)});
             num_bytes_ += view.num_bytes;
         }
@@ -230,12 +230,12 @@ void Matrix::fill(Pool& pool, int first_row, int num_rows, const void* values) {
 void Matrix::fill(Pool& pool, int first_row, int num_rows, const CodeRows& rows) {
     each_panel(pool, first_row, num_rows, [&](const Panel& panel, int begin, int count) {
         const std::int64_t groups = padded_in / group_len(panel.view.format);
-        const std::int64_t scales = panel.view.codes.has_steps ? padded_in / kSteppedInputs : groups;
+        const std::int64_t scales = panel.view.kind.has_sub_scales ? padded_in / kSuperBlockInputs : groups;
         for (std::int64_t row = begin - first_row; row < begin - first_row + count; ++row) {
             const CodeRows one{rows.codes + row * num_in, rows.scales + row * scales,
                                rows.mins == nullptr ? nullptr : rows.mins + row * scales,
-                               rows.steps == nullptr ? nullptr : rows.steps + row * groups,
-                               rows.min_steps == nullptr ? nullptr : rows.min_steps + row * groups};
+                               rows.sub_scales == nullptr ? nullptr : rows.sub_scales + row * groups,
+                               rows.sub_mins == nullptr ? nullptr : rows.sub_mins + row * groups};
             pack_codes(one, num_in, padded_in, panel.view, static_cast<int>(row) + first_row - panel.first_out);
         }
     });
@@ -255,36 +255,6 @@ void Matrix::copy_row(int row, float* out) const {
         const std::uint32_t bits = std::uint32_t{words[(std::int64_t{i} / 2 * kPanel + column) * 2 + i % 2]} << 16;
         std::memcpy(out + i, &bits, 4);
     }
-}
-
-namespace {
-
-std::int64_t bytes_of_block(const KVView& view) {
-    const bool is_scaled = view.dtype == Dtype::int8;
-    const std::int64_t item = is_scaled ? 1 : item_bytes(view.dtype);
-    const std::int64_t a_row = view.head_dim * item + (is_scaled ? sizeof(float) : 0);
-    return 2 * a_row * view.block_size * view.num_kv_heads;
-}
-
-}  // namespace
-
-Cache::Cache(const KVView& like, int layer, int num_layers, std::shared_ptr<Memory> memory)
-    : view(like), memory(std::move(memory)), block_bytes_(bytes_of_block(like)) {
-    view.block_stride = block_bytes_ * num_layers;
-    view.blocks = this->memory->as<char>() + block_bytes_ * layer;
-}
-
-std::vector<Cache> Cache::layers(int num_layers, const KVView& like) {
-    const auto memory = std::make_shared<Memory>(bytes_of_block(like) * like.num_blocks * num_layers);
-    std::vector<Cache> layers;
-    for (int layer = 0; layer < num_layers; ++layer) layers.push_back(Cache(like, layer, num_layers, memory));
-    return layers;
-}
-
-void Cache::copy_block(std::int64_t from, std::int64_t to) {
-    char* blocks = static_cast<char*>(view.blocks);
-    std::memcpy(blocks + to * view.block_stride, blocks + from * view.block_stride,
-                static_cast<std::size_t>(block_bytes_));
 }
 
 }  // namespace octavo

@@ -1,5 +1,5 @@
-// Weights to whole numbers, without calibration: groups of neighboring values, each with the scale (and minimum) that
-// leave the least error.
+// Quantizes weights without calibration: groups of neighboring values become integer codes, each group with the scale
+// (and minimum) that leave the least error.
 //
 // Knows one group at a time. Scales are rounded to float16 before the codes are chosen, so that these fit what is kept.
 
@@ -9,8 +9,8 @@
 
 namespace octavo {
 
-// To the nearest whole number, ties to even, within [low, high]; low for NaN. |x| < 2^22.
-OCTAVO_INLINE float whole_within(float x, float low, float high) {
+// To the nearest integer, ties to even, within [low, high]; low for NaN. |x| < 2^22.
+OCTAVO_INLINE float nearest_within(float x, float low, float high) {
     constexpr float magic = 12582912.0f;  // 1.5 * 2^23
     x = x > low ? x : low;
     x = x < high ? x : high;
@@ -27,12 +27,12 @@ OCTAVO_INLINE float rounded_to_half(float x, std::uint16_t& word) {
 
 // value = code * scale, code in -127..127: the largest value takes the largest code. False if float16 cannot hold the
 // scale.
-OCTAVO_INLINE bool quantise_int8(const float* __restrict x, int n, std::int8_t* __restrict codes, std::uint16_t& scale) {
+OCTAVO_INLINE bool quantize_int8(const float* __restrict x, int n, std::int8_t* __restrict codes, std::uint16_t& scale) {
     float largest = 0.0f;
     for (int i = 0; i < n; ++i) largest = larger(largest, larger(x[i], -x[i]));
     const float d = rounded_to_half(largest / 127.0f, scale), inverse = d > 0.0f ? 1.0f / d : 0.0f;
     if (Float16::bad(scale)) return false;
-    for (int i = 0; i < n; ++i) codes[i] = static_cast<std::int8_t>(whole_within(x[i] * inverse, -127.0f, 127.0f));
+    for (int i = 0; i < n; ++i) codes[i] = static_cast<std::int8_t>(nearest_within(x[i] * inverse, -127.0f, 127.0f));
     return true;
 }
 
@@ -67,7 +67,7 @@ struct Line {
 // The codes 0..15 nearest to (x - min) / scale, as floats; the squared error of what they stand for.
 OCTAVO_INLINE float choose_codes(const Group& group, Line line, float* __restrict codes) {
     const float inverse = line.scale > 0.0f ? 1.0f / line.scale : 0.0f;
-    for (int i = 0; i < group32; ++i) codes[i] = whole_within((group.x[i] - line.min) * inverse, 0.0f, 15.0f);
+    for (int i = 0; i < group32; ++i) codes[i] = nearest_within((group.x[i] - line.min) * inverse, 0.0f, 15.0f);
     return group.sum([&](int i) {
         const float left = group.x[i] - (codes[i] * line.scale + line.min);
         return left * left;
@@ -88,7 +88,7 @@ OCTAVO_INLINE Line fit_line(const Group& group, const float* __restrict codes, L
 // value = code * scale + min, code in 0..15, for at most 32 values. Lines over the whole range and over somewhat less of
 // it are tried, each fitted to its own codes; the one with the least squared error is kept. False if float16 cannot hold
 // it.
-OCTAVO_INLINE bool quantise_int4(const float* __restrict x, int n, std::int8_t* __restrict codes, std::uint16_t& scale,
+OCTAVO_INLINE bool quantize_int4(const float* __restrict x, int n, std::int8_t* __restrict codes, std::uint16_t& scale,
                                  std::uint16_t& min) {
     constexpr int tries = 3, refits = 2;
     const Group group(x, n);

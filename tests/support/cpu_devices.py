@@ -1,4 +1,4 @@
-"""What the tests of the CPU backend share: devices on a chosen path, and the cache as its layout has it."""
+"""What the tests of the CPU backend share: devices on a chosen ISA variant, and the cache as its layout has it."""
 
 import os
 from unittest.mock import patch
@@ -6,7 +6,7 @@ from unittest.mock import patch
 import numpy as np
 
 from octavo.ops import cpu
-from octavo.ops.cpu.device import PATH_VARIABLE, Blocks
+from octavo.ops.cpu.device import ISA_VARIABLE, Blocks
 from octavo.ops.interface import Device, KVShape, RowSpans
 from octavo.weights.bf16 import from_bf16, to_bf16
 
@@ -14,18 +14,18 @@ UNIT = 2.0**-24  # half a unit in the last place of 1.0, in float32
 BF16_UNIT = 2.0**-8  # the same in bfloat16: the most that rounding to it changes a number, relatively
 
 
-def device_on(path: str, dtype: str, threads: int = 1) -> Device:
-    """A CPU device on one of `octavo.ops.cpu.device.paths()`."""
-    with patch.dict(os.environ, {PATH_VARIABLE: path}):
+def device_on(isa: str, dtype: str, threads: int = 1) -> Device:
+    """A CPU device on one of `octavo.ops.cpu.device.isa_names()`."""
+    with patch.dict(os.environ, {ISA_VARIABLE: isa}):
         device = cpu.open_device("cpu", dtype, threads)
-    assert device.handle.native.path == path
+    assert device.handle.native.isa == isa
     assert device.handle.native.num_threads == threads
     return device
 
 
 def rounds_inputs(device: Device) -> bool:
     """Whether products round their inputs to bfloat16: those by instructions that take no others."""
-    return device.dtype == "bfloat16" and device.handle.native.path in ("amx", "avx512_bf16")
+    return device.dtype == "bfloat16" and device.handle.native.isa in ("amx", "avx512_bf16")
 
 
 def normal(seed: int, *shape: int) -> np.ndarray:
@@ -75,7 +75,7 @@ def key_values(kv: Blocks, layer: int = 0, num_layers: int = 1) -> tuple[np.ndar
     """A layer's keys [num_blocks, block_size, num_kv_heads, head_dim / pair, pair] and values [num_blocks, block_size,
     num_kv_heads, head_dim] as stored: float32, or bfloat16 words, whose keys lie in pairs. Views, to read and to write.
 
-    The layout is that of KVView in csrc/kernels.h: a block's layers side by side.
+    The layout is that of KVView in csrc/kernels/kernels.h: a block's layers side by side.
     """
     shape, memory = kv.shape, kv.native.memory()
     size = shape.block_size * shape.head_dim

@@ -20,7 +20,7 @@ from octavo.engine.philox import uniforms
 from octavo.engine.runner import Runner
 from octavo.engine.scheduler import Limits, Scheduler
 from octavo.engine.sequence import Event, Plan, Request, Sequence, SequenceStatus
-from octavo.ops.sampling import Scored, Verdict
+from octavo.ops.sampling import RowStatus, Scored
 from octavo.params import SamplingParams
 
 VOCAB = 24
@@ -167,9 +167,9 @@ class FakeModel:
 
     def score(self, logits, targets, _num_top) -> Scored:
         nothing = np.zeros((len(logits), 0))
-        verdicts = np.where(logits == np.uint64(NAN), int(Verdict.NOT_FINITE), int(Verdict.OK))
+        statuses = np.where(logits == np.uint64(NAN), int(RowStatus.NOT_FINITE), int(RowStatus.OK))
         logprobs = np.array([logprob_of(digest) for digest in logits.tolist()])
-        return Scored(targets, logprobs, np.ones(len(logits), np.int64), nothing, nothing, verdicts)
+        return Scored(targets, logprobs, np.ones(len(logits), np.int64), nothing, nothing, statuses)
 
     def _check_shapes(self, batch, rows) -> None:
         """No padding, no row twice, no slot twice."""

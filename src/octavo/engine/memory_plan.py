@@ -13,7 +13,7 @@ from octavo.models.load import WeightGroup
 WORKSPACE_BASE = 128 * 2**20  # the process: interpreter, modules, tokenizer, the host's arrays of a step
 LEAST_WORKSPACE = 200 * 2**20
 _FLOAT = 4  # bytes; activations are float32, whatever the dtype
-_SEGMENT = 1024  # keys whose running softmax is kept apart: kSegment in csrc/graph
+_SEGMENT = 1024  # keys whose running softmax is kept apart: kSegment in csrc/graph/step_plans.h
 _STATE_EXTRA = 2 + 15  # floats of a head's state beyond head_dim: maximum, sum, and the last vector's rest
 _ROW_PADDING = 64  # packed rows are padded to a multiple of at most this
 

@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from octavo.engine.philox import uniform
 from octavo.engine.sequence import Draw, TokenLogprobs
 from octavo.ops.interface import Ops, Tensor
-from octavo.ops.sampling import Ints, SampleRules, Scored, Verdict
+from octavo.ops.sampling import Ints, RowStatus, SampleRules, Scored
 from octavo.outputs import NOTHING_ALLOWED
 
 TILE = 64  # rows of logits at a time: 64 x 151,936 float32 are 39 MB
 
 _ROW_ERRORS = {
-    Verdict.NOT_FINITE: "the model's logits are not finite at this position (numerical error)",
-    Verdict.NOTHING_ALLOWED: NOTHING_ALLOWED,
+    RowStatus.NOT_FINITE: "the model's logits are not finite at this position (numerical error)",
+    RowStatus.NOTHING_ALLOWED: NOTHING_ALLOWED,
 }
 
 Outcome = TokenLogprobs | str  # a token, or what is wrong with the row
@@ -101,14 +101,14 @@ _NO_FLOATS = np.zeros(0, np.float32)
 def _outcomes(scored: Scored, wanted: Sequence[int]) -> list[Outcome]:
     tops = [()] * len(wanted) if not any(wanted) else _tops(scored, wanted)
     columns: list[list[Any]] = [scored.ids.tolist(), scored.logprobs.tolist(), scored.ranks.tolist()]
-    verdicts: list[int] = scored.verdicts.tolist()
+    statuses: list[int] = scored.statuses.tolist()
     return [
-        TokenLogprobs(token, logprob, rank, top) if verdict == _OK else _ROW_ERRORS[Verdict(verdict)]
-        for token, logprob, rank, top, verdict in zip(*columns, tops, verdicts, strict=True)
+        TokenLogprobs(token, logprob, rank, top) if status == _OK else _ROW_ERRORS[RowStatus(status)]
+        for token, logprob, rank, top, status in zip(*columns, tops, statuses, strict=True)
     ]
 
 
-_OK = int(Verdict.OK)  # NumPy and IntEnum compare slowly
+_OK = int(RowStatus.OK)  # NumPy and IntEnum compare slowly
 
 
 def _tops(scored: Scored, wanted: Sequence[int]) -> list[tuple[tuple[int, float], ...]]:

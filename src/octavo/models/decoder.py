@@ -46,7 +46,7 @@ class Decoder:
         return ops.replay(self._device, (self, kv), lambda: self._record(tokens, rope, attentions, kv))
 
     def _record(self, tokens: Tensor, rope: Plan, attentions: Sequence[Plan], kv: Sequence[KV]) -> Tensor:
-        """Records the graph of a forward once; what differs from step to step enters only through the plans.
+        """Builds the graph of the forward, once: values that differ between steps enter only through the plans.
 
         Layers of one KV group share one of `attentions`.
         """

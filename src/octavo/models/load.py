@@ -1,7 +1,7 @@
 """From a model's files to a Decoder: every tensor is accounted for before the first one is read.
 
-Peak extra memory: one float tensor, or the codes and scales of one quantized matrix. The checkpoint is closed
-when all are packed.
+Peak extra memory beside the packed weights: one float tensor, or the codes and scales of one quantized matrix. The
+checkpoint is closed when all are packed.
 """
 
 from collections.abc import Iterator, Mapping

@@ -1,7 +1,7 @@
 """What this machine offers: processor, caches, cores and memory, container limits included.
 
-Knows the operating system; knows nothing of models or kernels. Which kernel path or cache size follows from these
-facts is decided by those who ask.
+Knows the operating system; knows nothing of models or kernels. Which ISA variant of the kernels or which cache size
+follows from these facts is decided by those who ask.
 """
 
 import platform

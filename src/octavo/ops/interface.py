@@ -29,20 +29,22 @@ Plan = Any  # what an operation worked out once for a whole step
 Host = NDArray[Any]
 
 
-SUPER_BLOCK_LEN = 256  # inputs that share the scale that steps count in
+SUPER_BLOCK_LEN = 256  # inputs of a super-block (GGML's K-quants), whose groups have sub-scales
 
 
 @dataclass(frozen=True, slots=True)
 class Quantized:
-    """Rows of a matrix [rows, in] as whole numbers: value = code * scale + minimum, each rounded to float32 once.
+    """Quantized rows [rows, in]: integer codes with group scales.
 
-    Groups of `group_len` neighboring inputs share scale and minimum. Without `steps` these are the entries of `scales`
-    and `mins` [rows, groups]; with them they are scales[row, g // n] * steps[row, g], and alike the minimums, n groups
-    making STEPPED_LEN inputs (of which `in` is then a multiple). The last group may be short.
+    value = code * scale + minimum; product and sum are each rounded to float32 once.
+    Groups of `group_len` neighboring inputs share scale and minimum. Without `sub_scales` these are the entries of
+    `scales` and `mins` [rows, groups]. With them, as in GGML's K-quants, n groups make a super-block of SUPER_BLOCK_LEN
+    inputs (of which `in` is then a multiple), and a group's scale is scales[row, g // n] * sub_scales[row, g]; minimums
+    likewise. The last group may be short.
 
-    A product with such a matrix takes its input as whole numbers too: of each row, groups of 64 inputs (with a
-    `group_len` of 64), else of 32, become code = round(x / scale), scale = max|x| / 127, ties to even. The codes'
-    products are summed exactly, a group's sum is scaled in float32, and groups are added in float32.
+    A product with such a matrix quantizes its input too: of each row, groups of 64 inputs (with a `group_len` of 64),
+    else of 32, become code = round(x / scale), scale = max|x| / 127, ties to even. The codes' products are summed
+    exactly, a group's sum is scaled in float32, and groups are added in float32.
     """
 
     bits: int  # of a code: 4 (-8 to 7, with minimums 0 to 15) or 8
@@ -162,7 +164,7 @@ class Ops(Protocol):
         ...
 
     def download(self, tensor: Tensor) -> Host:
-        """To the host: float32 for floating-point tensors, whole numbers as they are. A copy."""
+        """To the host: float32 for floating-point tensors, integers as they are. A copy."""
         ...
 
     def new_kv_layers(self, device: Device, shape: KVShape, num_layers: int, dtype: str) -> list[KV]:
@@ -220,12 +222,12 @@ class Ops(Protocol):
         """Who reads what, for every layer of a KV group. `kv` is that of any of these layers."""
         ...
 
-    # The straight line.
+    # The recorded graph.
 
-    def replay(self, device: Device, key: tuple[object, ...], line: Callable[[], Tensor]) -> Tensor:
-        """What `line` gives: operations on plans, weights and each other's results, always the same ones for a `key`.
+    def replay(self, device: Device, key: tuple[object, ...], record: Callable[[], Tensor]) -> Tensor:
+        """What `record` gives: operations on plans, weights and each other's results, always the same for a `key`.
 
-        A backend may call `line` once for each key (compared by identity), and run what it then recorded each time.
+        A backend may call `record` once for each key (compared by identity), and replay the graph from then on.
         """
         ...
 

@@ -10,7 +10,7 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
 
-class Verdict(IntEnum):
+class RowStatus(IntEnum):
     """Whether a row's draw is good."""
 
     OK = 0
@@ -49,4 +49,4 @@ class Scored(NamedTuple):
     ranks: Ints  # [S]
     top_ids: Ints  # [S, k], the most likely first
     top_logprobs: Floats  # [S, k]
-    verdicts: Ints  # [S], a Verdict each
+    statuses: Ints  # [S], a RowStatus each

@@ -12,7 +12,7 @@ from typing import Any
 from octavo import __version__, hub
 from octavo.config import DEFAULT_MODEL
 from octavo.ops import hardware
-from octavo.ops.cpu.device import open_device, paths
+from octavo.ops.cpu.device import isa_names, open_device
 
 _PACKAGES = ("numpy", "torch", "tokenizers", "safetensors", "huggingface_hub", "transformers")
 
@@ -37,7 +37,7 @@ def diagnose() -> dict[str, Any]:
             "available": memory.available,
             "container_limit": memory.container_limit,
         },
-        "kernels": {"path": _kernel_path(), "paths": paths()},
+        "kernels": {"path": _kernel_path(), "paths": isa_names()},
         "packages": {name: _version(name) for name in _PACKAGES},
         "cuda_devices": devices,
         "cuda_error": devices_error,
@@ -52,7 +52,7 @@ def diagnose() -> dict[str, Any]:
 
 def _kernel_path() -> str:
     """The one of `paths` that is chosen here. Raises ConfigError where one is forced that the processor has not."""
-    return str(open_device("cpu", "float32", 1).handle.native.path)
+    return str(open_device("cpu", "float32", 1).handle.native.isa)
 
 
 def _version(package: str) -> str | None:

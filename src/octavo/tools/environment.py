@@ -48,7 +48,7 @@ def kernel_environment(arch: ArchConfig, device: Device, config: EngineConfig, k
         "engine": {
             "model": model.model,
             "backend": "cpu",
-            "kernels": native.path,
+            "kernels": native.isa,
             "device": device.name,
             "dtype": device.dtype,
             "kv_dtype": kv_dtype,
@@ -85,7 +85,7 @@ def hardware_and_versions(packages: Sequence[str] = ("numpy", "torch")) -> dict[
 def _kernel_path(engine: "LLMEngine") -> str | None:
     """The instruction set that the CPU's kernels were chosen for; None on another backend."""
     layer = engine.engine.runner.kv.layers[0]
-    return str(layer.device.handle.native.path) if isinstance(layer, Blocks) else None
+    return str(layer.device.handle.native.isa) if isinstance(layer, Blocks) else None
 
 
 def _versions(packages: Sequence[str]) -> dict[str, str]:

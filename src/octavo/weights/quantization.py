@@ -1,7 +1,7 @@
-"""Matrices as whole numbers with scales: what GGUF's block formats hold, and what Octavo makes of floats itself.
+"""Quantized matrices, integer codes with group scales: what GGUF's block formats hold, and what Octavo makes of floats.
 
 Knows layouts and arrays; what the numbers mean is said once, in `octavo.ops.interface.Quantized`, which they become.
-Bits and rounding are written down in `csrc/formats.h` and `csrc/quantize.h`, where the work is done.
+Bits and rounding are written down in `csrc/weights/formats.h` and `csrc/weights/quantize.h`, where the work is done.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -13,30 +13,30 @@ import numpy.typing as npt
 
 from octavo.weights import _convert
 
-_STRETCH = 256  # values that share the scale that steps count in
+_SUPER_BLOCK_LEN = 256  # values of a super-block, whose groups have sub-scales
 
 
 @dataclass(frozen=True, slots=True)
 class CodeLayout:
-    """How a format holds whole numbers: bits of a code, inputs that share a scale, and what else it has."""
+    """How a format quantizes: bits of a code, inputs that share a scale, and what else it has."""
 
     bits: int
     group_len: int
     has_mins: bool
-    has_steps: bool
+    has_sub_scales: bool
 
     def num_bytes(self, rows: int, width: int) -> int:
-        """Of a matrix [rows, width]: codes, scales and steps."""
+        """Of a matrix [rows, width]: codes, scales and sub-scales."""
         groups = -(-width // self.group_len)
-        scales = -(-width // _STRETCH) if self.has_steps else groups
-        per_group = (1 + self.has_mins) * self.has_steps
+        scales = -(-width // _SUPER_BLOCK_LEN) if self.has_sub_scales else groups
+        per_group = (1 + self.has_mins) * self.has_sub_scales
         return rows * (width * self.bits // 8 + scales * 2 * (1 + self.has_mins) + groups * per_group)
 
 
 # What Octavo makes itself, and, by the names that they have in a file, the stored formats.
 OWN_LAYOUTS = {
-    "int8": CodeLayout(8, 64, has_mins=False, has_steps=False),
-    "int4": CodeLayout(4, 32, has_mins=True, has_steps=False),
+    "int8": CodeLayout(8, 64, has_mins=False, has_sub_scales=False),
+    "int4": CodeLayout(4, 32, has_mins=True, has_sub_scales=False),
 }
 LAYOUTS = {name: CodeLayout(*layout) for name, layout in _convert.code_layouts().items()} | OWN_LAYOUTS
 
@@ -54,13 +54,13 @@ class CodeArrays(NamedTuple):
 def new_arrays(layout: CodeLayout, rows: int, width: int) -> CodeArrays:
     """Arrays for a matrix [rows, width], to be filled."""
     groups = -(-width // layout.group_len)
-    scales = width // _STRETCH if layout.has_steps else groups
+    scales = width // _SUPER_BLOCK_LEN if layout.has_sub_scales else groups
     return CodeArrays(
         codes=np.empty((rows, width), np.int8),
         scales=np.empty((rows, scales), np.float16),
         mins=np.empty((rows, scales), np.float16) if layout.has_mins else None,
-        sub_scales=np.empty((rows, groups), np.int8) if layout.has_steps else None,
-        sub_mins=np.empty((rows, groups), np.int8) if layout.has_steps and layout.has_mins else None,
+        sub_scales=np.empty((rows, groups), np.int8) if layout.has_sub_scales else None,
+        sub_mins=np.empty((rows, groups), np.int8) if layout.has_sub_scales and layout.has_mins else None,
     )
 
 
@@ -84,7 +84,7 @@ def split_into(data: npt.NDArray[np.uint8], stored: str, arrays: CodeArrays) -> 
 
 
 def quantize(values: npt.NDArray[np.float32], layout: CodeLayout, threads: int) -> CodeArrays | None:
-    """Whole numbers for finite `values` [rows, width]; None where float16 cannot hold a scale.
+    """Codes and scales of finite `values` [rows, width]; None where float16 cannot hold a scale.
 
     8 bits: the largest of a group becomes 127. 4 bits: of lines through 16 codes over the whole range of a group and
     over somewhat less, fitted by least squares, the one with the least squared error. Rows are shared by `threads`.

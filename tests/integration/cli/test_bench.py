@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 
 from octavo.cli.bench import kernels_text
-from octavo.ops.cpu.device import PATH_VARIABLE, paths
+from octavo.ops.cpu.device import ISA_VARIABLE, isa_names
 from tests.support.command_line import TINY, run_cli
 
 bench = partial(run_cli, "bench")
@@ -28,7 +28,7 @@ def test_latency_in_json(tiny_model, capsys):
         assert 0 < figures["host_share"] < 1
         assert set(figures["seconds_by_phase"]) == {"plan", "pack", "run", "sample", "commit"}
     assert (report["engine"]["threads"], report["engine"]["dtype"], report["workload"]["seed"]) == (1, "float32", 3)
-    assert (report["engine"]["backend"], report["engine"]["kernels"]) == ("cpu", paths()[0])
+    assert (report["engine"]["backend"], report["engine"]["kernels"]) == ("cpu", isa_names()[0])
     assert report["config"]["model_config"]["seed"] == 0  # --seed is the workload's; --model-seed is the model's
 
 
@@ -38,7 +38,7 @@ def test_throughput_in_words(tiny_model, capsys):
     out = capsys.readouterr().out
     for text in ("machine", "versions", "octavo 0", "5 requests, 500 a second, prompt_len 20:40", "output tokens/s"):
         assert text in out
-    assert f"kernels {paths()[0]}, threads 1" in out
+    assert f"kernels {isa_names()[0]}, threads 1" in out
     assert str(tiny_model) in out
 
 
@@ -85,7 +85,7 @@ def test_kernels_in_json_and_in_words(tiny_model, capsys):
     report = json.loads(out)
     assert err == ""
     assert report["engine"]["dtype"] == report["engine"]["kv_dtype"] == "float32"
-    assert (report["engine"]["kernels"], report["engine"]["threads"]) == (paths()[0], 1)
+    assert (report["engine"]["kernels"], report["engine"]["threads"]) == (isa_names()[0], 1)
     assert report["workload"] == {"runs": 1, "working_set": 65536}
     assert {case["kernel"] for case in report["kernels"]} == {
         "qkv", "output", "gate_up", "down", "head", "decode", "prefill", "rms_norm", "rope + cache write",
@@ -99,12 +99,12 @@ def test_kernels_in_json_and_in_words(tiny_model, capsys):
 
 
 def test_a_forced_path_is_the_one_that_is_measured(tiny_model, monkeypatch, capsys):
-    monkeypatch.setenv(PATH_VARIABLE, paths()[-1])
+    monkeypatch.setenv(ISA_VARIABLE, isa_names()[-1])
     assert bench("latency", tiny_model, *TINY, "--runs", 1, "--output-len", 2) == 0
-    assert f"kernels {paths()[-1]}, " in capsys.readouterr().out
-    monkeypatch.setenv(PATH_VARIABLE, "abacus")
+    assert f"kernels {isa_names()[-1]}, " in capsys.readouterr().out
+    monkeypatch.setenv(ISA_VARIABLE, "abacus")
     assert bench("kernels", tiny_model) == 2
-    assert PATH_VARIABLE in capsys.readouterr().err
+    assert ISA_VARIABLE in capsys.readouterr().err
 
 
 # --- the picture -----------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import torch
 from octavo.models.decoder import Decoder
 from octavo.models.load import LoadOptions, load_decoder, read_arch, read_model
 from octavo.ops import cpu, reference
-from octavo.ops.cpu.device import paths
+from octavo.ops.cpu.device import isa_names
 from octavo.ops.interface import Device, Ops
 from octavo.text.tokenizer_gguf import tokenizer_from_gguf
 from tests.support.cpu_devices import device_on
@@ -64,7 +64,7 @@ def backend_of(name: str, dtype: str) -> Backend:
     return Backend(cpu, device_on(name, dtype, 2))
 
 
-@pytest.fixture(scope="module", params=["reference", *paths()])
+@pytest.fixture(scope="module", params=["reference", *isa_names()])
 def backend(request) -> Backend:
     return backend_of(request.param, "float32")
 
@@ -138,7 +138,7 @@ def smollm2(smollm2_path):
     return transformers_model_from_gguf(smollm2_path)
 
 
-@pytest.mark.parametrize("name", ["reference", paths()[0]])
+@pytest.mark.parametrize("name", ["reference", isa_names()[0]])
 def test_smollm2_agrees_with_transformers(name, smollm2_path, smollm2):
     """The built-in model, dequantized to float32, on texts of a few hundred tokens."""
     backend = backend_of(name, "float32")
@@ -168,7 +168,7 @@ else of his time, and his small editions of the classics were read all over the 
 """
 
 
-@pytest.mark.parametrize(("name", "bound"), [("reference", 0.03), (paths()[0], 0.02)])
+@pytest.mark.parametrize(("name", "bound"), [("reference", 0.03), (isa_names()[0], 0.02)])
 def test_smollm2_in_bfloat16_is_near_float32(name, bound, smollm2_path, smollm2):
     """The log-probability of each token of a natural text, on average. The reference rounds activations as well."""
     backend = backend_of(name, "bfloat16")

@@ -190,14 +190,14 @@ def halve_sums(monkeypatch, engine) -> None:
     original, runner = Logits.read, engine.engine.runner
     head = runner.model._weights.head
     vocab = np.arange(head.native.num_out, dtype=np.int32)
-    weights = cpu.download(cpu.embed(head, cpu.plan_tokens(head.place, vocab)))
+    weights = cpu.download(cpu.embed(head, cpu.plan_tokens(head.device, vocab)))
 
     def nosy(logits):
         out = original(logits)
         if len(out) > 1:
             norm, program = logits.norm, logits.hidden.program
             hidden = np.array(program.read(logits.hidden.num_rows)[logits.rows])
-            x = cpu.download(cpu.rms_norm(cpu.upload(head.place, hidden), norm.weight, norm.eps))
+            x = cpu.download(cpu.rms_norm(cpu.upload(head.device, hidden), norm.weight, norm.eps))
             half = x.shape[1] // 2
             out[:] = x[:, :half] @ weights[:, :half].T + x[:, half:] @ weights[:, half:].T
         return out

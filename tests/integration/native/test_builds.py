@@ -1,17 +1,16 @@
-"""The kernels built otherwise: wide paths with stand-ins for instructions that this processor may not have, and with
-the address and undefined-behaviour sanitizers. Their tests run in a process of their own, with that build for ours.
+"""The kernels built otherwise: wide ISA variants with stand-ins for instructions that this processor may not have, and
+with the address and undefined-behavior sanitizers. Their tests run in a process of their own, with that build for ours.
 """
 
 import os
-import shutil
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[3]
+from tests.support.native_cache import ROOT, cached_build
+
 # The runner lies in the checkout; it then makes way for the installed package.
 HERE = {"PYTHONSAFEPATH": ""}
 WIDE = ("amx", "avx512_bf16", "avx512_vnni", "avx512", "avx2_vnni")
@@ -22,33 +21,6 @@ SHORT = (
     f"{PRODUCTS} or test_embed or test_add_into or test_copied or test_bad_numbers or test_a_matrix_of_uneven_parts"
     " or (test_logits and 33) or (test_rope_and_cache and 34) or (test_attention and mixed and (blocks or group))"
 )
-
-
-def tool(name: str) -> str:
-    """A program beside this Python, or on the path."""
-    found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
-    return found or pytest.skip(f"{name} is not installed")
-
-
-def build(directory: Path, option: str) -> Path:
-    """`_cpu`, built with the CMake option `option` in `directory`."""
-    if find_spec("nanobind") is None:
-        pytest.skip("nanobind is not installed")
-    if not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
-        pytest.skip("there is no C++ compiler")
-    nanobind = [sys.executable, "-m", "nanobind", "--cmake_dir"]
-    where = subprocess.run(nanobind, capture_output=True, text=True, check=True).stdout.strip()
-    made_by = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}"]
-    known = [f"-DPython_EXECUTABLE={sys.executable}", f"-Dnanobind_DIR={where}"]
-    build_type = "-DCMAKE_BUILD_TYPE=None", "-DCMAKE_CXX_FLAGS=-O1"
-    for command in (
-        [tool("cmake"), "-S", str(ROOT), "-B", str(directory), *made_by, *known, *build_type, f"-D{option}=ON"],
-        [tool("cmake"), "--build", str(directory), "--target", "_cpu"],
-    ):
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        assert done.returncode == 0, done.stdout[-4000:]
-    (module,) = directory.glob("_cpu.*so")
-    return module
 
 
 def check(module: Path, *words: str, **variables: str) -> str:
@@ -77,8 +49,8 @@ def check(module: Path, *words: str, **variables: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def stand_ins(tmp_path_factory) -> Path:
-    return build(tmp_path_factory.mktemp("stand_ins"), "OCTAVO_STAND_INS")
+def stand_ins() -> Path:
+    return cached_build("OCTAVO_STAND_INS")
 
 
 def test_wide_kernels(stand_ins):
@@ -88,7 +60,7 @@ def test_wide_kernels(stand_ins):
     check(stand_ins, "tests/unit/ops/cpu/test_int8_kv.py", "-k", "amx")
 
 
-def test_wide_whole_numbers(stand_ins):
+def test_wide_quantized_products(stand_ins):
     """AMX multiplies few rows by VNNI and many by tiles: to the same bits."""
     short = "65-65 or 96-768 or extreme or parts or ties"
     company = "any_batch and amx and 2 and (Q4_1 or Q6_K or int8)"
@@ -108,25 +80,25 @@ def test_wide_sampling(stand_ins):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("path", WIDE)
-def test_all_of_the_wide_kernels(stand_ins, path):
+@pytest.mark.parametrize("isa", WIDE)
+def test_all_of_the_wide_kernels(stand_ins, isa):
     files = [f"tests/unit/ops/cpu/test_{name}.py" for name in ("kernels", "quantized", "sampling")]
-    check(stand_ins, *files, "-k", f"-{path}- or [{path}")
+    check(stand_ins, *files, "-k", f"-{isa}- or [{isa}")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("path", WIDE)
-def test_wide_equalities(stand_ins, path):
-    check(stand_ins, "tests/integration/models/test_equalities.py", "-k", "not smollm2", OCTAVO_CPU_PATH=path)
+@pytest.mark.parametrize("isa", WIDE)
+def test_wide_equalities(stand_ins, isa):
+    check(stand_ins, "tests/integration/models/test_equalities.py", "-k", "not smollm2", OCTAVO_CPU_ISA=isa)
 
 
 # --- sanitizers ---------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def sanitized(tmp_path_factory) -> Path:
-    return build(tmp_path_factory.mktemp("sanitized"), "OCTAVO_SANITIZE")
+def sanitized() -> Path:
+    return cached_build("OCTAVO_SANITIZE")
 
 
 def sanitizers() -> dict[str, str]:
@@ -144,12 +116,12 @@ def sanitizers() -> dict[str, str]:
 
 
 def test_sanitizers_find_nothing(sanitized):
-    """The portable path's loops are the same ones, in slower instructions: some of its tests suffice."""
+    """The portable variant's loops are the same ones, in slower instructions: some of its tests suffice."""
     chosen = {
         "kernels": f"({SHORT}) and (avx2 or 7-31)",
         "quantized": "31-1025 or 33-512 or parts or bad",
         "int8_kv": "avx2",
-        "sampling": "Company or Border or Top or Verdicts",
+        "sampling": "Company or Border or Top or Statuses",
     }
     which = " or ".join(f"(test_{name} and ({words}))" for name, words in chosen.items())
     check(sanitized, *(f"tests/unit/ops/cpu/test_{name}.py" for name in chosen), "-k", which, **sanitizers())
@@ -159,15 +131,15 @@ def test_sanitizers_are_there(sanitized):
     """A table that names a block of nobody's, beyond the cache: nothing checks that but the sanitizer."""
     code = """
 import numpy as np, sys
-from tests.support.native_build import take_place
-take_place(sys.argv[1])
+from tests.support.native_build import replace_native
+replace_native(sys.argv[1])
 from octavo.ops import cpu
 from octavo.ops.interface import AttentionShape, KVShape, RowSpans
-place = cpu.open_place("cpu", "float32", 1)
-kv = cpu.new_kv(place, KVShape(2, 16, 1, 8), "float32")
+device = cpu.open_device("cpu", "float32", 1)
+kv = cpu.new_kv(device, KVShape(2, 16, 1, 8), "float32")
 rows = RowSpans(np.array([0]), *(np.array(x, np.int32) for x in ([0, 1], [1], [[2]])))
 plan = cpu.plan_attention(kv, rows, AttentionShape(1, 1, 8, 1.0))
-cpu.download(cpu.attention(cpu.upload(place, np.ones((1, 8), np.float32)), kv, plan))
+cpu.download(cpu.attention(cpu.upload(device, np.ones((1, 8), np.float32)), kv, plan))
 """
     command = [sys.executable, "-c", code, str(sanitized)]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | HERE | sanitizers(), capture_output=True, text=True)

@@ -10,7 +10,7 @@ import pytest
 from octavo.cli import doctor
 from octavo.cli.main import main
 from octavo.ops import hardware
-from octavo.ops.cpu.device import PATH_VARIABLE, paths
+from octavo.ops.cpu.device import ISA_VARIABLE, isa_names
 from octavo.tools import diagnostics
 
 GIB = 2**30
@@ -52,12 +52,12 @@ def test_doctor_for_people(empty_home: Path, capsys: pytest.CaptureFixture[str])
 def test_doctor_says_which_kernels(
     empty_home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
-    for path in paths():
-        monkeypatch.setenv(PATH_VARIABLE, path)
-        assert diagnostics.diagnose()["kernels"] == {"path": path, "paths": paths()}
-        assert ("kernels", f"{path} (of {', '.join(paths())})") in doctor._lines(diagnostics.diagnose())
-    monkeypatch.delenv(PATH_VARIABLE)
-    assert diagnostics.diagnose()["kernels"]["path"] == paths()[0]
-    monkeypatch.setenv(PATH_VARIABLE, "abacus")
+    for path in isa_names():
+        monkeypatch.setenv(ISA_VARIABLE, path)
+        assert diagnostics.diagnose()["kernels"] == {"path": path, "paths": isa_names()}
+        assert ("kernels", f"{path} (of {', '.join(isa_names())})") in doctor._lines(diagnostics.diagnose())
+    monkeypatch.delenv(ISA_VARIABLE)
+    assert diagnostics.diagnose()["kernels"]["path"] == isa_names()[0]
+    monkeypatch.setenv(ISA_VARIABLE, "abacus")
     assert main(["doctor"]) != 0
-    assert PATH_VARIABLE in capsys.readouterr().err
+    assert ISA_VARIABLE in capsys.readouterr().err

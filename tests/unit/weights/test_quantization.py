@@ -1,4 +1,4 @@
-"""Whole numbers: what is stored as such comes as it is, bit for bit; what is made of floats is near them."""
+"""Quantized matrices: what is stored as such comes as it is, bit for bit; what is made of floats is near them."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The CPU backend: C++ kernels under `ops/csrc`, no PyTorch. A module that satisfies `octavo.ops.interface.Ops`."""
+"""The CPU backend: C++ kernels under `csrc`, no PyTorch. A module that satisfies `octavo.ops.interface.Ops`."""
 
 from octavo.ops.cpu.device import (
     copy_blocks,

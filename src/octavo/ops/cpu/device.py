@@ -14,16 +14,17 @@ from octavo.ops.cpu.graph import Native, Program, Tensor, Tokens, evaluate
 from octavo.ops.interface import Device, Host, KVShape, Quantized
 from octavo.ops.sampling import Ints
 
-PATH_VARIABLE = "OCTAVO_CPU_PATH"  # forces one of the paths that the processor has, for tests and comparisons
+ISA_VARIABLE = "OCTAVO_CPU_ISA"  # forces one of the ISA variants that can run here, for tests and comparisons
+_OLD_ISA_VARIABLE = "OCTAVO_CPU_PATH"
 DTYPES = ("float32", "bfloat16", "float16")
-PANEL = 32  # kPanel in kernels.h
+PANEL = 32  # kPanel in csrc/kernels/kernels.h
 
 
 @dataclass(eq=False, slots=True)
 class Handle:
-    """The CPU's own part of a Device. `programs` are recorded lines, by what they were recorded for."""
+    """The CPU's own part of a Device. `programs` are recorded graphs, by the keys they were recorded for."""
 
-    native: Native  # threads and the chosen path
+    native: Native  # the execution context: threads and the chosen ISA variant
     is_bf16: bool
     tokens: Tokens
     programs: list[tuple[tuple[object, ...], Program]] = field(default_factory=list)
@@ -62,24 +63,32 @@ class Blocks:
     dtype: str
 
 
-def paths() -> list[str]:
-    """The instruction sets that the kernels can use here, best first."""
-    names: list[str] = _cpu.path_names()
+def isa_names() -> list[str]:
+    """The ISA variants of the kernels that this processor can run, best first."""
+    names: list[str] = _cpu.isa_names()
     return names
 
 
 def open_device(device: str, dtype: str, threads: int | None) -> Device:
-    """See `Ops.open_place`. There are kernels for float32 and bfloat16; float16 runs as bfloat16."""
+    """See `Ops.open_device`. There are kernels for float32 and bfloat16; float16 runs as bfloat16."""
     if device not in ("auto", "cpu"):
         raise ConfigError(f"device={device!r}: must be auto or cpu here")
     if dtype not in DTYPES:
         raise ConfigError(f"dtype={dtype!r}: must be one of {', '.join(DTYPES)}")
-    path = os.environ.get(PATH_VARIABLE, "")
-    if path and path not in paths():
-        raise ConfigError(f"{PATH_VARIABLE}={path!r}: this processor has {', '.join(paths())}")
+    isa = _forced_isa()
     dtype = "bfloat16" if dtype == "float16" else dtype
-    native = _cpu.Machine(path, threads or hardware.processor().num_cores)
+    native = _cpu.ExecutionContext(isa, threads or hardware.processor().num_cores)
     return Device("cpu", dtype, Handle(native, dtype == "bfloat16", Tokens(_cpu.TokensPlan())))
+
+
+def _forced_isa() -> str:
+    """The ISA variant that the environment asks for; "" without one. Raises ConfigError where it cannot run here."""
+    if _OLD_ISA_VARIABLE in os.environ:
+        raise ConfigError(f"{_OLD_ISA_VARIABLE} is set: it is called {ISA_VARIABLE} now")
+    isa = os.environ.get(ISA_VARIABLE, "")
+    if isa and isa not in isa_names():
+        raise ConfigError(f"{ISA_VARIABLE}={isa!r}: this processor has {', '.join(isa_names())}")
+    return isa
 
 
 def total_memory(device: Device) -> int:  # noqa: ARG001

@@ -1,6 +1,6 @@
-"""Lazy tensors: what an operation returns is a note of what is to be done; a whole line of them becomes a program.
+"""Lazy tensors: an operation returns a node of a recorded graph, and a whole graph is compiled to a native program.
 
-Knows how notes are fused, which buffers they take and how the native part is told; knows no numbers. Activations are
+Knows how nodes are fused, which buffers they take and how the native part is told; knows no numbers. Activations are
 float32 inside, whatever the dtype of weights and cache.
 """
 
@@ -33,7 +33,7 @@ class Tensor:
     computed by itself.
     """
 
-    machine: Native
+    context: Native
     kind: str
     inputs: "tuple[Tensor, ...]"
     width: int
@@ -45,7 +45,7 @@ class Tensor:
 
 @dataclass(eq=False, slots=True)
 class Program:
-    """A line, ready to run: `out` is the buffer of its result, `uploads` are buffers that are filled from outside."""
+    """A compiled graph: `out` is the buffer of its result, `uploads` are buffers that are filled from outside."""
 
     native: Native
     result: Tensor
@@ -73,7 +73,7 @@ class Program:
 class Replayed:
     """The result of a program's last run."""
 
-    machine: Native
+    context: Native
     program: Program
     num_rows: int
 
@@ -95,7 +95,7 @@ def evaluate(tensor: Tensor) -> NDArray[np.float32]:
 def compile_graph(result: Tensor) -> Program:
     """The program that computes `result`, with what can be done in one operation done in one."""
     order = list(_ordered(result))
-    native = _cpu.Program(result.machine)
+    native = _cpu.Program(result.context)
     steps = _steps(order)
     buffers = _assign_buffers(steps, native)
     for step in steps:

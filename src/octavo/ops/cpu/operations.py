@@ -1,4 +1,4 @@
-"""The straight line of a decoder: every operation is noted, and run when its line is complete. See `graph`.
+"""The operations of a decoder: each records a node of a graph, which runs once it is complete. See `graph`.
 
 Index arrays go to the native part as they come: it copies those that are of another type, or do not lie together.
 """
@@ -17,7 +17,7 @@ from octavo.ops.cpu.graph import Native, Program, Replayed, Tensor, Tokens, comp
 from octavo.ops.interface import AttentionShape, Device, FinalNorm, HeadNorms, RowSpans
 from octavo.ops.sampling import Ints, SampleRules, Scored
 
-_MAX_PROGRAMS = 4  # recorded lines kept by a device
+_MAX_PROGRAMS = 4  # recorded graphs kept by a device
 
 
 @dataclass(eq=False, slots=True)
@@ -47,12 +47,12 @@ def _program_of(hidden: Tensor | Replayed) -> tuple[Program, int]:
     return program, program.out
 
 
-def replay(device: Device, key: tuple[object, ...], line: Callable[[], Tensor]) -> Replayed:
-    """See `Ops.replay`: `line` is called once for each `key`, and what it noted is run each time."""
+def replay(device: Device, key: tuple[object, ...], record: Callable[[], Tensor]) -> Replayed:
+    """See `Ops.replay`: `record` is called once for each `key`, and the graph that it recorded runs each time."""
     handle: Handle = device.handle
     program = next((p for known, p in handle.programs if _is_same(known, key)), None)
     if program is None:
-        program = compile_graph(line())
+        program = compile_graph(record())
         handle.programs[:] = [*handle.programs[-_MAX_PROGRAMS + 1 :], (key, program)]
     return Replayed(handle.native, program, program.run())
 
@@ -102,22 +102,22 @@ def embed(embedding: Matrix, tokens: Tokens) -> Tensor:
 
 def rms_norm(x: Tensor, weight: Native, eps: float) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight over the last dimension."""
-    return Tensor(x.machine, "rms_norm", (x,), x.width, (weight, eps))
+    return Tensor(x.context, "rms_norm", (x,), x.width, (weight, eps))
 
 
 def linear(x: Tensor, weight: Matrix) -> Tensor:
     """[T, in] -> [T, out]."""
-    return Tensor(x.machine, "linear", (x,), weight.native.num_out, (weight.native,))
+    return Tensor(x.context, "linear", (x,), weight.native.num_out, (weight.native,))
 
 
 def add_into(residual: Tensor, x: Tensor) -> Tensor:
     """residual += x."""
-    return Tensor(residual.machine, "add_into", (residual, x), residual.width)
+    return Tensor(residual.context, "add_into", (residual, x), residual.width)
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:
     """[T, 2n] -> [T, n]."""
-    return Tensor(gate_up.machine, "silu_mul", (gate_up,), gate_up.width // 2)
+    return Tensor(gate_up.context, "silu_mul", (gate_up,), gate_up.width // 2)
 
 
 def rope_and_cache(qkv: Tensor, rope: Native, attention: AttentionPlan, kv: Blocks, norms: HeadNorms | None) -> Tensor:
@@ -126,14 +126,14 @@ def rope_and_cache(qkv: Tensor, rope: Native, attention: AttentionPlan, kv: Bloc
     query, key, eps = (None, None, 0.0) if norms is None else (norms.query, norms.key, norms.eps)
     args = (kv.native, attention.native, rope, query, key, eps)
     return Tensor(
-        qkv.machine, "rope", (qkv,), shape.num_heads * shape.head_dim, args, (shape.num_heads, shape.head_dim)
+        qkv.context, "rope", (qkv,), shape.num_heads * shape.head_dim, args, (shape.num_heads, shape.head_dim)
     )
 
 
 def attention(q: Tensor, kv: Blocks, plan: AttentionPlan) -> Tensor:
     """[T, num_heads, head_dim] -> [T, num_heads * head_dim]."""
     width = plan.shape.num_heads * plan.shape.head_dim
-    return Tensor(q.machine, "attention", (q,), width, (kv.native, plan.native))
+    return Tensor(q.context, "attention", (q,), width, (kv.native, plan.native))
 
 
 def logits(hidden: Tensor | Replayed, rows: NDArray[np.int32], norm: FinalNorm, head: Matrix) -> Logits:
@@ -143,17 +143,17 @@ def logits(hidden: Tensor | Replayed, rows: NDArray[np.int32], norm: FinalNorm, 
 
 def sample(logits: Logits | Tensor, rules: SampleRules, num_top: int) -> Scored:
     """See `Ops.sample`."""
-    return sampling.sample(_numbers(logits), rules, num_top, _machine(logits))
+    return sampling.sample(_numbers(logits), rules, num_top, _context(logits))
 
 
 def score(logits: Logits | Tensor, targets: Ints, num_top: int) -> Scored:
     """See `Ops.score`."""
-    return sampling.score(_numbers(logits), targets, num_top, _machine(logits))
+    return sampling.score(_numbers(logits), targets, num_top, _context(logits))
 
 
 def _numbers(logits: Logits | Tensor) -> NDArray[np.float32]:
     return logits.read() if isinstance(logits, Logits) else evaluate(logits)
 
 
-def _machine(logits: Logits | Tensor) -> Native:
-    return logits.head.device.handle.native if isinstance(logits, Logits) else logits.machine
+def _context(logits: Logits | Tensor) -> Native:
+    return logits.head.device.handle.native if isinstance(logits, Logits) else logits.context

@@ -1,4 +1,4 @@
-"""Sampling and logprobs on the CPU: room for the results and the order of the rules; the rest is in csrc/sample.cpp."""
+"""Sampling and logprobs on the CPU: room for the results and the order of the rules; the rest is in csrc/graph."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,33 +8,33 @@ from octavo.ops.cpu.graph import Native
 from octavo.ops.sampling import Ints, SampleRules, Scored
 
 
-def sample(logits: NDArray[np.float32], rules: SampleRules, num_top: int, machine: Native) -> Scored:
+def sample(logits: NDArray[np.float32], rules: SampleRules, num_top: int, context: Native) -> Scored:
     """One token a row of `logits` [S, vocab] by `rules`, scored under the logits as they come, which they stay.
 
-    A row's result has the same bits at any number of threads and in any company. Raises IndexError for a token id
-    outside of the vocabulary.
+    Batch-invariant: a row's result is bit-identical for any thread count and any other rows in the batch. Raises
+    IndexError for a token id outside of the vocabulary.
     """
     scored = _room(logits, num_top)
-    _cpu.sample(machine, logits, _by_row(rules), scored.top_ids.shape[1], scored)
+    _cpu.sample(context, logits, _by_row(rules), scored.top_ids.shape[1], scored)
     return scored
 
 
-def score(logits: NDArray[np.float32], targets: Ints, num_top: int, machine: Native) -> Scored:
+def score(logits: NDArray[np.float32], targets: Ints, num_top: int, context: Native) -> Scored:
     """Logprob and rank of `targets[i]` under row i of `logits` [S, vocab], and the `num_top` most likely tokens.
 
     Raises IndexError for a target outside of the vocabulary.
     """
     scored = _room(logits, num_top)
-    _cpu.score(machine, logits, np.ascontiguousarray(targets, np.int64), scored.top_ids.shape[1], scored)
+    _cpu.score(context, logits, np.ascontiguousarray(targets, np.int64), scored.top_ids.shape[1], scored)
     return scored
 
 
 def _room(logits: NDArray[np.float32], num_top: int) -> Scored:
     num_rows, vocab = logits.shape
     num_top = min(num_top, vocab)
-    ids, ranks, verdicts = np.empty((3, num_rows), np.int64)
+    ids, ranks, statuses = np.empty((3, num_rows), np.int64)
     top_ids, top_logprobs = np.empty((num_rows, num_top), np.int64), np.empty((num_rows, num_top), np.float32)
-    return Scored(ids, np.empty(num_rows, np.float32), ranks, top_ids, top_logprobs, verdicts)
+    return Scored(ids, np.empty(num_rows, np.float32), ranks, top_ids, top_logprobs, statuses)
 
 
 def _by_row(rules: SampleRules) -> SampleRules:

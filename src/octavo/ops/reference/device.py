@@ -73,7 +73,7 @@ class Blocks:
 
 
 def open_device(device: str, dtype: str, threads: int | None) -> Device:
-    """See `Ops.open_place`. Sets the number of threads of the whole process's torch."""
+    """See `Ops.open_device`. Sets the number of threads of the whole process's torch."""
     if dtype not in DTYPES:
         raise ConfigError(f"dtype={dtype!r}: must be one of {', '.join(DTYPES)}")
     target = _find_device(device)
@@ -133,7 +133,7 @@ def upload(device: Device, array: Host) -> Tensor:
 
 @torch.inference_mode()
 def download(tensor: Tensor) -> Host:
-    """A copy on the host: float32, or whole numbers as they are."""
+    """A copy on the host: float32, or integers as they are."""
     if tensor.is_floating_point():
         tensor = tensor.float()
     array: Host = np.array(tensor.cpu().numpy())

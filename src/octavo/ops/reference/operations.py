@@ -1,4 +1,4 @@
-"""The straight line of a decoder but for attention: embedding, norms, products, RoPE, SwiGLU, logits."""
+"""The operations of a decoder other than attention: embedding, norms, products, RoPE, SwiGLU, logits."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,9 +23,9 @@ class Rotation:
     sin: Tensor
 
 
-def replay(device: Device, key: tuple[object, ...], line: Callable[[], Tensor]) -> Tensor:  # noqa: ARG001
-    """What `line` gives; nothing is recorded."""
-    return line()
+def replay(device: Device, key: tuple[object, ...], record: Callable[[], Tensor]) -> Tensor:  # noqa: ARG001
+    """What `record` gives; nothing is kept."""
+    return record()
 
 
 @torch.inference_mode()
@@ -74,7 +74,7 @@ def linear(x: Tensor, weight: Matrix) -> Tensor:
 
 
 def _as_codes(x: Tensor, group: int) -> Tensor:
-    """What is left of each row when groups of its inputs become whole numbers; see `Quantized`. float32 [T, in]."""
+    """What is left of each row when groups of its inputs are quantized; see `Quantized`. float32 [T, in]."""
     padded = functional.pad(x, (0, -x.shape[1] % group)).view(len(x), -1, group)
     largest = padded.abs().amax(dim=-1, keepdim=True)
     codes = (padded * torch.where(largest > 1e-30, 127.0 / largest, 0.0)).round()

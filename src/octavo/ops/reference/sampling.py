@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from octavo.ops.sampling import Ints, SampleRules, Scored, Verdict
+from octavo.ops.sampling import Ints, RowStatus, SampleRules, Scored
 
 Tensor = torch.Tensor
 
@@ -19,10 +19,10 @@ def sample(logits: Tensor, rules: SampleRules, num_top: int) -> Scored:
     drawn = _draw(edited, rules, greedy)
     nothing = edited.amax(dim=-1) == -torch.inf
     scored = score(logits, drawn.cpu().numpy(), num_top)
-    verdicts = np.where(
-        nothing.cpu().numpy() & (scored.verdicts == Verdict.OK), Verdict.NOTHING_ALLOWED, scored.verdicts
+    statuses = np.where(
+        nothing.cpu().numpy() & (scored.statuses == RowStatus.OK), RowStatus.NOTHING_ALLOWED, scored.statuses
     )
-    return Scored(scored.ids, scored.logprobs, scored.ranks, scored.top_ids, scored.top_logprobs, verdicts)
+    return Scored(scored.ids, scored.logprobs, scored.ranks, scored.top_ids, scored.top_logprobs, statuses)
 
 
 @torch.inference_mode()
@@ -33,14 +33,14 @@ def score(logits: Tensor, targets: Ints, num_top: int) -> Scored:
     at_chosen = logits.gather(1, chosen)
     ranks = (logits > at_chosen).sum(dim=-1) + 1
     top, top_ids = logits.topk(min(num_top, logits.shape[-1]), dim=-1)
-    verdicts = torch.where(normalizer[:, 0].isfinite(), int(Verdict.OK), int(Verdict.NOT_FINITE))
+    statuses = torch.where(normalizer[:, 0].isfinite(), int(RowStatus.OK), int(RowStatus.NOT_FINITE))
     return Scored(
         ids=np.asarray(targets, np.int64),
         logprobs=(at_chosen - normalizer)[:, 0].cpu().numpy(),
         ranks=ranks.cpu().numpy(),
         top_ids=top_ids.cpu().numpy(),
         top_logprobs=(top - normalizer).cpu().numpy(),
-        verdicts=verdicts.cpu().numpy(),
+        statuses=statuses.cpu().numpy(),
     )
 
 
@@ -97,7 +97,7 @@ def _draw(edited: Tensor, rules: SampleRules, greedy: Tensor) -> Tensor:
     last = torch.searchsorted(cumulative, total)  # the last token with any weight: a target that rounds up to it
     drawn = torch.minimum(torch.searchsorted(cumulative, target, right=True), last)[:, 0]
     result = greedy.clone()
-    # a row of NaN finds no place at all; its verdict says so, the id only has to be a valid one
+    # a row of NaN finds no token at all; its status says so, the id only has to be a valid one
     result[on] = drawn.clamp(max=edited.shape[-1] - 1)
     return result
 

@@ -66,7 +66,7 @@ def _engine_json(model: ModelFiles, config: EngineConfig, device: Device, limits
     return {
         "model": config.model_config.model,
         "backend": "cpu" if is_cpu else "reference",
-        "kernels": device.handle.native.path if is_cpu else None,
+        "kernels": device.handle.native.isa if is_cpu else None,
         "device": device.name,
         "dtype": device.dtype,
         "quantization": quantization,

@@ -1,6 +1,6 @@
-"""Recorded lines: what is fused and which buffers are shared changes no result; a record is run for its own key only.
+"""Recorded graphs: what is fused and which buffers are shared changes no result; a record is run for its own key only.
 
-The measure is the same line step by step: every operation computed by itself before the next takes its numbers.
+The measure is the same graph step by step: every operation computed by itself before the next takes its numbers.
 """
 
 from collections.abc import Callable
@@ -23,17 +23,17 @@ KINDS = ("linear", "rms_norm", "add_into", "add_into", "silu_mul", "swiglu", "up
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
 def device(request) -> Device:
-    return device_on(cpu_path(), request.param)
+    return device_on(cpu_isa(), request.param)
 
 
-def cpu_path() -> str:
-    from octavo.ops.cpu.device import paths
+def cpu_isa() -> str:
+    from octavo.ops.cpu.device import isa_names
 
-    return paths()[0]
+    return isa_names()[0]
 
 
 class Weights:
-    """One of each shape that random lines need, with and without a bias."""
+    """One of each shape that random graphs need, with and without a bias."""
 
     def __init__(self, device: Device) -> None:
         dtype = device.dtype
@@ -55,8 +55,8 @@ def weights(device) -> Weights:
 
 
 @dataclass(frozen=True)
-class Note:
-    """One operation of a random line: on the results `first` and `second` (for a sum), giving rows `width` wide."""
+class Node:
+    """One operation of a random graph: on the results `first` and `second` (for a sum), giving rows `width` wide."""
 
     kind: str
     first: int
@@ -65,16 +65,16 @@ class Note:
 
 
 @st.composite
-def lines(draw) -> tuple[int, list[Note]]:
-    """The width that is put in, and the notes.
+def graphs(draw) -> tuple[int, list[Node]]:
+    """The width that is put in, and the nodes.
 
     Only what all of its readers have led to is added to, for they must have read it before; and never read again.
     """
     given_width = draw(st.sampled_from(WIDTHS))
-    widths, sources, alive, notes = [given_width], [set()], {0}, []
+    widths, sources, alive, nodes = [given_width], [set()], {0}, []
 
-    def note(kind: str, first: int, second: int, width: int) -> int:
-        notes.append(Note(kind, first, second, width))
+    def add(kind: str, first: int, second: int, width: int) -> int:
+        nodes.append(Node(kind, first, second, width))
         widths.append(width)
         sources.append(set() if kind == "upload" else {first, second} | sources[first] | sources[second])
         alive.add(len(widths) - 1)
@@ -89,65 +89,65 @@ def lines(draw) -> tuple[int, list[Note]]:
         if widths[first] not in WIDTHS:
             kind, width = "silu_mul", widths[first] // 2
         if kind == "silu_mul" and widths[first] in WIDTHS:
-            first = note("linear", first, first, 2 * width)
+            first = add("linear", first, first, 2 * width)
         if kind == "upload":  # and something made of it, to be added to what is there
-            first = note(kind, first, first, width)
+            first = add(kind, first, first, width)
             kind = "linear"
         if kind == "add_into":
-            readers = {at + 1 for at, noted in enumerate(notes) if first in (noted.first, noted.second)}
+            readers = {at + 1 for at, node in enumerate(nodes) if first in (node.first, node.second)}
             others = [at for at in alive if widths[at] == width and at != first and readers <= {at} | sources[at]]
             if others:
-                note(kind, first, draw(st.sampled_from(sorted(others))), width)
+                add(kind, first, draw(st.sampled_from(sorted(others))), width)
                 alive.discard(first)
                 continue
             kind = "linear"
-        note(kind, first, first, width)
-    return given_width, notes
+        add(kind, first, first, width)
+    return given_width, nodes
 
 
-def note_line(
-    device: Device, weights: Weights, x: Tensor, notes: list[Note], then: Callable[[Tensor], Tensor]
+def build_graph(
+    device: Device, weights: Weights, x: Tensor, nodes: list[Node], then: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """The line's last result; `then` gets every result before the next operation takes it."""
+    """The graph's last result; `then` gets every result before the next operation takes it."""
     results, num_rows = [x], len(x.value)
-    for note in notes:
-        first = results[note.first]
-        match note.kind:
+    for node in nodes:
+        first = results[node.first]
+        match node.kind:
             case "upload":
-                made = cpu.upload(device, normal(len(results), num_rows, note.width))
-            case "linear" if note.width in WIDTHS:
-                made = cpu.linear(first, weights.matrices[note.width, first.width])
+                made = cpu.upload(device, normal(len(results), num_rows, node.width))
+            case "linear" if node.width in WIDTHS:
+                made = cpu.linear(first, weights.matrices[node.width, first.width])
             case "linear":
-                made = cpu.linear(first, weights.gated[note.width // 2, first.width])
+                made = cpu.linear(first, weights.gated[node.width // 2, first.width])
             case "rms_norm":
                 made = cpu.rms_norm(first, weights.norms[first.width], EPS)
             case "add_into":
-                made = cpu.add_into(first, results[note.second])
+                made = cpu.add_into(first, results[node.second])
             case "silu_mul":
                 made = cpu.silu_mul(first)
             case _:
-                made = cpu.silu_mul(cpu.linear(first, weights.gated[note.width, first.width]))
+                made = cpu.silu_mul(cpu.linear(first, weights.gated[node.width, first.width]))
         results.append(then(made))
     return results[-1]
 
 
 @settings(max_examples=200, deadline=None)
-@given(line=lines(), num_rows=st.sampled_from([1, 2, 13, 33]))
-def test_a_random_line_is_its_operations_one_by_one(device, weights, line, num_rows):
-    width, notes = line
+@given(graph=graphs(), num_rows=st.sampled_from([1, 2, 13, 33]))
+def test_a_random_graph_is_its_operations_one_by_one(device, weights, graph, num_rows):
+    width, nodes = graph
     x = normal(num_rows, num_rows, width)
 
     def computed(tensor: Tensor) -> Tensor:
         return cpu.upload(device, cpu.download(tensor))
 
-    steps = cpu.download(note_line(device, weights, cpu.upload(device, x), notes, computed))
-    program = compile_graph(note_line(device, weights, cpu.upload(device, x), notes, lambda tensor: tensor))
+    steps = cpu.download(build_graph(device, weights, cpu.upload(device, x), nodes, computed))
+    program = compile_graph(build_graph(device, weights, cpu.upload(device, x), nodes, lambda tensor: tensor))
     for _ in range(2):
         assert program.read(program.run()).tobytes() == steps.tobytes()
 
 
 def test_what_was_changed_in_place_is_not_read(device, weights):
-    """... for what it was: a line that asks for that is refused, not computed from something else."""
+    """... for what it was: a graph that asks for that is refused, not computed from something else."""
     x = cpu.upload(device, normal(1, 3, 24))
     before = cpu.rms_norm(x, weights.norms[24], EPS)
     changed = cpu.add_into(x, cpu.linear(x, weights.matrices[24, 24]))
@@ -158,7 +158,7 @@ def test_what_was_changed_in_place_is_not_read(device, weights):
 class Recorder:
     """Stands in for the native program, and keeps what it is told."""
 
-    def __init__(self, machine) -> None:
+    def __init__(self, context) -> None:
         self.calls: list[str] = []
         self.widths: list[int] = []
 
@@ -172,7 +172,7 @@ class Recorder:
 
 @pytest.fixture
 def recorded(monkeypatch) -> Callable[[Tensor], Recorder]:
-    """What a line becomes, without running it."""
+    """What a graph becomes, without running it."""
 
     def compiled(result: Tensor) -> Recorder:
         with monkeypatch.context() as patch:
@@ -219,13 +219,13 @@ class TestFusing:
         """It is there before the first operation runs; and put in again when a program runs again."""
         square, given = weights.matrices[24, 24], normal(1, 5, 24)
 
-        def line(*inputs: Tensor) -> Tensor:
+        def record(*inputs: Tensor) -> Tensor:
             early, late = inputs
             deep = cpu.linear(cpu.linear(cpu.linear(early, square), square), square)
             return cpu.add_into(deep, cpu.linear(late, square))
 
         early, late = cpu.upload(device, given), cpu.upload(device, given[::-1])
-        program = compile_graph(line(early, late))
+        program = compile_graph(record(early, late))
         first = program.read(program.run()).copy()
         assert program.read(program.run()).tobytes() == first.tobytes()
         assert cpu.download(early).tobytes() == given.tobytes()
@@ -237,21 +237,21 @@ class TestFusing:
 
 
 class Model:
-    """Embedding and one product: a line with tokens, and how often it was noted."""
+    """Embedding and one product: a graph with tokens, and how often it was recorded."""
 
     def __init__(self, device: Device, seed: int) -> None:
-        self.device, self.num_noted = device, 0
+        self.device, self.num_recorded = device, 0
         self.matrix = normal(seed, 50, 24)
         self.embedding = cpu.pack_embedding(device, host(self.matrix, device.dtype))
         self.weight = cpu.pack_linear(device, (40, 24), [host(normal(seed + 1, 40, 24), device.dtype)], None)
 
-    def line(self, tokens) -> Tensor:
-        self.num_noted += 1
+    def record(self, tokens) -> Tensor:
+        self.num_recorded += 1
         return cpu.linear(cpu.embed(self.embedding, tokens), self.weight)
 
     def forward(self, ids: np.ndarray, *key: object):
         tokens = cpu.plan_tokens(self.device, ids)
-        return cpu.replay(self.device, (self, *key), lambda: self.line(tokens))
+        return cpu.replay(self.device, (self, *key), lambda: self.record(tokens))
 
     def expected(self, ids: np.ndarray) -> np.ndarray:
         x = cpu.upload(self.device, cpu.download(cpu.embed(self.embedding, cpu.plan_tokens(self.device, ids))))
@@ -265,7 +265,7 @@ def some_ids(seed: int, count: int) -> np.ndarray:
 @pytest.fixture
 def fresh(device) -> Device:
     """A device that nothing was recorded on."""
-    return device_on(cpu_path(), device.dtype, threads=2)
+    return device_on(cpu_isa(), device.dtype, threads=2)
 
 
 def test_a_record_is_run_with_any_number_of_tokens(fresh):
@@ -275,7 +275,7 @@ def test_a_record_is_run_with_any_number_of_tokens(fresh):
         found = cpu.download(model.forward(ids))
         assert found.shape == (count, 40)
         assert found.tobytes() == model.expected(ids).tobytes()
-    assert model.num_noted == 1
+    assert model.num_recorded == 1
 
 
 def test_each_key_has_its_record(fresh):
@@ -287,15 +287,15 @@ def test_each_key_has_its_record(fresh):
             assert cpu.download(model.forward(ids)).tobytes() == model.expected(ids).tobytes()
     model, ids = Model(fresh, 5), some_ids(1, 4)
     first, second = [], []  # equal, and not the same
-    for key, noted in (((first,), 1), ((second,), 2), ((first,), 2), ((), 3), ((first, second), 4), ((second,), 4)):
+    for key, recorded in (((first,), 1), ((second,), 2), ((first,), 2), ((), 3), ((first, second), 4), ((second,), 4)):
         cpu.download(model.forward(ids, *key))
-        assert model.num_noted == noted, key
+        assert model.num_recorded == recorded, key
 
 
 def test_one_place_does_not_know_the_records_of_another(fresh, device):
     ids, one = some_ids(1, 6), Model(fresh, 1)
     cpu.download(one.forward(ids))
-    other = Model(device_on(cpu_path(), device.dtype), 2)
+    other = Model(device_on(cpu_isa(), device.dtype), 2)
     assert cpu.download(other.forward(ids)).tobytes() == other.expected(ids).tobytes()
 
 
@@ -339,11 +339,11 @@ def test_plans_may_change_under_a_record(fresh):
             tokens = cpu.plan_tokens(fresh, ids[at])
             plans = cpu.plan_rope(rope, at), cpu.plan_attention(kv, rows, shape)
 
-            def line(tokens=tokens, plans=plans):
+            def record(tokens=tokens, plans=plans):
                 q = cpu.rope_and_cache(cpu.embed(embedding, tokens), *plans, kv, None)
                 return cpu.attention(q, kv, plans[1])
 
-            out.append(cpu.download(cpu.replay(fresh, (key,), line)))
+            out.append(cpu.download(cpu.replay(fresh, (key,), record)))
             done += share
         return np.concatenate(out).tobytes()
 

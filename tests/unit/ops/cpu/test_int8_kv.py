@@ -1,5 +1,5 @@
-"""Keys and values as int8, on every path of this processor: the bytes that are written, what bad numbers become, and
-that nothing comes in from slots that a query does not see. (On odd shapes and in any company: test_cpu_kernels.)
+"""Keys and values as int8, on every ISA variant of this processor: the bytes that are written, what bad numbers become,
+and that nothing comes in from slots that a query does not see. (On odd shapes and in any batch: test_kernels.)
 """
 
 import numpy as np
@@ -10,7 +10,7 @@ from octavo.cache.kv import block_bytes
 from octavo.engine.build import resolve
 from octavo.models.load import read_model
 from octavo.ops import cpu, reference
-from octavo.ops.cpu.device import paths
+from octavo.ops.cpu.device import isa_names
 from octavo.ops.interface import AttentionShape, Device, KVShape
 from tests.support.cpu_devices import codes_and_scales, device_on, normal, poisoned, quantized, spans_over
 from tests.unit.ops.cpu.test_kernels import ATTENTION, SPANS, Attended, same_bits
@@ -18,7 +18,7 @@ from tests.unit.ops.cpu.test_kernels import ATTENTION, SPANS, Attended, same_bit
 SHAPES = [(1, 2, 1), (1, 6, 4), (2, 16, 3), (3, 34, 16), (3, 64, 16), (1, 80, 5), (2, 128, 32)]
 
 
-@pytest.fixture(params=paths())
+@pytest.fixture(params=isa_names())
 def device(request) -> Device:
     return device_on(request.param, "float32")
 

@@ -1,10 +1,10 @@
-"""Every operation of the CPU backend on every path of this processor: against the reference, and against itself in
-other company, bit for bit.
+"""Every operation of the CPU backend on every ISA variant of this processor: against the reference, and against itself
+in other batches, bit for bit.
 
 The backend keeps activations in float32, whatever the dtype of weights and cache. So it is held against the reference
 in float32 with the weights as they are stored, widened, and the bounds are those of float32 sums: a sum of n products
-may be off by 4 * (sqrt(n) + 2) * 2^-24 of the sum of the products' magnitudes. Paths that round a product's inputs to
-bfloat16 get inputs that are rounded already; behind a norm, two of the inputs may be rounded the other way.
+may be off by 4 * (sqrt(n) + 2) * 2^-24 of the sum of the products' magnitudes. Variants that round a product's inputs
+to bfloat16 get inputs that are rounded already; behind a norm, two of the inputs may be rounded the other way.
 """
 
 from dataclasses import replace
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from octavo.ops import cpu, reference
-from octavo.ops.cpu.device import PANEL, paths
+from octavo.ops.cpu.device import PANEL, isa_names
 from octavo.ops.interface import AttentionShape, Device, FinalNorm, HeadNorms, KVShape, RowSpans
 from tests.support.cpu_devices import (
     BF16_UNIT,
@@ -44,14 +44,14 @@ SHAPES = (
 )  # fmt: skip
 
 
-@pytest.fixture(params=paths())
-def path(request) -> str:
+@pytest.fixture(params=isa_names())
+def isa(request) -> str:
     return request.param
 
 
 @pytest.fixture(params=DTYPES)
-def device(request, path) -> Device:
-    return device_on(path, request.param)
+def device(request, isa) -> Device:
+    return device_on(isa, request.param)
 
 
 @pytest.fixture(scope="module")
@@ -416,9 +416,9 @@ LINES = (
 
 
 @pytest.mark.parametrize("name", LINES)
-def test_a_row_is_the_same_in_any_batch(device, path, name):
+def test_a_row_is_the_same_in_any_batch(device, isa, name):
     """Alone, first, last and in the middle of 1 to 200 rows, on one thread and on two."""
-    x, both = normal(1, MANY, 160), device_on(path, device.dtype, threads=2)
+    x, both = normal(1, MANY, 160), device_on(isa, device.dtype, threads=2)
     lines = {at: lines_of_rows(at)[name] for at in (device, both)}
     alone = np.concatenate([cpu.download(lines[device](x[row : row + 1])) for row in range(MANY)])
     for count in COUNTS:
@@ -428,7 +428,7 @@ def test_a_row_is_the_same_in_any_batch(device, path, name):
                 assert same_bits(found, alone[first : first + count]), (count, first, at.handle.native.num_threads)
 
 
-def test_embedded_rows_and_rotated_heads_are_the_same_in_any_batch(device, path):
+def test_embedded_rows_and_rotated_heads_are_the_same_in_any_batch(device, isa):
     rows, num_blocks = spans_over(np.random.default_rng(0), [(MANY, MANY)], 5)
     positions, qkv = np.arange(MANY, dtype=np.int32), normal(1, MANY, 5 * 24)
     norms = HeadNorms(*(cpu.pack_vector(device, 1 + normal(seed, 24)) for seed in (2, 3)), EPS)
@@ -447,7 +447,7 @@ def test_embedded_rows_and_rotated_heads_are_the_same_in_any_batch(device, path)
         return np.concatenate(queries).tobytes(), kv.native.memory().tobytes()
 
     whole = turned(device, [positions])
-    for at in (device, device_on(path, device.dtype, threads=2)):
+    for at in (device, device_on(isa, device.dtype, threads=2)):
         for count in (1, 7, 16, 17, 100, MANY):
             assert turned(at, np.split(positions, range(count, MANY, count))) == whole
 
@@ -461,18 +461,18 @@ CHUNKED = {
 
 
 @pytest.mark.parametrize("case", CHUNKED)
-def test_a_query_is_the_same_in_any_chunk_and_company(device, path, case):
-    compare_chunks(device, path, case, device.dtype)
+def test_a_query_is_the_same_in_any_chunk_and_company(device, isa, case):
+    compare_chunks(device, isa, case, device.dtype)
 
 
 @pytest.mark.parametrize("case", CHUNKED)
-def test_a_query_is_the_same_in_any_chunk_over_int8(path, case):
-    compare_chunks(device_on(path, "float32"), path, case, "int8")
+def test_a_query_is_the_same_in_any_chunk_over_int8(isa, case):
+    compare_chunks(device_on(isa, "float32"), isa, case, "int8")
 
 
-def compare_chunks(device: Device, path: str, case: str, kv_dtype: str) -> None:
+def compare_chunks(device: Device, isa: str, case: str, kv_dtype: str) -> None:
     """A long prompt whole, and in chunks of many sizes beside others, on two threads too."""
-    length, both = CHUNKED[case], device_on(path, device.dtype, threads=2)
+    length, both = CHUNKED[case], device_on(isa, device.dtype, threads=2)
     spans = [(length, length), (length // 2, 1), (77, 40), (1, 1)]
     *sizes, window, soft_cap = ATTENTION[case]
     attended = Attended(device, kv_dtype, spans, (*sizes, None, soft_cap))

@@ -1,7 +1,7 @@
-"""Products with whole-number weights on every path of this processor: against the reference, which computes what
-`Quantized` says in float32, and against themselves in other company, bit for bit.
+"""Products with quantized weights on every ISA variant of this processor: against the reference, which computes what
+`Quantized` says in float32, and against themselves in other batches, bit for bit.
 
-The integer sums are exact. A row's codes could differ from the reference's where x / scale is half a whole number, but
+The integer sums are exact. A row's codes could differ from the reference's where x / scale is half an integer, but
 both divide alike, so they do not; what is left is the order of float32 sums over groups.
 """
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from octavo.ops import cpu, reference
-from octavo.ops.cpu.device import paths
+from octavo.ops.cpu.device import isa_names
 from octavo.ops.interface import SUPER_BLOCK_LEN, Device, FinalNorm, Quantized
 from tests.support.cpu_devices import UNIT, device_on, normal
 from tests.unit.ops.cpu.test_kernels import EPS, MANY, assert_within, same_bits
@@ -27,10 +27,10 @@ ODD_SHAPES = ((7, 31), (40, 100), (65, 65), (31, 1025))
 
 def quantized(kind: str, seed: int, rows: int, width: int) -> Quantized:
     """Random codes over all of their range, scales of both signs and many sizes."""
-    bits, group_len, has_mins, has_steps = KINDS[kind]
+    bits, group_len, has_mins, has_sub_scales = KINDS[kind]
     rng = np.random.default_rng(seed)
     groups = -(-width // group_len)
-    scales = width // SUPER_BLOCK_LEN if has_steps else groups
+    scales = width // SUPER_BLOCK_LEN if has_sub_scales else groups
     low, high = (-128, 127) if bits == 8 else (0, 15) if has_mins else (-8, 7)
 
     def halves() -> np.ndarray:
@@ -42,7 +42,8 @@ def quantized(kind: str, seed: int, rows: int, width: int) -> Quantized:
 
     return Quantized(
         bits, group_len, rng.integers(low, high + 1, (rows, width)).astype(np.int8), halves(),
-        halves() if has_mins else None, sub_scales() if has_steps else None, sub_scales() if has_steps and has_mins else None,
+        halves() if has_mins else None,
+        sub_scales() if has_sub_scales else None, sub_scales() if has_sub_scales and has_mins else None,
     )  # fmt: skip
 
 
@@ -53,7 +54,7 @@ def shapes_of(kind: str) -> tuple[tuple[int, int], ...]:
 CASES = [pytest.param(kind, shape, id=f"{kind}-{shape[0]}-{shape[1]}") for kind in KINDS for shape in shapes_of(kind)]
 
 
-@pytest.fixture(params=paths())
+@pytest.fixture(params=isa_names())
 def device(request) -> Device:
     return device_on(request.param, "bfloat16")
 
@@ -95,7 +96,7 @@ def test_rows_are_exact(device, kind, shape):
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("kind", KINDS)
 def test_any_batch_gives_the_same_bits(device, kind, threads):
-    device = device_on(device.handle.native.path, "bfloat16", threads)
+    device = device_on(device.handle.native.isa, "bfloat16", threads)
     weight, x = quantized(kind, 1, 97, 512), normal(2, MANY, 512)
     packed = cpu.pack_linear(device, (97, 512), [weight], None)
     alone = np.concatenate([cpu.download(cpu.linear(cpu.upload(device, x[i : i + 1]), packed)) for i in range(MANY)])
@@ -107,7 +108,7 @@ def test_any_batch_gives_the_same_bits(device, kind, threads):
 def test_paths_agree_but_for_rounding(oracle):
     """All of them sum integers exactly; only float32 sums over groups may differ, by the fused product."""
     weight, x = [quantized("Q4_K", 1, 64, 512)], normal(2, 5, 512)
-    first, *others = (products(cpu, device_on(path, "bfloat16"), weight, x) for path in paths())
+    first, *others = (products(cpu, device_on(isa, "bfloat16"), weight, x) for isa in isa_names())
     for other in others:
         assert_within(other, first, bound_of(weight, x))
 
@@ -183,8 +184,8 @@ def test_ties_go_to_the_even_code(device, oracle):
 
 def test_extreme_sums_do_not_overflow(device):
     """All codes and all inputs as large as they can be, of every sign."""
-    for kind, (bits, group_len, has_mins, has_steps) in KINDS.items():
-        if has_steps:
+    for kind, (bits, group_len, has_mins, has_sub_scales) in KINDS.items():
+        if has_sub_scales:
             continue
         for low in (True, False):
             code = {4: (0 if has_mins else -8, 15 if has_mins else 7), 8: (-128, 127)}[bits][not low]

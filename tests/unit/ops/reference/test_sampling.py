@@ -12,7 +12,7 @@ from octavo.engine import sampler
 from octavo.engine.sequence import Draw, TokenLogprobs
 from octavo.ops import reference
 from octavo.ops.reference import sampling
-from octavo.ops.sampling import SampleRules, Verdict
+from octavo.ops.sampling import RowStatus, SampleRules
 from octavo.params import SamplingParams
 
 VOCAB = 37
@@ -155,9 +155,9 @@ def test_against_the_oracle(seed):
     num_checked = 0
     for row, (rule, values) in enumerate(zip(rows, logits.tolist(), strict=True)):
         if max(edited(values, rule)) == -math.inf:
-            assert found.verdicts[row] == Verdict.NOTHING_ALLOWED
+            assert found.statuses[row] == RowStatus.NOTHING_ALLOWED
             continue
-        assert found.verdicts[row] == Verdict.OK
+        assert found.statuses[row] == RowStatus.OK
         chances = probabilities(values, rule)
         if not is_close_call(chances, rule.uniform) or rule.temperature == 0:
             assert found.ids[row] == inverse(chances, rule.uniform), rule
@@ -209,7 +209,7 @@ class TestFilters:
         assert kept([0.25] * 4, banned=[1, 3]) == {0, 2}
         assert kept([0.25] * 4, allowed=[1, 3], banned=[3]) == {1}
 
-    def test_a_row_without_allowed_ids_is_not_limited_by_its_neighbour(self):
+    def test_a_row_without_allowed_ids_is_not_limited_by_its_neighbor(self):
         found = draw([[1.0, 5.0, 3.0]] * 2, [Rule(temperature=0.0, allowed=[0]), Rule(temperature=0.0)])
         assert found.ids.tolist() == [0, 1]
 
@@ -238,12 +238,12 @@ class TestPenalties:
 
     @pytest.mark.parametrize("repetition", [1e-45, 1e-40, 1e-20, 3.4e38])
     @pytest.mark.parametrize("temperature", [0.0, 1.0, 1e-9])
-    def test_extreme_penalties_still_draw_what_they_favour(self, repetition, temperature):
+    def test_extreme_penalties_still_draw_what_they_favor(self, repetition, temperature):
         """A quotient past float32 is the largest number, not infinity (whose difference from itself is NaN)."""
         rule = Rule(temperature=temperature, repetition=repetition, seen={1: 1, 2: 1})
         found = draw([[1.0, 30.0, -2.0]], [rule])
         assert found.ids.tolist() == [1 if repetition < 1 else 0]
-        assert found.verdicts.tolist() == [Verdict.OK]
+        assert found.statuses.tolist() == [RowStatus.OK]
 
 
 def edited_logits(logits: list[float], rule: Rule) -> list[float]:
@@ -275,7 +275,7 @@ class TestTemperature:
         logits = np.array([[1.0, -1.0, 0.5, -0.5]]) * scale
         for temperature in (0.0, 1e-9, 1.0, 1e30):
             found = draw(logits, [Rule(temperature=temperature, uniform=0.1)])
-            assert found.verdicts.tolist() == [Verdict.OK]
+            assert found.statuses.tolist() == [RowStatus.OK]
             assert 0 <= found.ids[0] < 4
 
     def test_the_ends_of_the_uniform_draw_tokens_that_have_a_chance(self):
@@ -284,7 +284,7 @@ class TestTemperature:
         assert draw(logits, [Rule(uniform=1.0 - 2.0**-53)]).ids.tolist() == [2]
 
 
-class TestVerdicts:
+class TestStatuses:
     @pytest.mark.parametrize("temperature", [0.0, 1.0])
     @pytest.mark.parametrize("bad", [math.nan, math.inf])
     def test_a_bad_number_spoils_its_row_alone(self, bad, temperature):
@@ -293,7 +293,7 @@ class TestVerdicts:
         clean = draw(logits, rows)
         logits[2, 7] = bad
         found = draw(logits, rows, 3)
-        assert found.verdicts.tolist() == [0, 0, Verdict.NOT_FINITE, 0, 0]
+        assert found.statuses.tolist() == [0, 0, RowStatus.NOT_FINITE, 0, 0]
         others = [0, 1, 3, 4]
         assert found.ids[others].tolist() == clean.ids[others].tolist()
         assert found.logprobs[others].tobytes() == clean.logprobs[others].tobytes()
@@ -303,18 +303,18 @@ class TestVerdicts:
     def test_a_row_of_nothing_but_bad_numbers(self, temperature):
         for bad in (math.nan, math.inf, -math.inf):
             found = draw([[bad] * 5, [1.0, 2.0, 3.0, 4.0, 5.0]], [Rule(temperature=temperature)] * 2, 2)
-            assert found.verdicts.tolist() == [Verdict.NOT_FINITE, Verdict.OK]
+            assert found.statuses.tolist() == [RowStatus.NOT_FINITE, RowStatus.OK]
             assert 0 <= found.ids[0] < 5
 
     @pytest.mark.parametrize("temperature", [0.0, 1.0])
     def test_nothing_allowed(self, temperature):
         rows = [Rule(temperature=temperature, allowed=[1], banned=[1], top_k=2), Rule(temperature=temperature)]
         found = draw([[1.0, 2.0, 3.0]] * 2, rows)
-        assert found.verdicts.tolist() == [Verdict.NOTHING_ALLOWED, Verdict.OK]
+        assert found.statuses.tolist() == [RowStatus.NOTHING_ALLOWED, RowStatus.OK]
 
-    def test_scores_have_verdicts_too(self):
+    def test_scores_have_statuses_too(self):
         found = sampling.score(torch.tensor([[1.0, 2.0], [math.nan, 2.0]]), np.array([0, 1]), 0)
-        assert found.verdicts.tolist() == [Verdict.OK, Verdict.NOT_FINITE]
+        assert found.statuses.tolist() == [RowStatus.OK, RowStatus.NOT_FINITE]
 
 
 class TestLogprobs:
@@ -337,7 +337,7 @@ class TestLogprobs:
         logits = random_logits(Random(6), 20)
         drawn = draw(logits, [Rule(uniform=i / 20) for i in range(20)], 5)
         scored = sampling.score(torch.from_numpy(logits), drawn.ids, 5)
-        for name in ("ids", "logprobs", "ranks", "top_ids", "top_logprobs", "verdicts"):
+        for name in ("ids", "logprobs", "ranks", "top_ids", "top_logprobs", "statuses"):
             assert vars_of(scored)[name].tobytes() == vars_of(drawn)[name].tobytes(), name
 
     def test_more_wanted_than_there_are(self):
@@ -377,7 +377,7 @@ class TestCompany:
         finally:
             torch.set_num_threads(threads)
 
-    def test_a_neighbour_cannot_be_heard(self):
+    def test_a_neighbor_cannot_be_heard(self):
         """One row's NaN, ban, penalty or temperature changes nothing in the next."""
         logits = random_logits(Random(9), 2)
         plain = Rule(uniform=0.37, top_p=0.95)

@@ -1,91 +1,12 @@
-// Kernels that go along a row: norms, activations, RoPE with the cache write, packing a product's input, and storing
-// its sums.
+// RoPE with the KV write: where keys and values of a token lie in the cache, and how they get there: as they are,
+// rounded to bfloat16, or quantized to int8 with a scale for each token and head.
 #pragma once
 
+#include "kernels/elementwise.h"
 #include "kernels/kernels.h"
 #include "simd/vec.h"
 
 namespace {
-
-using namespace octavo;
-
-// 1 / sqrt(mean(x^2) + eps). One order: W running sums, their tree, then what is left of the row.
-OCTAVO_INLINE float inverse_rms(const float* x, int n, float eps) {
-    vf squares = splat(0.0f);
-    int i = 0;
-    for (; i + W <= n; i += W) squares = fma(load(x + i), load(x + i), squares);
-    float total = sum(squares);
-    for (; i < n; ++i) total = fma1(x[i], x[i], total);
-    return 1.0f / __builtin_sqrtf(total / static_cast<float>(n) + eps);
-}
-
-void rms_norm(const float* x, const float* norm, float eps, int n, float* out) {
-    const float scale = inverse_rms(x, n, eps);
-    int i = 0;
-    for (; i + W <= n; i += W) store(out + i, load(x + i) * scale * load(norm + i));
-    for (; i < n; ++i) out[i] = x[i] * scale * norm[i];
-}
-
-OCTAVO_INLINE vf silu(vf x) { return x / (exp(-x) + 1.0f); }
-
-// The last, incomplete vector of a row goes through a buffer, so that all of a row has the same arithmetic.
-template <class F>
-OCTAVO_INLINE void map_tail(const float* x, const float* y, int n, float* out, F f) {
-    float left[W] = {}, right[W] = {};
-    for (int i = 0; i < n; ++i) left[i] = x[i], right[i] = y[i];
-    store(left, f(load(left), load(right)));
-    for (int i = 0; i < n; ++i) out[i] = left[i];
-}
-
-void silu_mul(const float* gate, const float* up, int n, float* out) {
-    int i = 0;
-    const auto f = [](vf g, vf u) { return silu(g) * u; };
-    for (; i + W <= n; i += W) store(out + i, f(load(gate + i), load(up + i)));
-    if (i < n) map_tail(gate + i, up + i, n - i, out + i, f);
-}
-
-void add(float* x, const float* y, std::int64_t n) {
-    std::int64_t i = 0;
-    for (; i + W <= n; i += W) store(x + i, load(x + i) + load(y + i));
-    for (; i < n; ++i) x[i] += y[i];
-}
-
-// sums + bias, over the valid columns of a scratch row that has kPanel of them.
-OCTAVO_INLINE void add_bias(const float* sums, const float* bias, int n, float* out) {
-    for (int v = 0; v < kPanel; v += W) store(out + v, load(sums + v));
-    if (bias != nullptr)
-        for (int i = 0; i < n; ++i) out[i] += bias[i];
-}
-
-void store_sums(const StoreArgs& args) {
-    alignas(64) float values[kPanel], ups[kPanel];
-    for (int row = 0; row < args.num_rows; ++row) {
-        float* out = args.out + row * args.stride;
-        add_bias(args.sums + row * kPanel, args.bias, args.num_columns, values);
-        if (args.up != nullptr) {
-            add_bias(args.up + row * kPanel, args.up_bias, args.num_columns, ups);
-            silu_mul(values, ups, kPanel, values);
-        }
-        if (args.num_columns == kPanel) {
-            for (int v = 0; v < kPanel; v += W)
-                store(out + v, args.adds ? load(out + v) + load(values + v) : load(values + v));
-        } else {
-            for (int i = 0; i < args.num_columns; ++i) out[i] = args.adds ? out[i] + values[i] : values[i];
-        }
-    }
-}
-
-// What a product's input values become: themselves, or bfloat16 in pairs.
-OCTAVO_INLINE void normed_row(const PackArgs& args, int row, float* out) {
-    const float* x = args.x + (args.rows != nullptr ? args.rows[row] : row) * args.stride;
-    if (args.norm != nullptr)
-        rms_norm(x, args.norm, args.eps, args.num_in, out);
-    else
-        std::memcpy(out, x, sizeof(float) * static_cast<std::size_t>(args.num_in));
-    for (int i = args.num_in; i < args.padded_in; ++i) out[i] = 0.0f;
-}
-
-// --- the cache --------------------------------------------------------------------------------------------------
 
 // Whether numbers are codes, which mean nothing without their token's scale.
 template <class T>
@@ -150,7 +71,7 @@ OCTAVO_INLINE float scale_of(const float* x, int n) {
     return magnitude / 127.0f;
 }
 
-// put(i, code) for each number of a row: x[i] / scale to the nearest whole number, ties to even. All zero where the
+// put(i, code) for each number of a row: x[i] / scale to the nearest integer, ties to even. All zero where the
 // scale is 0 or NaN.
 template <class F>
 OCTAVO_INLINE void quantize(const float* x, int n, float scale, F&& put) {
@@ -158,7 +79,7 @@ OCTAVO_INLINE void quantize(const float* x, int n, float scale, F&& put) {
         for (int i = 0; i < n; ++i) put(i, std::int8_t{0});
         return;
     }
-    // Adding 1.5 * 2^23 rounds, and leaves the whole number in the low bits.
+    // Adding 1.5 * 2^23 rounds, and leaves the integer in the low bits.
     const vf magic = splat(12582912.0f), most = splat(127.0f);
     for (int i = 0; i < n; i += W) {
         float part[W] = {};
