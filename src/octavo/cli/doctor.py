@@ -32,7 +32,7 @@ def _lines(report: dict[str, Any]) -> list[tuple[str, str]]:
         ("platform", report["platform"]),
         ("processor", f"{processor['brand']} ({processor['architecture']})"),
         ("instructions", " ".join(processor["features"]) or "none known"),
-        ("kernels", f"{report['kernels']['path']} (of {', '.join(report['kernels']['paths'])})"),
+        ("kernels", f"{report['kernels']['isa']} (of {', '.join(report['kernels']['available'])})"),
         ("caches", caches or "unknown"),
         ("cores", str(processor["num_cores"])),
         ("memory", f"{size_text(memory['total'])}, {size_text(memory['available'])} available"),

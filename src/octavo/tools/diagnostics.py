@@ -37,7 +37,7 @@ def diagnose() -> dict[str, Any]:
             "available": memory.available,
             "container_limit": memory.container_limit,
         },
-        "kernels": {"path": _kernel_path(), "paths": isa_names()},
+        "kernels": {"isa": _kernel_isa(), "available": isa_names()},
         "packages": {name: _version(name) for name in _PACKAGES},
         "cuda_devices": devices,
         "cuda_error": devices_error,
@@ -50,8 +50,8 @@ def diagnose() -> dict[str, Any]:
     }
 
 
-def _kernel_path() -> str:
-    """The one of `paths` that is chosen here. Raises ConfigError where one is forced that the processor has not."""
+def _kernel_isa() -> str:
+    """The ISA variant that is chosen here. Raises ConfigError where one is forced that the processor has not."""
     return str(open_device("cpu", "float32", 1).handle.native.isa)
 
 

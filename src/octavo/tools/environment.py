@@ -25,7 +25,7 @@ def environment_of(engine: "LLMEngine") -> dict[str, Any]:
         "engine": {
             "model": config.model_config.model,
             "backend": str(vars(engine.engine.runner.ops)["__name__"]).rpartition(".")[2],  # a module
-            "kernels": _kernel_path(engine),
+            "kernels": _kernel_isa(engine),
             "device": resolved.device,
             "dtype": resolved.dtype,
             "kv_dtype": resolved.kv_dtype,
@@ -82,7 +82,7 @@ def hardware_and_versions(packages: Sequence[str] = ("numpy", "torch")) -> dict[
     }
 
 
-def _kernel_path(engine: "LLMEngine") -> str | None:
+def _kernel_isa(engine: "LLMEngine") -> str | None:
     """The instruction set that the CPU's kernels were chosen for; None on another backend."""
     layer = engine.engine.runner.kv.layers[0]
     return str(layer.device.handle.native.isa) if isinstance(layer, Blocks) else None

@@ -54,10 +54,10 @@ def test_doctor_says_which_kernels(
 ):
     for path in isa_names():
         monkeypatch.setenv(ISA_VARIABLE, path)
-        assert diagnostics.diagnose()["kernels"] == {"path": path, "paths": isa_names()}
+        assert diagnostics.diagnose()["kernels"] == {"isa": path, "available": isa_names()}
         assert ("kernels", f"{path} (of {', '.join(isa_names())})") in doctor._lines(diagnostics.diagnose())
     monkeypatch.delenv(ISA_VARIABLE)
-    assert diagnostics.diagnose()["kernels"]["path"] == isa_names()[0]
+    assert diagnostics.diagnose()["kernels"]["isa"] == isa_names()[0]
     monkeypatch.setenv(ISA_VARIABLE, "abacus")
     assert main(["doctor"]) != 0
     assert ISA_VARIABLE in capsys.readouterr().err
