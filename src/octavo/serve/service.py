@@ -1,7 +1,7 @@
-"""The service: requests of the wire in, outputs of the engine out, one event-loop wake-up for each step.
+"""The service: requests in, outputs of the engine out, one event-loop wake-up for each step.
 
-Knows the engine's thread, admission (who may wait, and how many) and the life cycle; knows no HTTP. A call is one
-request of the wire: one sequence for each of its prompts and choices.
+Knows the engine's thread, admission (who may wait, and how many) and the life cycle; knows no HTTP. A request has one
+sequence for each of its prompts and choices.
 """
 
 import asyncio
@@ -25,15 +25,15 @@ from octavo.serve.admission import Admission
 from octavo.serve.config import ServeSettings
 from octavo.serve.errors import unavailable
 from octavo.serve.fair_semaphore import Turnstile
-from octavo.serve.generation_job import Work, check_entries
+from octavo.serve.generation_job import GenerationJob, check_logprob_entries
 from octavo.serve.http.request_ids import Ids
 from octavo.serve.live.feed import Watch
 from octavo.serve.metrics import Metrics
-from octavo.serve.output_stream import Call, CallFailed
+from octavo.serve.output_stream import OutputStream, RequestFailed
 from octavo.serve.render_pool import TemplateRenderer
 
 logger = logging.getLogger(__name__)
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 NUM_HELPERS: Final = 2  # threads that tokenize, processes that render
 DEFAULT_QUEUE: Final = 256  # waiting sequences, where the configuration says nothing
@@ -64,9 +64,9 @@ class Service:
         self._template_fault: str | None = None
         self._threads = ThreadPoolExecutor(NUM_HELPERS, thread_name_prefix="octavo-text")
         self._text_places, self._render_places = Turnstile(NUM_HELPERS), Turnstile(NUM_HELPERS)
-        self._early: set[asyncio.Task[Any]] = set()  # requests that are no call yet: they read, render, tokenize
-        self._calls: dict[str, tuple[Call, int]] = {}
-        self._num_calls = 0
+        self._early: set[asyncio.Task[Any]] = set()  # requests that are not submitted yet: they read, render, tokenize
+        self._streams: dict[str, tuple[OutputStream, int]] = {}
+        self._num_streams = 0
         self._all_answered = asyncio.Event()
 
     async def start(self) -> None:
@@ -111,8 +111,8 @@ class Service:
 
     def fail_all(self, reason: str) -> None:
         """End every request now: streams with a terminal error event, the others with a 503."""
-        for call in {call for call, _ in self._calls.values()}:
-            call.fail(CallFailed(unavailable(reason, "shutting_down")))
+        for stream in {stream for stream, _ in self._streams.values()}:
+            stream.fail(RequestFailed(unavailable(reason, "shutting_down")))
         for task in self._early:
             task.cancel()
         self._early.clear()
@@ -217,27 +217,27 @@ class Service:
         if self.driver.failure is not None:
             raise unavailable("the engine has stopped", "engine_stopped", 5)
 
-    async def submit(self, work: Work, *, is_stream: bool) -> Call:
-        """Check, tokenize and queue `work`. Raises RequestError, and ApiError where there is no place.
+    async def submit(self, job: GenerationJob, *, is_incremental: bool) -> OutputStream:
+        """Check, tokenize and queue `job`. Raises RequestError, and ApiError where there is no place.
 
-        The reader of a call that is no stream is woken once, at its end.
+        Where `is_incremental` is false, the stream's reader is woken once, at its end.
         """
-        num_sequences = len(work.prompts) * work.num_choices
-        self.check_admission(work.client, num_sequences)
-        self._num_calls += 1
-        ids = [f"call-{self._num_calls}-{index}" for index in range(num_sequences)]
-        call = Call(ids, work.client, self._close, self._hold, is_stream=is_stream)
-        self.admission.enter(work.client, num_sequences)
+        num_sequences = len(job.prompts) * job.num_choices
+        self.check_admission(job.client, num_sequences)
+        self._num_streams += 1
+        ids = [f"call-{self._num_streams}-{index}" for index in range(num_sequences)]
+        stream = OutputStream(ids, job.client, self._close, self._hold, is_incremental=is_incremental)
+        self.admission.enter(job.client, num_sequences)
         try:
-            lives = await self.on_thread(work.client, work.weight, lambda: self._prepare(ids, work))
+            lives = await self.on_thread(job.client, job.weight, lambda: self._prepare(ids, job))
             self.check_engine()  # it may have failed meanwhile, and then nobody would ever answer
         except BaseException:
-            self.admission.leave(work.client, num_sequences)
+            self.admission.leave(job.client, num_sequences)
             raise
         for index, live in enumerate(lives):
-            self._calls[ids[index]] = (call, index)
+            self._streams[ids[index]] = (stream, index)
             self.driver.submit(live)
-        return call
+        return stream
 
     async def render(self, client: str, messages: Sequence[Any], **options: Any) -> list[int]:
         """Messages to prompt ids by the model's own template. Raises RequestError."""
@@ -259,12 +259,12 @@ class Service:
                 f"the prompt has {len(text)} characters, the longest has {most} tokens (max_model_len)", "prompt"
             )
 
-    async def on_thread(self, client: str, weight: int, work: Callable[[], Answer]) -> Answer:
-        """`work()`, on a thread where it is heavy. `weight` is about the number of characters that it goes through."""
+    async def on_thread(self, client: str, weight: int, function: Callable[[], Result]) -> Result:
+        """The result of `function`, run on a thread where `weight`, about the characters it reads, is large."""
         if weight <= INLINE_WEIGHT:
-            return work()
+            return function()
         async with self._text_places.place(client):
-            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+            return await asyncio.get_running_loop().run_in_executor(self._threads, function)
 
     def _load(self) -> LLMEngine:
         """The engine, warmed up: ready means that a step has run."""
@@ -282,39 +282,39 @@ class Service:
         gc.enable()
         return engine
 
-    def _prepare(self, ids: Sequence[str], work: Work) -> list[LiveRequest]:
+    def _prepare(self, ids: Sequence[str], job: GenerationJob) -> list[LiveRequest]:
         """The engine's requests: parameters are checked once, and each prompt is tokenized once for all its choices."""
-        engine, checked, lives = self.engine, self.engine.check_params(work.params), []
-        for number, prompt in enumerate(work.prompts):
+        engine, checked, lives = self.engine, self.engine.check_params(job.params), []
+        for number, prompt in enumerate(job.prompts):
             if isinstance(prompt, str):
                 self.check_length(prompt)
-            source = self._source(prompt, work)
+            source = self._source(prompt, job)
             first: LiveRequest | None = None
-            for choice in range(work.num_choices):
-                request_id = ids[number * work.num_choices + choice]
+            for choice in range(job.num_choices):
+                request_id = ids[number * job.num_choices + choice]
                 seed = None if first is None else _wrapped(first.request.seed + choice)
-                num_new = 0 if work.is_score else None
+                num_new = 0 if job.is_score else None
                 live = engine.prepare(request_id, source, checked, num_new=num_new, seed=seed)
                 if first is None:
                     first, source = live, live.request.prompt_token_ids
                 live.request.prompt = first.request.prompt
-                live.request.client, live.request.priority = work.client, work.priority
-                live.request.cache_salt, live.request.score_only = work.cache_salt, work.is_score
+                live.request.client, live.request.priority = job.client, job.priority
+                live.request.cache_salt, live.request.score_only = job.cache_salt, job.is_score
                 lives.append(live)
-                self._check_prompt(len(live.request.prompt_token_ids), work)
-        check_entries(lives)
+                self._check_prompt(len(live.request.prompt_token_ids), job)
+        check_logprob_entries(lives)
         return lives
 
-    def _check_prompt(self, num_tokens: int, work: Work) -> None:
-        is_room_needed = not (work.is_score and self.settings.max_prompt_tokens is None)
+    def _check_prompt(self, num_tokens: int, job: GenerationJob) -> None:
+        is_room_needed = not (job.is_score and self.settings.max_prompt_tokens is None)
         if num_tokens > self.max_prompt_tokens + (not is_room_needed):
             raise RequestError(
                 f"the prompt has {num_tokens} tokens, the longest has {self.max_prompt_tokens} (max_model_len)",
                 "prompt",
             )
 
-    def _source(self, prompt: Prompt, work: Work) -> Prompt:
-        if isinstance(prompt, str) and not work.add_special:
+    def _source(self, prompt: Prompt, job: GenerationJob) -> Prompt:
+        if isinstance(prompt, str) and not job.add_special:
             return self.engine.tokenizer.encode(prompt, add_special=False)
         return prompt
 
@@ -322,37 +322,37 @@ class Service:
         return 0 if self._driver is None else int(self._driver.stats["running"])
 
     def _deliver(self, items: Sequence[Delivery]) -> None:
-        """What a step changed, to the calls that it belongs to."""
+        """What a step changed, to the streams that it belongs to."""
         for request_id, item in items:
-            entry = self._calls.get(request_id)
+            entry = self._streams.get(request_id)
             if entry is None:
                 continue
-            call, index = entry
+            stream, index = entry
             if isinstance(item, RequestOutput):
-                self.metrics.observe_output(call, index, item)
+                self.metrics.observe_output(stream, index, item)
                 if item.finished:
                     self.admission.note_finish()
-                    del self._calls[request_id]
-                    self.admission.leave(call.client, 1)
-                call.put(index, item)
+                    del self._streams[request_id]
+                    self.admission.leave(stream.client, 1)
+                stream.put(index, item)
             else:
-                call.fail(item)
+                stream.fail(item)
 
     def _fail(self, error: EngineError) -> None:
-        for call in {call for call, _ in self._calls.values()}:
-            call.fail(error)
+        for stream in {stream for stream, _ in self._streams.values()}:
+            stream.fail(error)
 
-    def _close(self, call: Call) -> None:
-        """A call is over: what of it still runs is aborted at once."""
-        for request_id in call.ids:
-            if self._calls.pop(request_id, None) is not None:
+    def _close(self, stream: OutputStream) -> None:
+        """Abort what still runs of a stream that nobody reads any more."""
+        for request_id in stream.ids:
+            if self._streams.pop(request_id, None) is not None:
                 self.metrics.finished.labels("abort").inc()
-                self.admission.leave(call.client, 1)
+                self.admission.leave(stream.client, 1)
                 self.driver.abort(request_id)
 
-    def _hold(self, call: Call, is_held: bool) -> None:
-        for request_id in call.ids:
-            if request_id in self._calls:
+    def _hold(self, stream: OutputStream, is_held: bool) -> None:
+        for request_id in stream.ids:
+            if request_id in self._streams:
                 self.driver.hold(request_id, is_held=is_held)
 
 

@@ -211,7 +211,7 @@ def test_a_soak_leaks_nothing(tiny_model, num):
         made.wait_idle()
         growth = process.memory_info().rss - before
         assert growth <= 32 << 20, f"{growth >> 20} MiB"
-        assert not made.service._calls
+        assert not made.service._streams
         assert not made.service.admission._sequences
         assert made.service.admission.num_sequences == 0
         assert not made.engine._live

@@ -14,13 +14,19 @@ import orjson
 from octavo.errors import RequestError
 from octavo.llm_engine import Prompt
 from octavo.outputs import NOTHING_ALLOWED, RequestOutput
-from octavo.serve.api.requests import chat_wish, check_sequences, completion_wish, prompts_of, work_of
+from octavo.serve.api.requests import (
+    chat_request_options,
+    check_sequences,
+    completion_request_options,
+    job_of,
+    prompts_of,
+)
 from octavo.serve.api.responses import Answer, ChatAnswer, CompletionAnswer
 from octavo.serve.api.schemas import Body, ChatBody, CompletionBody, DetokenizeBody, GenerationBody, TokenizeBody, parse
 from octavo.serve.errors import ApiError, bad_request, from_engine, internal
-from octavo.serve.generation_job import Work
+from octavo.serve.generation_job import GenerationJob
 from octavo.serve.http.exchange import COMMENT, DONE, Exchange, event
-from octavo.serve.output_stream import Call
+from octavo.serve.output_stream import OutputStream
 from octavo.serve.service import Service
 
 logger = logging.getLogger(__name__)
@@ -114,24 +120,26 @@ class Generating:
     async def _chat(self, exchange: Exchange, value: dict[str, Any]) -> None:
         body, ignored = parse(ChatBody, value)
         self._check_body(body, exchange, ignored)
-        params, wish = chat_wish(body, ignored, self._settings)
-        check_sequences(1, wish, self._settings)
+        params, options = chat_request_options(body, ignored, self._settings)
+        check_sequences(1, options, self._settings)
         async with self._service.early():
             ids = await self._rendered(exchange.client, body.messages, body)
-        work = work_of([ids], params, wish, body, (exchange.client, self._service.has_tenants))
+        job = job_of([ids], params, options, body, (exchange.client, self._service.has_tenants))
         service = self._service
-        await self._run(exchange, work, ChatAnswer(service.model_name, wish, service.engine.tokenizer, service.new_ids))
+        await self._run(
+            exchange, job, ChatAnswer(service.model_name, options, service.engine.tokenizer, service.new_ids)
+        )
 
     async def _complete(self, exchange: Exchange, value: dict[str, Any]) -> None:
         body, ignored = parse(CompletionBody, value)
         self._check_body(body, exchange, ignored)
-        params, wish = completion_wish(body, ignored, self._settings)
+        params, options = completion_request_options(body, ignored, self._settings)
         prompts: list[Prompt] = prompts_of(body, self._settings)
-        check_sequences(len(prompts), wish, self._settings)
-        work = work_of(prompts, params, wish, body, (exchange.client, self._service.has_tenants))
+        check_sequences(len(prompts), options, self._settings)
+        job = job_of(prompts, params, options, body, (exchange.client, self._service.has_tenants))
         service = self._service
-        answer = CompletionAnswer(service.model_name, wish, service.engine.tokenizer, service.new_ids)
-        await self._run(exchange, work, answer)
+        answer = CompletionAnswer(service.model_name, options, service.engine.tokenizer, service.new_ids)
+        await self._run(exchange, job, answer)
 
     async def _rendered(self, client: str, messages: list[dict[str, Any]], body: ChatBody | TokenizeBody) -> list[int]:
         is_continued = bool(body.continue_final_message)
@@ -147,39 +155,39 @@ class Generating:
             kwargs=body.chat_template_kwargs,
         )
 
-    async def _run(self, exchange: Exchange, work: Work, answer: Answer) -> None:
+    async def _run(self, exchange: Exchange, job: GenerationJob, answer: Answer) -> None:
         """The engine's part, and the answer in the shape that was asked for."""
         async with self._service.early():
-            call = await self._service.submit(work, is_stream=answer.wish.is_stream)
+            stream = await self._service.submit(job, is_incremental=answer.options.is_stream)
         try:
-            if answer.wish.is_stream:
-                await self._stream(exchange, call, answer)
+            if answer.options.is_stream:
+                await self._stream(exchange, stream, answer)
             else:
-                while call.has_more:
-                    for index, output in await call.changes(_FOREVER):
+                while stream.has_more:
+                    for index, output in await stream.next_outputs(_FOREVER):
                         _check_output(output)
                         answer.outputs[index] = output
                 weight = sum(answer.weight(index, output) for index, output in answer.outputs.items())
-                body = await self._service.on_thread(work.client, weight, lambda: orjson.dumps(answer.whole()))
+                body = await self._service.on_thread(job.client, weight, lambda: orjson.dumps(answer.whole()))
                 await exchange.raw(body)
         finally:
-            call.close()
+            stream.close()
             if self._settings.log_requests:
-                self._log(exchange, work, answer)
+                self._log(exchange, job, answer)
 
-    async def _stream(self, exchange: Exchange, call: Call, answer: Answer) -> None:
+    async def _stream(self, exchange: Exchange, stream: OutputStream, answer: Answer) -> None:
         await exchange.begin_stream()
         seconds = self._settings.keep_alive
-        while call.has_more:
-            changes = await call.changes(seconds)
-            data = b"" if changes else COMMENT
-            for index, output in changes:
+        while stream.has_more:
+            outputs = await stream.next_outputs(seconds)
+            data = b"" if outputs else COMMENT
+            for index, output in outputs:
                 _check_output(output)
-                weight, work = answer.weight(index, output), partial(_events, answer, index, output)
-                data += await self._service.on_thread(exchange.client, weight, work)
-            if call.has_more and data:
-                await exchange.write_patiently(data, lambda is_held: call.hold(is_held=is_held))
-        if answer.wish.has_usage:
+                weight, encode = answer.weight(index, output), partial(_events, answer, index, output)
+                data += await self._service.on_thread(exchange.client, weight, encode)
+            if stream.has_more and data:
+                await exchange.write_patiently(data, lambda is_held: stream.hold(is_held=is_held))
+        if answer.options.has_usage:
             data += event(answer.usage_chunk())
         await exchange.write(data + DONE, is_last=True)
 
@@ -199,10 +207,10 @@ class Generating:
             message = f"model: {body.model[:100]!r} is not served here; /v1/models lists what is" if body.model else ""
             raise ApiError(404, message, param="model", code="model_not_found")
 
-    def _log(self, exchange: Exchange, work: Work, answer: Answer) -> None:
+    def _log(self, exchange: Exchange, job: GenerationJob, answer: Answer) -> None:
         """A line for the operator. Prompts only where they were asked for."""
         usage, reasons = answer.usage(), [output.outputs[0].finish_reason for output in answer.outputs.values()]
-        prompts = f" prompts={list(work.prompts)!r}" if self._settings.log_prompts else ""
+        prompts = f" prompts={list(job.prompts)!r}" if self._settings.log_prompts else ""
         logger.info(
             "%s %s client=%s prompt_tokens=%d completion_tokens=%d finish=%s metrics=%s%s",
             exchange.request_id,

@@ -22,8 +22,8 @@ FINGERPRINT: Final = f"octavo-{__version__}"
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
-    """What of an answer the client asked for. Of `num_best` candidates the likeliest `num_choices` are kept."""
+class ResponseOptions:
+    """How the response is shaped. Of `num_best` candidates a prompt, the most likely `num_choices` are kept."""
 
     num_choices: int
     num_best: int
@@ -47,8 +47,8 @@ class Answer(ABC):
     whole_name: str
     chunk_name: str
 
-    def __init__(self, model: str, wish: Wish, tokenizer: Tokenizer, ids: Ids) -> None:
-        self.wish = wish
+    def __init__(self, model: str, options: ResponseOptions, tokenizer: Tokenizer, ids: Ids) -> None:
+        self.options = options
         self.tokenizer = tokenizer
         self.outputs: dict[int, RequestOutput] = {}
         self._shared = {
@@ -64,7 +64,7 @@ class Answer(ABC):
         """The chunks for what is new in `output`; the last one of a sequence says why it ended."""
         chunks = []
         has_begun = bool(output.outputs[0].token_ids) or output.finished
-        if not has_begun and (self.wish.has_echo or self.wish.has_prompt_logprobs):
+        if not has_begun and (self.options.has_echo or self.options.has_prompt_logprobs):
             return []  # a prompt computed in chunks: its log-probabilities are not all there yet
         self.outputs[index] = output
         if index not in self._sent:
@@ -74,9 +74,9 @@ class Answer(ABC):
         completion = output.outputs[0]
         text, token_ids = completion.text[sent_chars:], completion.token_ids[sent_tokens:]
         self._sent[index] = (len(completion.text), len(completion.token_ids))
-        if text or (token_ids and (self.wish.has_token_ids or self.wish.num_logprobs is not None)):
+        if text or (token_ids and (self.options.has_token_ids or self.options.num_logprobs is not None)):
             choice = self._piece(index, text, output, sent_tokens)
-            if self.wish.has_token_ids:
+            if self.options.has_token_ids:
                 choice["token_ids"] = token_ids
             chunks.append(self._chunk([choice | {"finish_reason": None}]))
         if output.finished:
@@ -88,7 +88,7 @@ class Answer(ABC):
         """About how many log-probabilities, times ten, the pieces for `output` will hold: what they cost."""
         completion, has_begun = output.outputs[0], index in self._sent
         first = self._sent[index][1] if has_begun else 0
-        weight = max(0, len(completion.logprobs or ()) - first) * (self.wish.num_logprobs or 1)
+        weight = max(0, len(completion.logprobs or ()) - first) * (self.options.num_logprobs or 1)
         if not has_begun and output.prompt_logprobs is not None:
             weight += 20 * len(output.prompt_logprobs)
         return 10 * weight
@@ -99,18 +99,18 @@ class Answer(ABC):
 
     def whole(self) -> dict[str, Any]:
         """The answer as one object, once every sequence has ended."""
-        per_prompt = len(self.outputs) // self.wish.num_best
+        per_prompt = len(self.outputs) // self.options.num_best
         chosen = [sequence for prompt in range(per_prompt) for sequence in self._best(prompt)]
         choices = [self._whole_choice(place, self.outputs[sequence]) for place, sequence in enumerate(chosen)]
         body = self._shared | {"object": self.whole_name, "choices": choices, "usage": self.usage()}
         body |= {"metrics": self.metrics(), "seed": self.outputs[0].seed}
-        if self.wish.ignored:
-            body["warnings"] = [f"{name}: has no effect here and was ignored" for name in self.wish.ignored]
+        if self.options.ignored:
+            body["warnings"] = [f"{name}: has no effect here and was ignored" for name in self.options.ignored]
         return body
 
     def usage(self) -> dict[str, Any]:
         """Tokens so far: each prompt once, every candidate."""
-        firsts = [output for index, output in self.outputs.items() if index % self.wish.num_best == 0]
+        firsts = [output for index, output in self.outputs.items() if index % self.options.num_best == 0]
         num_prompt = sum(len(output.prompt_token_ids) for output in firsts)
         num_new = sum(len(output.outputs[0].token_ids) for output in self.outputs.values())
         return {
@@ -168,33 +168,33 @@ class Answer(ABC):
     def _whole_choice(self, place: int, output: RequestOutput) -> dict[str, Any]:
         completion = output.outputs[0]
         choice = self._choice(place, output) | self._of_prompt(output)
-        if self.wish.has_token_ids:
+        if self.options.has_token_ids:
             choice["token_ids"] = completion.token_ids
         return choice | {"finish_reason": completion.finish_reason, "stop_reason": completion.stop_reason}
 
     def _of_prompt(self, output: RequestOutput) -> dict[str, Any]:
         """What a choice says of its prompt, where that was asked for."""
         said: dict[str, Any] = {}
-        if self.wish.has_token_ids:
+        if self.options.has_token_ids:
             said["prompt_token_ids"] = output.prompt_token_ids
-        if self.wish.has_prompt_logprobs:
+        if self.options.has_prompt_logprobs:
             said["prompt_logprobs"] = self.prompt_logprobs(output)
         return said
 
     def _best(self, prompt: int) -> list[int]:
         """The sequences of a prompt that are kept, the likeliest first where there are more than were asked for."""
-        first = prompt * self.wish.num_best
-        sequences = list(range(first, first + self.wish.num_best))
-        if self.wish.num_best > self.wish.num_choices:
+        first = prompt * self.options.num_best
+        sequences = list(range(first, first + self.options.num_best))
+        if self.options.num_best > self.options.num_choices:
             sequences.sort(key=lambda sequence: -self.outputs[sequence].outputs[0].cumulative_logprob)
-        return sequences[: self.wish.num_choices]
+        return sequences[: self.options.num_choices]
 
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         chunk = self._shared | {"object": self.chunk_name, "choices": choices}
-        if self.wish.has_usage:
-            chunk["usage"] = self.usage() if self.wish.has_running_usage else None
-        if self.wish.ignored and not self._sent:
-            chunk["warnings"] = [f"{name}: has no effect here and was ignored" for name in self.wish.ignored]
+        if self.options.has_usage:
+            chunk["usage"] = self.usage() if self.options.has_running_usage else None
+        if self.options.ignored and not self._sent:
+            chunk["warnings"] = [f"{name}: has no effect here and was ignored" for name in self.options.ignored]
         return chunk
 
 
@@ -208,7 +208,7 @@ class ChatAnswer(Answer):
 
     def _piece(self, index: int, text: str, output: RequestOutput, first_token: int) -> dict[str, Any]:
         choice: dict[str, Any] = {"index": index, "delta": {"content": text}}
-        if self.wish.num_logprobs is not None:
+        if self.options.num_logprobs is not None:
             choice["logprobs"] = self._logprobs(output, first_token)
         return choice
 
@@ -220,7 +220,7 @@ class ChatAnswer(Answer):
         return {
             "index": place,
             "message": {"role": "assistant", "content": completion.text, "refusal": None},
-            "logprobs": None if self.wish.num_logprobs is None else self._logprobs(output, 0),
+            "logprobs": None if self.options.num_logprobs is None else self._logprobs(output, 0),
         }
 
     def _logprobs(self, output: RequestOutput, first_token: int) -> dict[str, Any]:
@@ -229,7 +229,7 @@ class ChatAnswer(Answer):
         return {"content": [self._at(token_id, at) for token_id, at in places], "refusal": None}
 
     def _at(self, token_id: int, at: LogprobsAt) -> dict[str, Any]:
-        likeliest = _most_likely(at, self.wish.num_logprobs or 0)
+        likeliest = _most_likely(at, self.options.num_logprobs or 0)
         return self._token(token_id, at[token_id]) | {"top_logprobs": [self._token(id, at[id]) for id in likeliest]}
 
     def _token(self, token_id: int, logprob: Logprob) -> dict[str, Any]:
@@ -245,21 +245,21 @@ class CompletionAnswer(Answer):
 
     id_prefix, whole_name, chunk_name = "cmpl", "text_completion", "text_completion"
 
-    def __init__(self, model: str, wish: Wish, tokenizer: Tokenizer, ids: Ids) -> None:
-        super().__init__(model, wish, tokenizer, ids)
+    def __init__(self, model: str, options: ResponseOptions, tokenizer: Tokenizer, ids: Ids) -> None:
+        super().__init__(model, options, tokenizer, ids)
         self._offsets: dict[int, _Offsets] = {}  # by sequence
 
     def _opening(self, index: int, output: RequestOutput) -> dict[str, Any]:
         opening: dict[str, Any] = {"index": index, "text": "", "logprobs": None}
-        if self.wish.has_echo:
+        if self.options.has_echo:
             opening["text"] = self._prompt_text(output)
-            if self.wish.num_logprobs is not None:
+            if self.options.num_logprobs is not None:
                 opening["logprobs"] = self._table(index, *_prompt_places(output))
         return opening
 
     def _piece(self, index: int, text: str, output: RequestOutput, first_token: int) -> dict[str, Any]:
         choice: dict[str, Any] = {"index": index, "text": text, "logprobs": None}
-        if self.wish.num_logprobs is not None:
+        if self.options.num_logprobs is not None:
             choice["logprobs"] = self._table(index, *_output_places(output, first_token))
         return choice
 
@@ -269,24 +269,24 @@ class CompletionAnswer(Answer):
     def _choice(self, place: int, output: RequestOutput) -> dict[str, Any]:
         completion = output.outputs[0]
         ids, ats = _output_places(output, 0)
-        if self.wish.has_echo:
+        if self.options.has_echo:
             prompt_ids, prompt_ats = _prompt_places(output)
             ids, ats = [*prompt_ids, *ids], [*prompt_ats, *ats]
-        table = None if self.wish.num_logprobs is None else self._table(place, ids, ats)
+        table = None if self.options.num_logprobs is None else self._table(place, ids, ats)
         return {
             "index": place,
-            "text": (self._prompt_text(output) if self.wish.has_echo else "") + completion.text,
+            "text": (self._prompt_text(output) if self.options.has_echo else "") + completion.text,
             "logprobs": table,
         }
 
     def _prompt_text(self, output: RequestOutput) -> str:
-        if output.prompt is not None and not self.wish.is_truncated:
+        if output.prompt is not None and not self.options.is_truncated:
             return output.prompt
-        return self.tokenizer.decode(output.prompt_token_ids, skip_special=self.wish.skips_special)
+        return self.tokenizer.decode(output.prompt_token_ids, skip_special=self.options.skips_special)
 
     def _table(self, index: int, ids: Sequence[int], ats: Sequence[LogprobsAt | None]) -> dict[str, Any]:
         """The legacy shape: four lists, one entry a token. The first token of a prompt has no logprob."""
-        offsets = self._offsets.setdefault(index, _Offsets(self.tokenizer, skips_special=self.wish.skips_special))
+        offsets = self._offsets.setdefault(index, _Offsets(self.tokenizer, skips_special=self.options.skips_special))
         return {
             "tokens": [self._label(token_id) for token_id in ids],
             "token_logprobs": [None if at is None else finite(at[id].logprob) for id, at in zip(ids, ats, strict=True)],
@@ -296,7 +296,7 @@ class CompletionAnswer(Answer):
 
     def _top(self, at: LogprobsAt) -> dict[str, float]:
         top: dict[str, float] = {}
-        for token_id in _most_likely(at, self.wish.num_logprobs or 0):
+        for token_id in _most_likely(at, self.options.num_logprobs or 0):
             top.setdefault(self._label(token_id), finite(at[token_id].logprob))
         return top
 

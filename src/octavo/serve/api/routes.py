@@ -22,7 +22,7 @@ from octavo.serve.http.auth import Access
 from octavo.serve.http.exchange import Exchange
 from octavo.serve.http.json_body import ClientGone
 from octavo.serve.http.request_ids import Ids
-from octavo.serve.output_stream import CallFailed
+from octavo.serve.output_stream import RequestFailed
 from octavo.serve.service import Service
 
 logger = logging.getLogger(__name__)
@@ -150,8 +150,8 @@ def _answer_to(error: Exception) -> ApiError:
     match error:
         case ApiError():
             return error
-        case CallFailed():
-            return error.answer
+        case RequestFailed():
+            return error.error
     known = from_engine(error, prompt_param="prompt")
     if known is not None:
         return known
