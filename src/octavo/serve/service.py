@@ -24,13 +24,13 @@ from octavo.params import SamplingParams
 from octavo.serve.admission import Admission
 from octavo.serve.config import ServeSettings
 from octavo.serve.errors import unavailable
-from octavo.serve.fair_semaphore import Turnstile
+from octavo.serve.fair_semaphore import FairSemaphore
 from octavo.serve.generation_job import GenerationJob, check_logprob_entries
 from octavo.serve.http.request_ids import Ids
 from octavo.serve.live.feed import Watch
 from octavo.serve.metrics import Metrics
 from octavo.serve.output_stream import OutputStream, RequestFailed
-from octavo.serve.render_pool import TemplateRenderer
+from octavo.serve.render_pool import RenderPool
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -60,10 +60,10 @@ class Service:
         self._progress = progress
         self._driver: EngineThread | None = None
         self._watch: Watch | None = None
-        self._renderer: TemplateRenderer | None = None
+        self._render_pool: RenderPool | None = None
         self._template_fault: str | None = None
         self._threads = ThreadPoolExecutor(NUM_HELPERS, thread_name_prefix="octavo-text")
-        self._text_places, self._render_places = Turnstile(NUM_HELPERS), Turnstile(NUM_HELPERS)
+        self._text_slots, self._render_slots = FairSemaphore(NUM_HELPERS), FairSemaphore(NUM_HELPERS)
         self._early: set[asyncio.Task[Any]] = set()  # requests that are not submitted yet: they read, render, tokenize
         self._streams: dict[str, tuple[OutputStream, int]] = {}
         self._num_streams = 0
@@ -75,12 +75,12 @@ class Service:
         engine = await asyncio.to_thread(self._load)
         template = engine.template_text
         if template is not None:
-            self._renderer = TemplateRenderer(template.sources, template.special_tokens, num_workers=NUM_HELPERS)
+            self._render_pool = RenderPool(template.sources, template.special_tokens, num_workers=NUM_HELPERS)
             try:
-                await self._renderer.start()
+                await self._render_pool.start()
             except ModelFormatError as error:
                 logger.warning("the model's chat template is broken, chat is refused: %s", error)
-                self._template_fault, self._renderer = "the model's chat template is broken", None
+                self._template_fault, self._render_pool = "the model's chat template is broken", None
         self._driver = EngineThread(engine, loop, self._deliver, self._fail, on_step=self.metrics.observe_step)
         self._driver.start()
         self._watch = Watch(self._driver)
@@ -94,8 +94,8 @@ class Service:
             self._watch.close()
         if self._driver is not None:
             await self._driver.stop()
-        if self._renderer is not None:
-            await self._renderer.stop()
+        if self._render_pool is not None:
+            await self._render_pool.stop()
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._driver = self._watch = None
         gc.unfreeze()
@@ -202,7 +202,7 @@ class Service:
                 self._watch.close()
 
     def check_admission(self, client: str, num_sequences: int = 1) -> None:
-        """Raise ApiError (429, 503) where a request of `client` has no place now. Costs next to nothing."""
+        """Raise ApiError (429, 503) where a request of `client` cannot be admitted now. Costs next to nothing."""
         if self.state == "starting":
             raise unavailable("the model is loading", "starting", 5)
         if self.state != "ready":
@@ -218,7 +218,7 @@ class Service:
             raise unavailable("the engine has stopped", "engine_stopped", 5)
 
     async def submit(self, job: GenerationJob, *, is_incremental: bool) -> OutputStream:
-        """Check, tokenize and queue `job`. Raises RequestError, and ApiError where there is no place.
+        """Check, tokenize and queue `job`. Raises RequestError, and ApiError where the queue is full.
 
         Where `is_incremental` is false, the stream's reader is woken once, at its end.
         """
@@ -241,12 +241,12 @@ class Service:
 
     async def render(self, client: str, messages: Sequence[Any], **options: Any) -> list[int]:
         """Messages to prompt ids by the model's own template. Raises RequestError."""
-        if self._renderer is None:
+        if self._render_pool is None:
             raise RequestError(
                 self._template_fault or "the model has no chat template: use /v1/completions", "messages"
             )
-        async with self._render_places.place(client):
-            text = await self._renderer.render(messages, **options)
+        async with self._render_slots.acquire(client):
+            text = await self._render_pool.render(messages, **options)
         self.check_length(text)
         tokenizer = self.engine.tokenizer
         return await self.on_thread(client, len(text), lambda: tokenizer.encode(text, add_special=False))
@@ -263,7 +263,7 @@ class Service:
         """The result of `function`, run on a thread where `weight`, about the characters it reads, is large."""
         if weight <= INLINE_WEIGHT:
             return function()
-        async with self._text_places.place(client):
+        async with self._text_slots.acquire(client):
             return await asyncio.get_running_loop().run_in_executor(self._threads, function)
 
     def _load(self) -> LLMEngine:

@@ -21,7 +21,7 @@ import uvloop
 
 from octavo.errors import EngineError, ModelFormatError, QueueFullError, RequestError, UnsupportedError
 from octavo.serve import render_pool
-from octavo.serve.render_pool import TemplateRenderer
+from octavo.serve.render_pool import RenderPool
 from octavo.text.chat import ChatTemplate
 from tests.support.chat_templates import TEMPLATES, conversations
 from tests.support.serving import served
@@ -62,19 +62,17 @@ async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
         await asyncio.sleep(0.02)
 
 
-def with_renderer(
-    run: Run, check: Callable[[TemplateRenderer], Coroutine[Any, Any, None]], source: str, **options: Any
-) -> None:
+def with_pool(run: Run, check: Callable[[RenderPool], Coroutine[Any, Any, None]], source: str, **options: Any) -> None:
     """The check with a full pool; afterwards there is no process, and no file descriptor more than before."""
 
     async def work() -> None:
-        renderer = TemplateRenderer({"default": source}, SPECIAL, **options)
-        await renderer.start()
+        pool = RenderPool({"default": source}, SPECIAL, **options)
+        await pool.start()
         try:
-            await until(lambda: len(renderer._free) == options.get("num_workers", 2) + 1)
-            await check(renderer)
+            await until(lambda: len(pool._free) == options.get("num_workers", 2) + 1)
+            await check(pool)
         finally:
-            await renderer.stop()
+            await pool.stop()
         assert not children()
 
     before = psutil.Process().num_fds()
@@ -96,52 +94,52 @@ def in_process(template: ChatTemplate, messages: Any, tools: Any) -> str:
     indirect=["run"],
 )
 def test_the_same_prompts_as_in_process(run: Run, name: str) -> None:
-    async def check(renderer: TemplateRenderer) -> None:
+    async def check(pool: RenderPool) -> None:
         template = ChatTemplate({"default": TEMPLATES[name]}, SPECIAL)
         for messages, tools in conversations(60):
             expected = in_process(template, messages, tools)
             try:
-                found = await renderer.render(messages, tools=tools)
+                found = await pool.render(messages, tools=tools)
             except RequestError as error:
                 found = f"{type(error).__name__} {error.param} {error}"
             assert found == expected
 
-    with_renderer(run, check, TEMPLATES[name])
+    with_pool(run, check, TEMPLATES[name])
 
 
 class TestOptions:
     def test_kwargs_and_the_generation_prompt(self, run: Run) -> None:
         source = PLAIN + "{{ colour }}{% if add_generation_prompt %}<go>{% endif %}"
 
-        async def check(renderer: TemplateRenderer) -> None:
-            assert await renderer.render(USER, kwargs={"colour": "red"}) == "Hired<go>"
-            assert await renderer.render(USER, add_generation_prompt=False) == "Hi"
+        async def check(pool: RenderPool) -> None:
+            assert await pool.render(USER, kwargs={"colour": "red"}) == "Hired<go>"
+            assert await pool.render(USER, add_generation_prompt=False) == "Hi"
             with pytest.raises(RequestError, match="messages is set by Octavo") as caught:
-                await renderer.render(USER, kwargs={"messages": []})
+                await pool.render(USER, kwargs={"messages": []})
             assert caught.value.param == "chat_template_kwargs"
 
-        with_renderer(run, check, source)
+        with_pool(run, check, source)
 
     def test_refusals_keep_their_kind(self, run: Run) -> None:
-        async def check(renderer: TemplateRenderer) -> None:
+        async def check(pool: RenderPool) -> None:
             with pytest.raises(UnsupportedError, match="image_url") as caught:
-                await renderer.render([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}])
+                await pool.render([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}])
             assert caught.value.param == "messages"
             with pytest.raises(RequestError, match="cannot be given this"):
-                await renderer.render([{"role": "user", "content": b"bytes"}])
+                await pool.render([{"role": "user", "content": b"bytes"}])
             with pytest.raises(RequestError, match="surrogate"):
-                await renderer.render(says("half"))
-            assert await renderer.render(USER) == "Hi"
+                await pool.render(says("half"))
+            assert await pool.render(USER) == "Hi"
 
-        with_renderer(run, check, "{{ '\\ud800' if messages[0].content == 'half' else messages[0].content }}")
+        with_pool(run, check, "{{ '\\ud800' if messages[0].content == 'half' else messages[0].content }}")
 
     def test_two_templates(self) -> None:
         async def work() -> None:
-            renderer = TemplateRenderer({"default": "plain", "tool_use": "{{ tools | length }} tools"}, {})
-            await renderer.start()
-            assert await renderer.render(USER) == "plain"
-            assert await renderer.render(USER, tools=[{"a": 1}]) == "1 tools"
-            await renderer.stop()
+            pool = RenderPool({"default": "plain", "tool_use": "{{ tools | length }} tools"}, {})
+            await pool.start()
+            assert await pool.render(USER) == "plain"
+            assert await pool.render(USER, tools=[{"a": 1}]) == "1 tools"
+            await pool.stop()
 
         asyncio.run(work())
 
@@ -152,12 +150,12 @@ class TestContinuing:
     def continued(self, source: str, messages: Any) -> str:
         found = []
 
-        async def check(renderer: TemplateRenderer) -> None:
+        async def check(pool: RenderPool) -> None:
             found.append(
-                await renderer.render(messages, add_generation_prompt=False, continue_final_message=True)
+                await pool.render(messages, add_generation_prompt=False, continue_final_message=True)
             )  # fmt: skip
 
-        with_renderer(asyncio.run, check, source, num_workers=1)
+        with_pool(asyncio.run, check, source, num_workers=1)
         return found[0]
 
     @pytest.mark.parametrize("content", ["Sure, ", "", "im", "<|im_end|>", "Hi", "a\n\n", "mark-"])
@@ -191,12 +189,12 @@ class TestHostile:
     def test_a_bomb_is_over_in_two_seconds_while_others_render(self, run: Run, name: str) -> None:
         source = "{% if messages[0].content == 'go' %}ok{% else %}" + BOMBS[name] + "{% endif %}"
 
-        async def check(renderer: TemplateRenderer) -> None:
+        async def check(pool: RenderPool) -> None:
             begun = time.monotonic()
-            bomb = asyncio.ensure_future(renderer.render(says("boom")))
+            bomb = asyncio.ensure_future(pool.render(says("boom")))
             num_others = 0
             while not bomb.done() or not num_others:
-                assert await renderer.render(says("go")) == "ok"
+                assert await pool.render(says("go")) == "ok"
                 num_others += 1
                 await asyncio.sleep(0)
             with pytest.raises(RequestError, match="the chat template"):
@@ -204,21 +202,21 @@ class TestHostile:
             assert time.monotonic() - begun < 2.0
             assert name != "nested loops" or num_others > 20
 
-        with_renderer(run, check, source)
+        with_pool(run, check, source)
 
     def test_injections(self, tmp_path: Path) -> None:
         marker = tmp_path / "marker"
         lines = [payload.replace("CMD", f"touch {marker}") for payload in PAYLOADS]
 
         async def outcome(line: str) -> str:
-            renderer = TemplateRenderer({"default": line}, SPECIAL, num_workers=1)
+            pool = RenderPool({"default": line}, SPECIAL, num_workers=1)
             try:
-                await renderer.start()
-                return await renderer.render(USER)
+                await pool.start()
+                return await pool.render(USER)
             except (RequestError, ModelFormatError) as error:
                 return str(error)
             finally:
-                await renderer.stop()
+                await pool.stop()
 
         async def work() -> None:
             for line in lines[::6]:
@@ -232,31 +230,31 @@ class TestHostile:
     def test_more_memory_than_allowed(self, run: Run) -> None:
         """The process survives: its own limit turns into an error there."""
 
-        async def check(renderer: TemplateRenderer) -> None:
+        async def check(pool: RenderPool) -> None:
             before = {child.pid for child in children()}
             with pytest.raises(RequestError, match="memory"):
-                await renderer.render([{"role": "user", "content": [[]] * 6_000_000}])
+                await pool.render([{"role": "user", "content": [[]] * 6_000_000}])
             assert {child.pid for child in children()} == before
-            assert await renderer.render(USER) == "Hi"
+            assert await pool.render(USER) == "Hi"
 
-        with_renderer(run, check, PLAIN, seconds=20.0)
+        with_pool(run, check, PLAIN, seconds=20.0)
 
     def test_a_worker_that_streams(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(render_pool, "MAX_ANSWER_BYTES", 1000)
+        monkeypatch.setattr(render_pool, "MAX_RESPONSE_BYTES", 1000)
 
-        async def check(renderer: TemplateRenderer) -> None:
+        async def check(pool: RenderPool) -> None:
             with pytest.raises(RequestError, match="too long a prompt"):
-                await renderer.render(says("x" * 1000))
-            assert await renderer.render(says("x" * 900)) == "x" * 900
+                await pool.render(says("x" * 1000))
+            assert await pool.render(says("x" * 900)) == "x" * 900
 
-        with_renderer(run, check, PLAIN)
+        with_pool(run, check, PLAIN)
 
     def test_what_a_worker_may(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("OCTAVO_API_KEY", "secret")
 
-        async def check(renderer: TemplateRenderer) -> None:
+        async def check(pool: RenderPool) -> None:
             for child in children():
-                assert set(child.environ()) <= set(render_pool._HANDED_ON)
+                assert set(child.environ()) <= set(render_pool._INHERITED_ENV)
                 assert child.cwd() == "/"
                 assert child.rlimit(psutil.RLIMIT_AS)[1] - child.memory_info().vms <= 400 << 20
                 assert child.rlimit(psutil.RLIMIT_CORE) == (0, 0)
@@ -264,9 +262,9 @@ class TestHostile:
                 assert child.rlimit(psutil.RLIMIT_NPROC) == (0, 0)
                 assert child.num_fds() <= 4
                 assert child.memory_info().rss < 48 << 20
-            assert await renderer.render(USER) == "Hi"
+            assert await pool.render(USER) == "Hi"
 
-        with_renderer(asyncio.run, check, PLAIN)
+        with_pool(asyncio.run, check, PLAIN)
 
 
 class TestStarting:
@@ -274,7 +272,7 @@ class TestStarting:
     def test_broken_templates(self, run: Run, source: str) -> None:
         async def work() -> None:
             with pytest.raises(ModelFormatError, match=r"chat_template|chat template"):
-                await TemplateRenderer({"default": source}, SPECIAL).start()
+                await RenderPool({"default": source}, SPECIAL).start()
             assert not children()
 
         run(work())
@@ -282,7 +280,7 @@ class TestStarting:
     def test_no_process_to_be_had(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         async def work() -> None:
             with pytest.raises(EngineError, match="helper process"):
-                await TemplateRenderer({"default": PLAIN}, SPECIAL).start()
+                await RenderPool({"default": PLAIN}, SPECIAL).start()
             assert not children()
 
         monkeypatch.setattr(sys, "executable", "/nowhere/python")
@@ -293,149 +291,149 @@ class TestStarting:
 
 class TestKilling:
     def test_a_worker_that_hangs(self, run: Run) -> None:
-        async def check(renderer: TemplateRenderer) -> None:
+        async def check(pool: RenderPool) -> None:
             before = children()
             for child in before:
                 child.send_signal(signal.SIGSTOP)
             begun = time.monotonic()
-            outcomes = await asyncio.gather(*(renderer.render(USER) for _ in range(3)), return_exceptions=True)
+            outcomes = await asyncio.gather(*(pool.render(USER) for _ in range(3)), return_exceptions=True)
             assert all(isinstance(outcome, RequestError) for outcome in outcomes)
             assert "takes too long" in str(outcomes[0])
             assert time.monotonic() - begun < 3.0
-            assert await renderer.render(USER) == "Hi"
-            await until(lambda: len(renderer._free) == 3)
+            assert await pool.render(USER) == "Hi"
+            await until(lambda: len(pool._free) == 3)
             assert not {child.pid for child in before} & {child.pid for child in children()}
 
-        with_renderer(run, check, PLAIN, seconds=0.5)
+        with_pool(run, check, PLAIN, seconds=0.5)
 
     def test_the_spare_steps_in(self, run: Run) -> None:
-        async def check(renderer: TemplateRenderer) -> None:
+        async def check(pool: RenderPool) -> None:
             children()[0].send_signal(signal.SIGSTOP)  # it came first, and gets the first job
             with pytest.raises(RequestError):
-                await renderer.render(USER)
+                await pool.render(USER)
             begun = time.monotonic()
-            assert await renderer.render(USER) == "Hi"
+            assert await pool.render(USER) == "Hi"
             assert time.monotonic() - begun < 0.05
 
-        with_renderer(run, check, PLAIN, seconds=0.3, num_workers=1)
+        with_pool(run, check, PLAIN, seconds=0.3, num_workers=1)
 
     def test_killed_from_outside(self, run: Run) -> None:
-        async def check(renderer: TemplateRenderer) -> None:
+        async def check(pool: RenderPool) -> None:
             for child in children():
                 child.kill()
-            await until(lambda: all(worker.is_lost for worker in renderer._free))
-            assert await renderer.render(USER) == "Hi"
-            await until(lambda: len(renderer._free) == 3)
+            await until(lambda: all(worker.is_lost for worker in pool._free))
+            assert await pool.render(USER) == "Hi"
+            await until(lambda: len(pool._free) == 3)
             first = children()[0]  # in the middle of a job
             first.send_signal(signal.SIGSTOP)
-            jobs = [asyncio.ensure_future(renderer.render(USER)) for _ in range(3)]
+            jobs = [asyncio.ensure_future(pool.render(USER)) for _ in range(3)]
             await asyncio.sleep(0.1)
             assert [job.done() for job in jobs].count(False) == 1
             first.kill()
             assert await asyncio.gather(*jobs) == ["Hi"] * 3
 
-        with_renderer(run, check, PLAIN, seconds=5.0)
+        with_pool(run, check, PLAIN, seconds=5.0)
 
     def test_a_job_that_kills_its_process(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         code = "import os; from octavo.text import render_worker as worker; rendered = worker.rendered\n"
         code += "def fatal(template, job): return os._exit(1) if 'die' in str(job) else rendered(template, job)\n"
         monkeypatch.setattr(render_pool, "_COMMAND", ("-P", "-c", code + "worker.rendered = fatal; worker.main()"))
 
-        async def check(renderer: TemplateRenderer) -> None:
+        async def check(pool: RenderPool) -> None:
             before = {child.pid for child in children()}
             with pytest.raises(RequestError, match="breaks off") as caught:
-                await renderer.render(says("die"))
+                await pool.render(says("die"))
             assert caught.value.param == "messages"
-            assert await renderer.render(USER) == "Hi"
-            await until(lambda: len(renderer._free) == 3)
+            assert await pool.render(USER) == "Hi"
+            await until(lambda: len(pool._free) == 3)
             assert len({child.pid for child in children()} & before) == 1
 
-        with_renderer(run, check, PLAIN)
+        with_pool(run, check, PLAIN)
 
     def test_signals_of_the_terminal_are_the_parents(self) -> None:
-        async def check(renderer: TemplateRenderer) -> None:
+        async def check(pool: RenderPool) -> None:
             before = {child.pid for child in children()}
             for child in children():
                 assert os.getpgid(child.pid) != os.getpgid(0)
                 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                     child.send_signal(number)
             await asyncio.sleep(0.1)
-            assert await renderer.render(USER) == "Hi"
+            assert await pool.render(USER) == "Hi"
             assert {child.pid for child in children()} == before
 
-        with_renderer(asyncio.run, check, PLAIN)
+        with_pool(asyncio.run, check, PLAIN)
 
     def test_nobody_waits_for_ever(self, run: Run) -> None:
-        async def check(renderer: TemplateRenderer) -> None:
-            slow = asyncio.ensure_future(renderer.render(says("slow")))
+        async def check(pool: RenderPool) -> None:
+            slow = asyncio.ensure_future(pool.render(says("slow")))
             await asyncio.sleep(0.05)
             begun = time.monotonic()
             with pytest.raises(QueueFullError):
-                await renderer.render(USER)
+                await pool.render(USER)
             assert 0.2 < time.monotonic() - begun < 0.6
             with pytest.raises(RequestError):
                 await slow
-            assert await renderer.render(USER) == "Hi"
+            assert await pool.render(USER) == "Hi"
 
-        with_renderer(run, check, FORKED, num_workers=1, queue_seconds=0.3)
+        with_pool(run, check, FORKED, num_workers=1, queue_seconds=0.3)
 
     def test_first_come_first_served(self) -> None:
         order: list[int] = []
 
-        async def check(renderer: TemplateRenderer) -> None:
+        async def check(pool: RenderPool) -> None:
             async def one(number: int) -> None:
-                await renderer.render(USER)
+                await pool.render(USER)
                 order.append(number)
 
             await asyncio.gather(*(one(number) for number in range(20)))
 
-        with_renderer(asyncio.run, check, PLAIN, num_workers=1)
+        with_pool(asyncio.run, check, PLAIN, num_workers=1)
         assert order == list(range(20))
 
     def test_cancelled(self, run: Run) -> None:
         """While it renders, and while it waits: 40 at once, by two workers. No process is lost by it."""
 
-        async def check(renderer: TemplateRenderer) -> None:
+        async def check(pool: RenderPool) -> None:
             before = {child.pid for child in children()}
-            jobs = [asyncio.ensure_future(renderer.render(says("slow"))) for _ in range(40)]
+            jobs = [asyncio.ensure_future(pool.render(says("slow"))) for _ in range(40)]
             await asyncio.sleep(0.05)
             for job in jobs:
                 job.cancel()
             await asyncio.wait(jobs)
             assert all(job.cancelled() for job in jobs)
-            assert await renderer.render(USER) == "Hi"
-            await until(lambda: len(renderer._free) == 3)
+            assert await pool.render(USER) == "Hi"
+            await until(lambda: len(pool._free) == 3)
             assert {child.pid for child in children()} == before
-            stuck = asyncio.ensure_future(renderer.render(USER))
+            stuck = asyncio.ensure_future(pool.render(USER))
             for child in children():
                 child.send_signal(signal.SIGSTOP)
             await asyncio.sleep(0.05)
             stuck.cancel()
             await until(lambda: len(before - {child.pid for child in children()}) == 1)
 
-        with_renderer(run, check, FORKED)
+        with_pool(run, check, FORKED)
 
     def test_stopped_in_the_middle(self, run: Run) -> None:
-        async def check(renderer: TemplateRenderer) -> None:
-            jobs = [asyncio.ensure_future(renderer.render(says("slow"))) for _ in range(4)]
+        async def check(pool: RenderPool) -> None:
+            jobs = [asyncio.ensure_future(pool.render(says("slow"))) for _ in range(4)]
             await asyncio.sleep(0.05)
             begun = time.monotonic()
-            await renderer.stop()
+            await pool.stop()
             assert time.monotonic() - begun < 0.5
             assert not children()
             outcomes = await asyncio.gather(*jobs, return_exceptions=True)
             assert [type(outcome) for outcome in outcomes] == [EngineError] * 4
             with pytest.raises(EngineError):
-                await renderer.render(USER)
+                await pool.render(USER)
 
-        with_renderer(run, check, FORKED)
+        with_pool(run, check, FORKED)
 
     def test_stopped_while_it_starts(self, run: Run) -> None:
         async def work(seconds: float) -> None:
-            renderer = TemplateRenderer({"default": PLAIN}, SPECIAL)
-            start = asyncio.ensure_future(renderer.start())
+            pool = RenderPool({"default": PLAIN}, SPECIAL)
+            start = asyncio.ensure_future(pool.start())
             await asyncio.sleep(seconds)
-            await renderer.stop()
+            await pool.stop()
             with suppress(EngineError):
                 await start
             assert not children()
@@ -445,20 +443,20 @@ class TestKilling:
 
     @pytest.mark.parametrize("num_kills", [12, pytest.param(200, marks=pytest.mark.slow)])
     def test_kills_leave_nothing(self, run: Run, num_kills: int) -> None:
-        async def check(renderer: TemplateRenderer) -> None:
+        async def check(pool: RenderPool) -> None:
             fds, num_tasks, seen = psutil.Process().num_fds(), len(asyncio.all_tasks()), set[int]()
             while len(seen) < num_kills:
-                await until(lambda: len(renderer._free) == 3)
+                await until(lambda: len(pool._free) == 3)
                 seen |= {child.pid for child in children()}
                 for child in children():
                     child.kill()
-                await until(lambda: all(worker.is_lost for worker in renderer._free))
-                assert await renderer.render(USER) == "Hi"
-            await until(lambda: len(renderer._free) == 3 and len(asyncio.all_tasks()) == num_tasks)
+                await until(lambda: all(worker.is_lost for worker in pool._free))
+                assert await pool.render(USER) == "Hi"
+            await until(lambda: len(pool._free) == 3 and len(asyncio.all_tasks()) == num_tasks)
             assert psutil.Process().num_fds() <= fds
             assert len(psutil.Process().children()) == 3
 
-        with_renderer(run, check, FORKED)
+        with_pool(run, check, FORKED)
 
 
 class TestOverHttp:
@@ -508,11 +506,11 @@ class TestOverHttp:
 
 ORPHANS = """
 import asyncio, sys
-from octavo.serve.render_pool import TemplateRenderer
+from octavo.serve.render_pool import RenderPool
 async def main():
-    renderer = TemplateRenderer({"default": sys.argv[1]}, {}, seconds=200.0)
-    await renderer.start()
-    jobs = [asyncio.ensure_future(renderer.render([{"role": "user", "content": "slow"}])) for _ in range(2)]
+    pool = RenderPool({"default": sys.argv[1]}, {}, seconds=200.0)
+    await pool.start()
+    jobs = [asyncio.ensure_future(pool.render([{"role": "user", "content": "slow"}])) for _ in range(2)]
     await asyncio.sleep(1.0)
     print("busy", flush=True)
     await asyncio.wait(jobs)
