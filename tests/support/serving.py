@@ -55,7 +55,9 @@ class Served:
 
     def stats(self) -> dict[str, Any]:
         """The engine's numbers, taken between two steps."""
-        return asyncio.run_coroutine_threadsafe(self.service.driver.ask(lambda e: e.get_stats()), self.loop).result(10)
+        return asyncio.run_coroutine_threadsafe(
+            self.service.engine_thread.ask(lambda e: e.get_stats()), self.loop
+        ).result(10)
 
     def wait_idle(self, seconds: float = 5.0) -> dict[str, Any]:
         """The numbers once nothing runs or waits and no request is open. Fails after `seconds`."""

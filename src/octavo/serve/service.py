@@ -27,7 +27,7 @@ from octavo.serve.errors import unavailable
 from octavo.serve.fair_semaphore import FairSemaphore
 from octavo.serve.generation_job import GenerationJob, check_logprob_entries
 from octavo.serve.http.request_ids import Ids
-from octavo.serve.live.feed import Watch
+from octavo.serve.live.feed import LiveFeed
 from octavo.serve.metrics import Metrics
 from octavo.serve.output_stream import OutputStream, RequestFailed
 from octavo.serve.render_pool import RenderPool
@@ -58,8 +58,8 @@ class Service:
         # The queue's length is held here, where a refusal costs nothing and is at once, not between two steps.
         self._config = replace(config, scheduler_config=replace(config.scheduler_config, max_queued_requests=None))
         self._progress = progress
-        self._driver: EngineThread | None = None
-        self._watch: Watch | None = None
+        self._engine_thread: EngineThread | None = None
+        self._feed: LiveFeed | None = None
         self._render_pool: RenderPool | None = None
         self._template_fault: str | None = None
         self._threads = ThreadPoolExecutor(NUM_HELPERS, thread_name_prefix="octavo-text")
@@ -81,23 +81,23 @@ class Service:
             except ModelFormatError as error:
                 logger.warning("the model's chat template is broken, chat is refused: %s", error)
                 self._template_fault, self._render_pool = "the model's chat template is broken", None
-        self._driver = EngineThread(engine, loop, self._deliver, self._fail, on_step=self.metrics.observe_step)
-        self._driver.start()
-        self._watch = Watch(self._driver)
+        self._engine_thread = EngineThread(engine, loop, self._deliver, self._fail, on_step=self.metrics.observe_step)
+        self._engine_thread.start()
+        self._feed = LiveFeed(self._engine_thread)
         if self.state == "starting":
             self.state = "ready"
 
     async def stop(self) -> None:
         """End the engine's thread and the helper processes."""
         self.state = "stopped"
-        if self._watch is not None:
-            self._watch.close()
-        if self._driver is not None:
-            await self._driver.stop()
+        if self._feed is not None:
+            self._feed.close()
+        if self._engine_thread is not None:
+            await self._engine_thread.stop()
         if self._render_pool is not None:
             await self._render_pool.stop()
         self._threads.shutdown(wait=False, cancel_futures=True)
-        self._driver = self._watch = None
+        self._engine_thread = self._feed = None
         gc.unfreeze()
 
     def begin_drain(self) -> None:
@@ -118,40 +118,40 @@ class Service:
         self._early.clear()
 
     @property
-    def driver(self) -> EngineThread:
+    def engine_thread(self) -> EngineThread:
         """The engine's thread. Raises ApiError (503) while there is none."""
-        if self._driver is None:
+        if self._engine_thread is None:
             raise unavailable("the model is loading", "starting", 5)
-        return self._driver
+        return self._engine_thread
 
     @property
-    def watch(self) -> Watch:
+    def feed(self) -> LiveFeed:
         """The feed of the page. Raises ApiError (503) while there is no engine."""
-        if self._watch is None:
+        if self._feed is None:
             raise unavailable("the model is loading", "starting", 5)
-        return self._watch
+        return self._feed
 
     @property
     def stats(self) -> dict[str, Any] | None:
         """The engine's numbers after its newest step; None while there is no engine."""
-        if self._driver is None:
+        if self._engine_thread is None:
             return None
         own = {"waiting": self.admission.num_waiting, "refused": self.admission.num_refused}
-        return self._driver.stats | own
+        return self._engine_thread.stats | own
 
     @property
     def engine(self) -> LLMEngine:
         """The engine: what never changes may be read from any thread."""
-        return self.driver.engine
+        return self.engine_thread.engine
 
     @property
     def is_live(self) -> bool:
         """Whether steps are completed when there is work; false is a reason to restart the process."""
-        driver = self._driver
-        if driver is None:
+        thread = self._engine_thread
+        if thread is None:
             return True
-        return driver.failure is None and not (
-            driver.is_busy and monotonic() - driver.beat > self.settings.stall_timeout
+        return thread.failure is None and not (
+            thread.is_busy and monotonic() - thread.beat > self.settings.stall_timeout
         )
 
     @property
@@ -198,8 +198,8 @@ class Service:
     def _check_drained(self) -> None:
         if self.state == "draining" and not self.num_active:
             self._all_answered.set()
-            if self._watch is not None:  # the page's feed would keep its connection open
-                self._watch.close()
+            if self._feed is not None:  # the page's feed would keep its connection open
+                self._feed.close()
 
     def check_admission(self, client: str, num_sequences: int = 1) -> None:
         """Raise ApiError (429, 503) where a request of `client` cannot be admitted now. Costs next to nothing."""
@@ -214,7 +214,7 @@ class Service:
         """Raise ApiError (503) once the engine takes nothing any more."""
         if self.state == "stopped":
             raise unavailable("the server is ending", "shutting_down", 5)
-        if self.driver.failure is not None:
+        if self.engine_thread.failure is not None:
             raise unavailable("the engine has stopped", "engine_stopped", 5)
 
     async def submit(self, job: GenerationJob, *, is_incremental: bool) -> OutputStream:
@@ -236,7 +236,7 @@ class Service:
             raise
         for index, live in enumerate(lives):
             self._streams[ids[index]] = (stream, index)
-            self.driver.submit(live)
+            self.engine_thread.submit(live)
         return stream
 
     async def render(self, client: str, messages: Sequence[Any], **options: Any) -> list[int]:
@@ -319,7 +319,7 @@ class Service:
         return prompt
 
     def _num_running(self) -> int:
-        return 0 if self._driver is None else int(self._driver.stats["running"])
+        return 0 if self._engine_thread is None else int(self._engine_thread.stats["running"])
 
     def _deliver(self, items: Sequence[Delivery]) -> None:
         """What a step changed, to the streams that it belongs to."""
@@ -348,12 +348,12 @@ class Service:
             if self._streams.pop(request_id, None) is not None:
                 self.metrics.finished.labels("abort").inc()
                 self.admission.leave(stream.client, 1)
-                self.driver.abort(request_id)
+                self.engine_thread.abort(request_id)
 
     def _hold(self, stream: OutputStream, is_held: bool) -> None:
         for request_id in stream.ids:
             if request_id in self._streams:
-                self.driver.hold(request_id, is_held=is_held)
+                self.engine_thread.hold(request_id, is_held=is_held)
 
 
 def _wrapped(seed: int) -> int:

@@ -49,15 +49,15 @@ class Informing:
 
     async def events(self, exchange: Exchange) -> None:
         """GET /events: what the engine does, frame by frame, for the page."""
-        watch = self._service.watch
+        feed = self._service.feed
         if exchange.scope["method"] == "HEAD":
             await exchange.raw(b"", kind="text/event-stream; charset=utf-8")
             return
-        if watch.num_viewers >= MAX_VIEWERS:  # each costs the loop some milliseconds a second
+        if feed.num_viewers >= MAX_VIEWERS:  # each costs the loop some milliseconds a second
             raise busy(f"{MAX_VIEWERS} are looking on already", 5)
         async with exchange.until_gone():
             await exchange.begin_stream()
-            async with aclosing(watch.frames()) as frames:
+            async with aclosing(feed.frames()) as frames:
                 async for frame in frames:
                     await exchange.write(b"data: " + frame + b"\n\n")
             await exchange.write(b"", is_last=True)
