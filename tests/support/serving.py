@@ -25,7 +25,7 @@ import uvloop
 
 from octavo.config import EngineConfig
 from octavo.serve.api.routes import create_app
-from octavo.serve.config import ServeSettings
+from octavo.serve.config import ServerConfig
 from octavo.serve.http.protocol import protocol_class
 from octavo.serve.http.transport import WireLimits
 from octavo.serve.service import Service
@@ -90,9 +90,9 @@ class Served:
 
 
 @contextmanager
-def served(model: Path | str, *, settings: dict[str, Any] | None = None, **config: Any) -> Iterator[Served]:
+def served(model: Path | str, *, server_config: dict[str, Any] | None = None, **config: Any) -> Iterator[Served]:
     """A server of `model`, ready; ended and checked for leftovers at the end."""
-    made = ServeSettings(port=0, **(settings or {}))
+    made = ServerConfig(port=0, **(server_config or {}))
     listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
     found: list[Any] = []
     is_up, loop = threading.Event(), uvloop.new_event_loop()

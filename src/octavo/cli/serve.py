@@ -10,7 +10,7 @@ import sys
 from octavo.cli.flags import add_config_flags, add_dataclass_flags, config_from, given
 from octavo.config import EngineConfig
 from octavo.errors import RequestError
-from octavo.serve.config import ServeSettings
+from octavo.serve.config import ServerConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,20 +19,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("name", nargs="?", metavar="MODEL", help="the model to serve (the same as --model)")
     parser.add_argument("--quiet", action="store_true", help="say nothing on stderr but warnings and errors")
-    add_dataclass_flags(parser, ServeSettings, "server", "serve.")
+    add_dataclass_flags(parser, ServerConfig, "server", "serve.")
     add_config_flags(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     # Until the server takes the signals over: being told to end before it is there is no failure either.
     signal.signal(signal.SIGTERM, lambda _number, _frame: os._exit(0))
-    config, settings = _config(args), ServeSettings(**given(args, "serve."))
-    level = logging.WARNING if args.quiet and not settings.log_requests else logging.INFO
+    config, server_config = _config(args), ServerConfig(**given(args, "serve."))
+    level = logging.WARNING if args.quiet and not server_config.log_requests else logging.INFO
     logging.basicConfig(stream=sys.stderr, format="octavo: %(message)s", level=logging.WARNING)
     logging.getLogger("octavo").setLevel(level)
     from octavo.serve.server import run_server
 
-    return run_server(config, settings, quiet=args.quiet)
+    return run_server(config, server_config, quiet=args.quiet)
 
 
 def _config(args: argparse.Namespace) -> EngineConfig:

@@ -28,7 +28,7 @@ import uvloop
 from octavo.config import EngineConfig
 from octavo.errors import OctavoError
 from octavo.serve.api.routes import create_app
-from octavo.serve.config import ServeSettings
+from octavo.serve.config import ServerConfig
 from octavo.serve.http.protocol import WireProtocol, protocol_class
 from octavo.serve.http.transport import WireLimits
 from octavo.serve.service import Service
@@ -63,17 +63,17 @@ class Life(Protocol):
     async def stop(self) -> None: ...
 
 
-def run_server(config: EngineConfig, settings: ServeSettings, *, quiet: bool) -> int:
+def run_server(config: EngineConfig, server_config: ServerConfig, *, quiet: bool) -> int:
     """Serve until a signal says otherwise; 0. The process's last act: signals stay with us when it returns.
 
     Raises ConfigError, PortInUseError, what loading a model raises, and OctavoError where it cannot listen.
     """
     signals = Signals()
-    settings.check_exposure(settings.keys())
-    listeners = listen(settings.host, settings.port)
+    server_config.check_exposure(server_config.keys())
+    listeners = listen(server_config.host, server_config.port)
     try:
-        service = Service(config, settings, progress=not quiet and sys.stderr.isatty())
-        return serve(service, create_app(service, settings), listeners, settings, signals, quiet=quiet)
+        service = Service(config, server_config, progress=not quiet and sys.stderr.isatty())
+        return serve(service, create_app(service, server_config), listeners, server_config, signals, quiet=quiet)
     finally:
         for listener in listeners:
             listener.close()
@@ -83,7 +83,7 @@ def serve(
     service: Life,
     app: Any,
     listeners: Sequence[socket.socket],
-    settings: ServeSettings,
+    config: ServerConfig,
     signals: "Signals",
     *,
     quiet: bool,
@@ -91,7 +91,7 @@ def serve(
     """Serve `app` on `listeners` for as long as `service` lives."""
     say = _be_quiet if quiet else _say
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_Lifetime(service, app, settings, signals, say).live(listeners))
+        runner.run(_Lifetime(service, app, config, signals, say).live(listeners))
     return 0
 
 
@@ -201,20 +201,20 @@ class _Lifetime:
     """From the open port to the closed one."""
 
     def __init__(
-        self, service: Life, app: Any, settings: ServeSettings, signals: Signals, say: Callable[[str], None]
+        self, service: Life, app: Any, config: ServerConfig, signals: Signals, say: Callable[[str], None]
     ) -> None:
         self._service, self._signals, self._say = service, signals, say
-        self._drain_timeout = settings.drain_timeout
-        self._host = settings.host
+        self._drain_timeout = config.drain_timeout
+        self._host = config.host
         limits = WireLimits(
-            header_timeout=settings.header_timeout,
-            write_timeout=settings.write_timeout,
+            header_timeout=config.header_timeout,
+            write_timeout=config.write_timeout,
             # Over its limit of files a process cannot even accept a connection to refuse it.
-            max_connections=min(settings.max_connections, max(8, raise_file_limit() - RESERVED_FILES)),
-            max_header_bytes=int(settings.max_header_bytes),
+            max_connections=min(config.max_connections, max(8, raise_file_limit() - RESERVED_FILES)),
+            max_header_bytes=int(config.max_header_bytes),
         )
         self._protocol = protocol_class(limits)
-        self._server = _Server(_uvicorn_config(app, self._protocol, settings.idle_timeout))
+        self._server = _Server(_uvicorn_config(app, self._protocol, config.idle_timeout))
 
     async def live(self, listeners: Sequence[socket.socket]) -> None:
         """Serve until a signal comes. Raises what loading the model raises."""

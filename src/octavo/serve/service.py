@@ -22,7 +22,7 @@ from octavo.llm_engine import LiveRequest, LLMEngine, Prompt
 from octavo.outputs import RequestOutput
 from octavo.params import SamplingParams
 from octavo.serve.admission import Admission
-from octavo.serve.config import ServeSettings
+from octavo.serve.config import ServerConfig
 from octavo.serve.errors import unavailable
 from octavo.serve.fair_semaphore import FairSemaphore
 from octavo.serve.generation_job import GenerationJob, check_logprob_entries
@@ -44,8 +44,8 @@ _CHARS_PER_TOKEN: Final = 32  # a text longer than this times the longest prompt
 class Service:
     """One engine behind an event loop. `state` is "starting", "ready", "draining" or "stopped"."""
 
-    def __init__(self, config: EngineConfig, settings: ServeSettings, *, progress: bool = False) -> None:
-        self.settings = settings
+    def __init__(self, config: EngineConfig, server_config: ServerConfig, *, progress: bool = False) -> None:
+        self.server_config = server_config
         self.state = "starting"
         self.model_name = config.model_config.served_model_name or name_of(config.model_config.model)
         self.names = tuple(dict.fromkeys([self.model_name, config.model_config.model]))
@@ -54,7 +54,7 @@ class Service:
         max_waiting = config.scheduler_config.max_queued_requests or DEFAULT_QUEUE
         self.metrics = Metrics(lambda: self.stats)
         self.new_ids = Ids()
-        self.admission = Admission(settings.max_concurrent_requests, max_waiting, self._num_running)
+        self.admission = Admission(server_config.max_concurrent_requests, max_waiting, self._num_running)
         # The queue's length is held here, where a refusal costs nothing and is at once, not between two steps.
         self._config = replace(config, scheduler_config=replace(config.scheduler_config, max_queued_requests=None))
         self._progress = progress
@@ -151,7 +151,7 @@ class Service:
         if thread is None:
             return True
         return thread.failure is None and not (
-            thread.is_busy and monotonic() - thread.beat > self.settings.stall_timeout
+            thread.is_busy and monotonic() - thread.beat > self.server_config.stall_timeout
         )
 
     @property
@@ -168,7 +168,7 @@ class Service:
     def max_prompt_tokens(self) -> int:
         """The longest prompt in tokens."""
         longest = self.engine.resolved.limits.max_model_len - 1
-        return min(longest, self.settings.max_prompt_tokens or longest)
+        return min(longest, self.server_config.max_prompt_tokens or longest)
 
     def begin(self, client: str) -> None:
         """A request of the wire has come; `end` when it is answered."""
@@ -306,7 +306,7 @@ class Service:
         return lives
 
     def _check_prompt(self, num_tokens: int, job: GenerationJob) -> None:
-        is_room_needed = not (job.is_score and self.settings.max_prompt_tokens is None)
+        is_room_needed = not (job.is_score and self.server_config.max_prompt_tokens is None)
         if num_tokens > self.max_prompt_tokens + (not is_room_needed):
             raise RequestError(
                 f"the prompt has {num_tokens} tokens, the longest has {self.max_prompt_tokens} (max_model_len)",

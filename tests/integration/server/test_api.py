@@ -319,7 +319,7 @@ def test_a_request_id_comes_back(server):
 
 @pytest.fixture(scope="module")
 def locked(tiny_model):
-    with served(tiny_model, num_blocks=256, settings={"api_key": ("alpha", "beta")}) as made:
+    with served(tiny_model, num_blocks=256, server_config={"api_key": ("alpha", "beta")}) as made:
         yield made
 
 
@@ -384,7 +384,7 @@ def test_bad_hosts_and_foreign_origins_are_refused(server):
 
 def test_an_allowed_origin_may_call(tiny_model):
     origin = {"origin": "https://app.example"}
-    with served(tiny_model, num_blocks=64, settings={"allowed_origins": ("https://app.example",)}) as made:
+    with served(tiny_model, num_blocks=64, server_config={"allowed_origins": ("https://app.example",)}) as made:
         before = made.request("OPTIONS", "/v1/chat/completions", headers=origin)
         assert before.status_code == 204
         assert "authorization" in before.headers["access-control-allow-headers"]
@@ -402,9 +402,12 @@ def test_the_page_is_static_and_locked_down(server):
 
 def test_the_log_has_no_prompts_unless_asked(tiny_model, caplog):
     caplog.set_level("INFO", logger="octavo")
-    for settings, is_there in (({"log_requests": True}, False), ({"log_requests": True, "log_prompts": True}, True)):
+    for server_config, is_there in (
+        ({"log_requests": True}, False),
+        ({"log_requests": True, "log_prompts": True}, True),
+    ):
         caplog.clear()
-        with served(tiny_model, num_blocks=64, settings=settings) as made:
+        with served(tiny_model, num_blocks=64, server_config=server_config) as made:
             made.post("/v1/completions", {"prompt": "a secret word", "max_tokens": 2})
             made.wait_idle()
         lines = [record.getMessage() for record in caplog.records if "completion_tokens=2" in record.getMessage()]

@@ -50,10 +50,10 @@ def model(tiny_model, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(model):
-    settings = {"header_timeout": 1.0, "body_timeout": 0.6, "write_timeout": 5.0}
+    server_config = {"header_timeout": 1.0, "body_timeout": 0.6, "write_timeout": 5.0}
     outward = []
     sys.addaudithook(lambda event, args: outward is not None and note(event, args, outward))
-    with served(model, num_blocks=512, served_model_name="tiny", settings=settings) as made:
+    with served(model, num_blocks=512, served_model_name="tiny", server_config=server_config) as made:
         yield made
     assert not outward
     outward = None
@@ -475,7 +475,7 @@ def without_a_key():
 def test_nothing_opens_without_a_key(model):
     variants = list(without_a_key())
     assert len(variants) >= 150
-    with served(model, num_blocks=64, served_model_name="tiny", settings={"api_key": (KEY.decode(),)}) as locked:
+    with served(model, num_blocks=64, served_model_name="tiny", server_config={"api_key": (KEY.decode(),)}) as locked:
         for raw in variants:
             data = exchanged(locked.port, raw)
             codes = codes_of(data)
@@ -490,7 +490,7 @@ def test_nothing_opens_without_a_key(model):
 
 
 def test_a_refused_key_is_answered_soon_and_leaves_the_others_alone(model):
-    with served(model, num_blocks=64, settings={"api_key": (KEY.decode(),)}) as locked:
+    with served(model, num_blocks=64, server_config={"api_key": (KEY.decode(),)}) as locked:
         body = json.dumps({"prompt": "a" * 10_000, "max_tokens": 1}).encode()
         times = []
         for _ in range(100):

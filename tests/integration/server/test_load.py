@@ -18,7 +18,7 @@ PROMPT = "A book is printed on big sheets"
 
 @pytest.fixture(scope="module")
 def server(tiny_model):
-    with served(tiny_model, num_blocks=2048, settings={"write_timeout": 8.0}) as made:
+    with served(tiny_model, num_blocks=2048, server_config={"write_timeout": 8.0}) as made:
         made.post("/v1/completions", {"prompt": PROMPT, "max_tokens": 4})
         yield made
 
@@ -150,7 +150,7 @@ def is_cut(connection) -> bool:
 def test_a_flood_of_one_client_does_not_starve_another(tiny_model):
     """The flood's requests wait for each other; a second client's is served next, and finds a place in a full queue."""
     keys = {"api_key": ("flood", "other")}
-    with served(tiny_model, num_blocks=512, max_num_seqs=4, max_queued_requests=40, settings=keys) as made:
+    with served(tiny_model, num_blocks=512, max_num_seqs=4, max_queued_requests=40, server_config=keys) as made:
 
         async def scene() -> tuple[list[Outcome], Outcome]:
             flood = [asyncio.create_task(ask(made.port, "/v1/completions", completion(i), "flood")) for i in range(100)]
@@ -199,7 +199,7 @@ def test_a_long_prompt_stalls_streams_by_one_chunk_at_most(tiny_model):
 @pytest.mark.parametrize("num", [1200, pytest.param(20_000, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
 def test_a_soak_leaks_nothing(tiny_model, num):
     """Mixed requests: chat, completions, streams, refusals, disconnects. Blocks are exact, memory stays."""
-    with served(tiny_model, num_blocks=512, max_num_seqs=32, settings={"max_prompts": 8}) as made:
+    with served(tiny_model, num_blocks=512, max_num_seqs=32, server_config={"max_prompts": 8}) as made:
         process, rng = psutil.Process(), random.Random(7)
         warm = num // 10 if num > 5000 else num // 2
         before = 0

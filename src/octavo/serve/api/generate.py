@@ -39,7 +39,7 @@ class Generating:
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._settings = service.settings
+        self._config = service.server_config
 
     async def chat(self, exchange: Exchange) -> None:
         """POST /v1/chat/completions."""
@@ -120,8 +120,8 @@ class Generating:
     async def _chat(self, exchange: Exchange, value: dict[str, Any]) -> None:
         body, ignored = parse(ChatBody, value)
         self._check_body(body, exchange, ignored)
-        params, options = chat_request_options(body, ignored, self._settings)
-        check_sequences(1, options, self._settings)
+        params, options = chat_request_options(body, ignored, self._config)
+        check_sequences(1, options, self._config)
         async with self._service.early():
             ids = await self._rendered(exchange.client, body.messages, body)
         job = job_of([ids], params, options, body, (exchange.client, self._service.has_tenants))
@@ -133,9 +133,9 @@ class Generating:
     async def _complete(self, exchange: Exchange, value: dict[str, Any]) -> None:
         body, ignored = parse(CompletionBody, value)
         self._check_body(body, exchange, ignored)
-        params, options = completion_request_options(body, ignored, self._settings)
-        prompts: list[Prompt] = prompts_of(body, self._settings)
-        check_sequences(len(prompts), options, self._settings)
+        params, options = completion_request_options(body, ignored, self._config)
+        prompts: list[Prompt] = prompts_of(body, self._config)
+        check_sequences(len(prompts), options, self._config)
         job = job_of(prompts, params, options, body, (exchange.client, self._service.has_tenants))
         service = self._service
         answer = CompletionAnswer(service.model_name, options, service.engine.tokenizer, service.new_ids)
@@ -172,12 +172,12 @@ class Generating:
                 await exchange.raw(body)
         finally:
             stream.close()
-            if self._settings.log_requests:
+            if self._config.log_requests:
                 self._log(exchange, job, answer)
 
     async def _stream(self, exchange: Exchange, stream: OutputStream, answer: Answer) -> None:
         await exchange.begin_stream()
-        seconds = self._settings.keep_alive
+        seconds = self._config.keep_alive
         while stream.has_more:
             outputs = await stream.next_outputs(seconds)
             data = b"" if outputs else COMMENT
@@ -210,7 +210,7 @@ class Generating:
     def _log(self, exchange: Exchange, job: GenerationJob, answer: Answer) -> None:
         """A line for the operator. Prompts only where they were asked for."""
         usage, reasons = answer.usage(), [output.outputs[0].finish_reason for output in answer.outputs.values()]
-        prompts = f" prompts={list(job.prompts)!r}" if self._settings.log_prompts else ""
+        prompts = f" prompts={list(job.prompts)!r}" if self._config.log_prompts else ""
         logger.info(
             "%s %s client=%s prompt_tokens=%d completion_tokens=%d finish=%s metrics=%s%s",
             exchange.request_id,

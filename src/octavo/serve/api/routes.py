@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from octavo.errors import EngineError
 from octavo.serve.api.generate import Generating
 from octavo.serve.api.info import Informing
-from octavo.serve.config import ServeSettings
+from octavo.serve.config import ServerConfig
 from octavo.serve.errors import ApiError, from_engine, internal, unavailable
 from octavo.serve.http.auth import Access
 from octavo.serve.http.exchange import Exchange
@@ -74,18 +74,18 @@ def ways(service: Service) -> list[Way]:
     return [*listed, *aliases]
 
 
-def create_app(service: Service, settings: ServeSettings) -> ASGIApp:
+def create_app(service: Service, config: ServerConfig) -> ASGIApp:
     """The application. Raises ConfigError for keys that cannot be read."""
     access = Access(
-        settings.keys(),
-        host=settings.host,
-        allowed_hosts=settings.allowed_hosts,
-        allowed_origins=settings.allowed_origins,
+        config.keys(),
+        host=config.host,
+        allowed_hosts=config.allowed_hosts,
+        allowed_origins=config.allowed_origins,
     )
     service.has_tenants = access.has_tenants
 
     def endpoint(handler: Handler, *, is_open: bool = False) -> "_Endpoint":
-        return _Endpoint(handler, access, settings, service.new_ids, is_open=is_open)
+        return _Endpoint(handler, access, config, service.new_ids, is_open=is_open)
 
     routes: list[BaseRoute] = [
         Route(way.path, endpoint(way.handler, is_open=way.is_open), methods=[way.method]) for way in ways(service)
@@ -98,15 +98,15 @@ def create_app(service: Service, settings: ServeSettings) -> ASGIApp:
 class _Endpoint:
     """A handler behind the rules of access, with an answer for whatever it raises."""
 
-    def __init__(self, handler: Handler, access: Access, settings: ServeSettings, ids: Ids, *, is_open: bool) -> None:
+    def __init__(self, handler: Handler, access: Access, config: ServerConfig, ids: Ids, *, is_open: bool) -> None:
         self._handler = handler
         self._access = access
-        self._settings = settings
+        self._config = config
         self._is_open = is_open
         self._ids = ids
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange(scope, receive, send, self._settings, self._ids)
+        exchange = Exchange(scope, receive, send, self._config, self._ids)
         try:
             await self._handle(exchange)
         except ClientGone:

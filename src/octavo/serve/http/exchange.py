@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import orjson
 
-from octavo.serve.config import ServeSettings
+from octavo.serve.config import ServerConfig
 from octavo.serve.errors import ApiError
 from octavo.serve.http.json_body import ClientGone, read_json
 from octavo.serve.http.request_ids import Ids
@@ -29,14 +29,14 @@ _PATIENCE: Final = 1.0  # seconds for which a reader may take nothing before the
 class Exchange:
     """`headers` go with every answer. Once a stream has begun, an error is an event that ends it."""
 
-    def __init__(self, scope: Message, receive: Receive, send: Send, settings: ServeSettings, ids: Ids) -> None:
+    def __init__(self, scope: Message, receive: Receive, send: Send, config: ServerConfig, ids: Ids) -> None:
         self.scope = scope
         self.client = ""
         self.has_begun = False
         self.headers: list[tuple[bytes, bytes]] = []
         self._receive = receive
         self._send = send
-        self._settings = settings
+        self._config = config
         self._is_gone = False
         self._is_done = False
         given = [value for name, value in scope["headers"] if name == b"x-request-id"]
@@ -50,8 +50,8 @@ class Exchange:
 
     async def json(self) -> dict[str, Any]:
         """The body as an object. Raises ApiError, ClientGone."""
-        limit = int(self._settings.max_body_bytes)
-        return await read_json(self._receive, max_bytes=limit, seconds=self._settings.body_timeout)
+        limit = int(self._config.max_body_bytes)
+        return await read_json(self._receive, max_bytes=limit, seconds=self._config.body_timeout)
 
     async def answer(self, value: Any, status: int = 200) -> None:
         """JSON, whole."""
