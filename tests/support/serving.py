@@ -27,7 +27,7 @@ from octavo.config import EngineConfig
 from octavo.serve.api.routes import create_app
 from octavo.serve.config import ServerConfig
 from octavo.serve.http.protocol import protocol_class
-from octavo.serve.http.transport import WireLimits
+from octavo.serve.http.transport import HttpLimits
 from octavo.serve.service import Service
 
 
@@ -102,7 +102,7 @@ def served(model: Path | str, *, server_config: dict[str, Any] | None = None, **
         service = Service(EngineConfig.from_fields(model=str(model), device="cpu", **config), made)
         app = create_app(service, made)
         options: dict[str, Any] = {"lifespan": "off", "log_config": None, "access_log": False, "server_header": False}
-        limits = WireLimits(
+        limits = HttpLimits(
             header_timeout=made.header_timeout,
             write_timeout=made.write_timeout,
             max_connections=made.max_connections,

@@ -26,7 +26,7 @@ from octavo.serve.config import ServerConfig
 from octavo.serve.errors import unavailable
 from octavo.serve.fair_semaphore import FairSemaphore
 from octavo.serve.generation_job import GenerationJob, check_logprob_entries
-from octavo.serve.http.request_ids import Ids
+from octavo.serve.http.request_ids import RequestIds
 from octavo.serve.live.feed import LiveFeed
 from octavo.serve.metrics import Metrics
 from octavo.serve.output_stream import OutputStream, RequestFailed
@@ -53,7 +53,7 @@ class Service:
         self.has_tenants = False  # several keys: their owners share no prefixes (set by `app`)
         max_waiting = config.scheduler_config.max_queued_requests or DEFAULT_QUEUE
         self.metrics = Metrics(lambda: self.stats)
-        self.new_ids = Ids()
+        self.new_ids = RequestIds()
         self.admission = Admission(server_config.max_concurrent_requests, max_waiting, self._num_running)
         # The queue's length is held here, where a refusal costs nothing and is at once, not between two steps.
         self._config = replace(config, scheduler_config=replace(config.scheduler_config, max_queued_requests=None))
@@ -64,7 +64,7 @@ class Service:
         self._template_fault: str | None = None
         self._threads = ThreadPoolExecutor(NUM_HELPERS, thread_name_prefix="octavo-text")
         self._text_slots, self._render_slots = FairSemaphore(NUM_HELPERS), FairSemaphore(NUM_HELPERS)
-        self._early: set[asyncio.Task[Any]] = set()  # requests that are not submitted yet: they read, render, tokenize
+        self._before_submit: set[asyncio.Task[Any]] = set()  # tasks of requests that are read, rendered or tokenized
         self._streams: dict[str, tuple[OutputStream, int]] = {}
         self._num_streams = 0
         self._all_answered = asyncio.Event()
@@ -113,9 +113,9 @@ class Service:
         """End every request now: streams with a terminal error event, the others with a 503."""
         for stream in {stream for stream, _ in self._streams.values()}:
             stream.fail(RequestFailed(unavailable(reason, "shutting_down")))
-        for task in self._early:
+        for task in self._before_submit:
             task.cancel()
-        self._early.clear()
+        self._before_submit.clear()
 
     @property
     def engine_thread(self) -> EngineThread:
@@ -180,20 +180,20 @@ class Service:
         self._check_drained()
 
     @asynccontextmanager
-    async def early(self) -> AsyncIterator[None]:
-        """For what comes before the engine's part: `fail_all` ends it with a 503 too."""
+    async def before_submit(self) -> AsyncIterator[None]:
+        """Cancel scope before submission: on shutdown, `fail_all` ends the request with 503 here too."""
         task = asyncio.current_task()
         assert task is not None
-        self._early.add(task)
+        self._before_submit.add(task)
         try:
             yield
         except asyncio.CancelledError:
-            if task in self._early:  # somebody else's doing
+            if task in self._before_submit:  # not cancelled by `fail_all`
                 raise
             task.uncancel()
             raise unavailable("the server is ending", "shutting_down", 5) from None
         finally:
-            self._early.discard(task)
+            self._before_submit.discard(task)
 
     def _check_drained(self) -> None:
         if self.state == "draining" and not self.num_active:

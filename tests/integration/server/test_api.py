@@ -327,13 +327,13 @@ OPEN = {"/", "/health/live", "/health/ready"}
 
 
 def test_every_route_but_the_open_ones_needs_a_key(locked):
-    from octavo.serve.api.routes import ways
+    from octavo.serve.api.routes import route_specs
 
-    for way in ways(locked.service):
-        path = way.path.replace("{id:path}", "x")
+    for spec in route_specs(locked.service):
+        path = spec.path.replace("{id:path}", "x")
         for headers in ({}, {"authorization": "Bearer nope"}, {"x-api-key": "nope"}, {"authorization": "Basic alpha"}):
-            response = locked.request(way.method, path, headers=headers)
-            assert (response.status_code == 401) == (way.path not in OPEN), (way.path, response.status_code)
+            response = locked.request(spec.method, path, headers=headers)
+            assert (response.status_code == 401) == (spec.path not in OPEN), (spec.path, response.status_code)
     for method, path in (("GET", "/nope"), ("DELETE", "/v1/models"), ("GET", "/v1/completions"), ("POST", "/")):
         assert locked.request(method, path).status_code == 401, (method, path)
 

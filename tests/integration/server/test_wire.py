@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager, suppress
 import pytest
 import uvicorn
 
-from octavo.serve.http.protocol import WireLimits, WireProtocol, protocol_class
+from octavo.serve.http.protocol import HttpLimits, HttpProtocol, protocol_class
 
 HEAD = b"Host: octavo\r\n"
 GET = b"GET /echo HTTP/1.1\r\n" + HEAD + b"\r\n"
@@ -158,9 +158,9 @@ class Complaints(logging.Handler):
 class Server:
     """uvicorn with our protocol class, on a thread."""
 
-    def __init__(self, limits: WireLimits, keep_alive: int = 5) -> None:
+    def __init__(self, limits: HttpLimits, keep_alive: int = 5) -> None:
         self.app, self.complaints = App(), Complaints()
-        self.protocol: type[WireProtocol] = protocol_class(limits)
+        self.protocol: type[HttpProtocol] = protocol_class(limits)
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=128)
         self.port: int = self.listener.getsockname()[1]
         config = uvicorn.Config(
@@ -211,7 +211,7 @@ def start() -> Iterator[Callable[..., Server]]:
 
     def start(keep_alive: int = 5, **limits: object) -> Server:
         short = {"header_timeout": 0.3, "write_timeout": 0.5, "linger": 0.4}
-        servers.append(Server(WireLimits(**(short | limits)), keep_alive).__enter__())  # type: ignore[arg-type]
+        servers.append(Server(HttpLimits(**(short | limits)), keep_alive).__enter__())  # type: ignore[arg-type]
         return servers[-1]
 
     yield start

@@ -1,6 +1,6 @@
-"""The routes that take a prompt: chat, completions, and the tokenizer's two.
+"""The routes that take a prompt: chat, completions, tokenize and detokenize.
 
-Knows the order of things: is there a place, is the body sound, what is its prompt, then the engine, then the answer.
+Knows the order: admission, the body, its validation, rendering and tokenizing, the engine, the response.
 """
 
 import logging
@@ -34,7 +34,7 @@ Handle = Callable[[Exchange, dict[str, Any]], Awaitable[None]]
 _FOREVER: Final = 3600.0
 
 
-class Generating:
+class GenerationRoutes:
     """The handlers over one service."""
 
     def __init__(self, service: Service) -> None:
@@ -51,16 +51,16 @@ class Generating:
 
     async def tokenize(self, exchange: Exchange) -> None:
         """POST /tokenize: the ids of a prompt or of messages."""
-        await self._admitted(exchange, self._early(self._tokenize), "prompt")
+        await self._admitted(exchange, self._before_submit(self._tokenize), "prompt")
 
     async def detokenize(self, exchange: Exchange) -> None:
         """POST /detokenize: the text of ids."""
-        await self._admitted(exchange, self._early(self._detokenize), "tokens")
+        await self._admitted(exchange, self._before_submit(self._detokenize), "tokens")
 
     async def _tokenize(self, exchange: Exchange, value: dict[str, Any]) -> None:
         body, ignored = parse(TokenizeBody, value)
         self._check_model(body)
-        exchange.name_ignored(ignored)
+        exchange.report_ignored(ignored)
         body.check_together()
         tokenizer = self._service.engine.tokenizer
         if body.messages is not None:
@@ -82,7 +82,7 @@ class Generating:
     async def _detokenize(self, exchange: Exchange, value: dict[str, Any]) -> None:
         body, ignored = parse(DetokenizeBody, value)
         self._check_model(body)
-        exchange.name_ignored(ignored)
+        exchange.report_ignored(ignored)
         engine = self._service.engine
         vocab_size = engine.resolved.arch.vocab_size
         is_bare = bool(body.skip_special_tokens)
@@ -94,23 +94,23 @@ class Generating:
 
         await exchange.answer({"prompt": await self._service.on_thread(exchange.client, len(body.tokens), decoded)})
 
-    def _early(self, handle: Handle) -> Handle:
-        """A handler without an engine's part: the server's end ends it."""
+    def _before_submit(self, handle: Handle) -> Handle:
+        """A handler that submits nothing: shutting down ends it with 503."""
 
-        async def handle_early(exchange: Exchange, value: dict[str, Any]) -> None:
-            async with self._service.early():
+        async def handle_unsubmitted(exchange: Exchange, value: dict[str, Any]) -> None:
+            async with self._service.before_submit():
                 await handle(exchange, value)
 
-        return handle_early
+        return handle_unsubmitted
 
     async def _admitted(self, exchange: Exchange, handle: Handle, prompt_param: str) -> None:
-        """Handle a request that there is a place for; it counts as active until it is answered."""
+        """Admit and handle a request; it counts as active until its response is complete."""
         self._service.begin(exchange.client)
         try:
             self._service.check_admission(exchange.client)
-            async with self._service.early():
+            async with self._service.before_submit():
                 body = await exchange.json()
-            async with exchange.until_gone():
+            async with exchange.cancel_on_disconnect():
                 await handle(exchange, body)
         except RequestError as error:
             raise from_engine(error, prompt_param=prompt_param) or error from None
@@ -122,7 +122,7 @@ class Generating:
         self._check_body(body, exchange, ignored)
         params, options = chat_request_options(body, ignored, self._config)
         check_sequences(1, options, self._config)
-        async with self._service.early():
+        async with self._service.before_submit():
             ids = await self._rendered(exchange.client, body.messages, body)
         job = job_of([ids], params, options, body, (exchange.client, self._service.has_tenants))
         service = self._service
@@ -156,8 +156,8 @@ class Generating:
         )
 
     async def _run(self, exchange: Exchange, job: GenerationJob, answer: Answer) -> None:
-        """The engine's part, and the answer in the shape that was asked for."""
-        async with self._service.early():
+        """Run the job in the engine and respond in the shape that was asked for."""
+        async with self._service.before_submit():
             stream = await self._service.submit(job, is_incremental=answer.options.is_stream)
         try:
             if answer.options.is_stream:
@@ -186,13 +186,13 @@ class Generating:
                 weight, encode = answer.weight(index, output), partial(_events, answer, index, output)
                 data += await self._service.on_thread(exchange.client, weight, encode)
             if stream.has_more and data:
-                await exchange.write_patiently(data, lambda is_held: stream.hold(is_held=is_held))
+                await exchange.write_with_backpressure(data, lambda is_held: stream.hold(is_held=is_held))
         if answer.options.has_usage:
             data += event(answer.usage_chunk())
         await exchange.write(data + DONE, is_last=True)
 
     def _check_body(self, body: GenerationBody, exchange: Exchange, ignored: list[str]) -> None:
-        """What every generating request is checked for, before anything is done for it."""
+        """Check what both generating routes have in common, before any work is done."""
         if body.request_id is not None:
             exchange.request_id = body.request_id
         self._check_model(body)
@@ -200,7 +200,7 @@ class Generating:
             ignored.append("stream_options.include_obfuscation")
         if body.priority and not self._service.has_priorities:
             raise bad_request("priority: needs a server with --policy priority", "priority")
-        exchange.name_ignored(ignored)
+        exchange.report_ignored(ignored)
 
     def _check_model(self, body: Body) -> None:
         if body.model not in (None, "", *self._service.names):
@@ -208,7 +208,7 @@ class Generating:
             raise ApiError(404, message, param="model", code="model_not_found")
 
     def _log(self, exchange: Exchange, job: GenerationJob, answer: Answer) -> None:
-        """A line for the operator. Prompts only where they were asked for."""
+        """Log one line a request; its prompts only with `log_prompts`."""
         usage, reasons = answer.usage(), [output.outputs[0].finish_reason for output in answer.outputs.values()]
         prompts = f" prompts={list(job.prompts)!r}" if self._config.log_prompts else ""
         logger.info(

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from octavo import __version__
 from octavo.outputs import Logprob, LogprobsAt, RequestOutput
-from octavo.serve.http.request_ids import Ids
+from octavo.serve.http.request_ids import RequestIds
 from octavo.text.tokenizer import Tokenizer
 
 LEAST_LOGPROB: Final = -9999.0  # stands for minus infinity, which JSON cannot write
@@ -47,7 +47,7 @@ class Answer(ABC):
     whole_name: str
     chunk_name: str
 
-    def __init__(self, model: str, options: ResponseOptions, tokenizer: Tokenizer, ids: Ids) -> None:
+    def __init__(self, model: str, options: ResponseOptions, tokenizer: Tokenizer, ids: RequestIds) -> None:
         self.options = options
         self.tokenizer = tokenizer
         self.outputs: dict[int, RequestOutput] = {}
@@ -245,7 +245,7 @@ class CompletionAnswer(Answer):
 
     id_prefix, whole_name, chunk_name = "cmpl", "text_completion", "text_completion"
 
-    def __init__(self, model: str, options: ResponseOptions, tokenizer: Tokenizer, ids: Ids) -> None:
+    def __init__(self, model: str, options: ResponseOptions, tokenizer: Tokenizer, ids: RequestIds) -> None:
         super().__init__(model, options, tokenizer, ids)
         self._offsets: dict[int, _Offsets] = {}  # by sequence
 

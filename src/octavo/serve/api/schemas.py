@@ -72,7 +72,7 @@ def _checked_biases(value: Any) -> Any:
     return value
 
 
-Ids = Annotated[list[int], Field(max_length=MAX_IDS, fail_fast=True)]
+TokenIds = Annotated[list[int], Field(max_length=MAX_IDS, fail_fast=True)]
 Texts = Annotated[list[str], Field(max_length=64)]
 Biases = Annotated[dict[str, float], Field(max_length=MAX_IDS), BeforeValidator(_checked_biases)]
 
@@ -111,11 +111,11 @@ class GenerationBody(Body):
     repetition_penalty: float | None = Field(None, gt=0)
     seed: int | None = Field(None, description="the same seed gives the same answer; drawn anew when null")
     stop: str | Texts | None = Field(None, description="texts that end the answer")
-    stop_token_ids: Ids | None = None
+    stop_token_ids: TokenIds | None = None
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
     bad_words: Texts | None = Field(None, description="texts that must not be generated")
-    allowed_token_ids: Ids | None = Field(None, description="the only token ids that may be generated")
+    allowed_token_ids: TokenIds | None = Field(None, description="the only token ids that may be generated")
     logit_bias: Biases | None = Field(None, description="token ids and what is added to their logits, -100 to 100")
     prompt_logprobs: int | None = Field(None, ge=0, description="log-probabilities of the prompt's tokens too")
     skip_special_tokens: bool | None = None

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from octavo.serve.api.schemas import MAX_IDS, ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
 from octavo.serve.errors import ApiError
-from octavo.serve.http.json_body import MAX_DEPTH, MAX_DIGITS, ClientGone, parse_json, read_body, read_json
+from octavo.serve.http.json_body import MAX_DEPTH, MAX_DIGITS, ClientDisconnected, parse_json, read_body, read_json
 
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
 SCALARS = st.one_of(
@@ -278,7 +278,7 @@ def test_a_body_that_drips_has_an_end():
 
 @pytest.mark.parametrize("pieces", [(), (b"{",), (b"{}", b"")])
 def test_a_client_that_leaves(pieces):
-    with pytest.raises(ClientGone):
+    with pytest.raises(ClientDisconnected):
         read(Peer(*pieces, last={"type": "http.disconnect"}))
 
 
