@@ -21,7 +21,7 @@ from octavo.serve.api.requests import (
     job_of,
     prompts_of,
 )
-from octavo.serve.api.responses import Answer, ChatAnswer, CompletionAnswer
+from octavo.serve.api.responses import ChatResponseBuilder, CompletionResponseBuilder, ResponseBuilder
 from octavo.serve.api.schemas import Body, ChatBody, CompletionBody, DetokenizeBody, GenerationBody, TokenizeBody, parse
 from octavo.serve.errors import ApiError, bad_request, from_engine, internal
 from octavo.serve.generation_job import GenerationJob
@@ -127,7 +127,7 @@ class GenerationRoutes:
         job = job_of([ids], params, options, body, (exchange.client, self._service.has_tenants))
         service = self._service
         await self._run(
-            exchange, job, ChatAnswer(service.model_name, options, service.engine.tokenizer, service.new_ids)
+            exchange, job, ChatResponseBuilder(service.model_name, options, service.engine.tokenizer, service.new_ids)
         )
 
     async def _complete(self, exchange: Exchange, value: dict[str, Any]) -> None:
@@ -138,8 +138,8 @@ class GenerationRoutes:
         check_sequences(len(prompts), options, self._config)
         job = job_of(prompts, params, options, body, (exchange.client, self._service.has_tenants))
         service = self._service
-        answer = CompletionAnswer(service.model_name, options, service.engine.tokenizer, service.new_ids)
-        await self._run(exchange, job, answer)
+        builder = CompletionResponseBuilder(service.model_name, options, service.engine.tokenizer, service.new_ids)
+        await self._run(exchange, job, builder)
 
     async def _rendered(self, client: str, messages: list[dict[str, Any]], body: ChatBody | TokenizeBody) -> list[int]:
         is_continued = bool(body.continue_final_message)
@@ -155,27 +155,27 @@ class GenerationRoutes:
             kwargs=body.chat_template_kwargs,
         )
 
-    async def _run(self, exchange: Exchange, job: GenerationJob, answer: Answer) -> None:
+    async def _run(self, exchange: Exchange, job: GenerationJob, builder: ResponseBuilder) -> None:
         """Run the job in the engine and respond in the shape that was asked for."""
         async with self._service.before_submit():
-            stream = await self._service.submit(job, is_incremental=answer.options.is_stream)
+            stream = await self._service.submit(job, is_incremental=builder.options.is_stream)
         try:
-            if answer.options.is_stream:
-                await self._stream(exchange, stream, answer)
+            if builder.options.is_stream:
+                await self._stream(exchange, stream, builder)
             else:
                 while stream.has_more:
                     for index, output in await stream.next_outputs(_FOREVER):
                         _check_output(output)
-                        answer.outputs[index] = output
-                weight = sum(answer.weight(index, output) for index, output in answer.outputs.items())
-                body = await self._service.on_thread(job.client, weight, lambda: orjson.dumps(answer.whole()))
+                        builder.outputs[index] = output
+                weight = sum(builder.weight(index, output) for index, output in builder.outputs.items())
+                body = await self._service.on_thread(job.client, weight, lambda: orjson.dumps(builder.body()))
                 await exchange.raw(body)
         finally:
             stream.close()
             if self._config.log_requests:
-                self._log(exchange, job, answer)
+                self._log(exchange, job, builder)
 
-    async def _stream(self, exchange: Exchange, stream: OutputStream, answer: Answer) -> None:
+    async def _stream(self, exchange: Exchange, stream: OutputStream, builder: ResponseBuilder) -> None:
         await exchange.begin_stream()
         seconds = self._config.keep_alive
         while stream.has_more:
@@ -183,12 +183,12 @@ class GenerationRoutes:
             data = b"" if outputs else COMMENT
             for index, output in outputs:
                 _check_output(output)
-                weight, encode = answer.weight(index, output), partial(_events, answer, index, output)
+                weight, encode = builder.weight(index, output), partial(_events, builder, index, output)
                 data += await self._service.on_thread(exchange.client, weight, encode)
             if stream.has_more and data:
                 await exchange.write_with_backpressure(data, lambda is_held: stream.hold(is_held=is_held))
-        if answer.options.has_usage:
-            data += event(answer.usage_chunk())
+        if builder.options.has_usage:
+            data += event(builder.usage_chunk())
         await exchange.write(data + DONE, is_last=True)
 
     def _check_body(self, body: GenerationBody, exchange: Exchange, ignored: list[str]) -> None:
@@ -207,9 +207,9 @@ class GenerationRoutes:
             message = f"model: {body.model[:100]!r} is not served here; /v1/models lists what is" if body.model else ""
             raise ApiError(404, message, param="model", code="model_not_found")
 
-    def _log(self, exchange: Exchange, job: GenerationJob, answer: Answer) -> None:
+    def _log(self, exchange: Exchange, job: GenerationJob, builder: ResponseBuilder) -> None:
         """Log one line a request; its prompts only with `log_prompts`."""
-        usage, reasons = answer.usage(), [output.outputs[0].finish_reason for output in answer.outputs.values()]
+        usage, reasons = builder.usage(), [output.outputs[0].finish_reason for output in builder.outputs.values()]
         prompts = f" prompts={list(job.prompts)!r}" if self._config.log_prompts else ""
         logger.info(
             "%s %s client=%s prompt_tokens=%d completion_tokens=%d finish=%s metrics=%s%s",
@@ -219,13 +219,13 @@ class GenerationRoutes:
             usage["prompt_tokens"],
             usage["completion_tokens"],
             reasons,
-            answer.metrics(),
+            builder.metrics(),
             prompts,
         )
 
 
-def _events(answer: Answer, index: int, output: RequestOutput) -> bytes:
-    return b"".join(map(event, answer.pieces(index, output)))
+def _events(builder: ResponseBuilder, index: int, output: RequestOutput) -> bytes:
+    return b"".join(map(event, builder.chunks_of(index, output)))
 
 
 def _check_output(output: RequestOutput) -> None:

@@ -1,4 +1,4 @@
-"""What an answer looks like on OpenAI's wire: chunks of a stream, or one object. Chat and completions differ here only.
+"""Responses in OpenAI's format: chunks of a stream, or one object. Chat and completions differ here only.
 
 Knows outputs and JSON; knows no HTTP. Shapes that clients break on: every chunk has `delta` (chat), the first says the
 role and no other does, the last has a `finish_reason`, the usage chunk has `choices: []`, and all have the same id.
@@ -40,11 +40,11 @@ class ResponseOptions:
     ignored: tuple[str, ...] = ()
 
 
-class Answer(ABC):
-    """One answer on its way. Sequence s of a call is candidate s % num_best of prompt s // num_best."""
+class ResponseBuilder(ABC):
+    """Builds the response of one request. Sequence s is candidate s % num_best of prompt s // num_best."""
 
     id_prefix: str
-    whole_name: str
+    object_name: str
     chunk_name: str
 
     def __init__(self, model: str, options: ResponseOptions, tokenizer: Tokenizer, ids: RequestIds) -> None:
@@ -57,10 +57,10 @@ class Answer(ABC):
             "model": model,
             "system_fingerprint": FINGERPRINT,
         }
-        self._sent: dict[int, tuple[int, int]] = {}  # by sequence: characters and tokens that are out
-        self._bytes: dict[int, bytes] = {}  # of tokens that were met: the same ones come again and again
+        self._sent: dict[int, tuple[int, int]] = {}  # by sequence: characters and tokens in the chunks so far
+        self._bytes: dict[int, bytes] = {}  # of tokens so far: the same ones come again and again
 
-    def pieces(self, index: int, output: RequestOutput) -> list[dict[str, Any]]:
+    def chunks_of(self, index: int, output: RequestOutput) -> list[dict[str, Any]]:
         """The chunks for what is new in `output`; the last one of a sequence says why it ended."""
         chunks = []
         has_begun = bool(output.outputs[0].token_ids) or output.finished
@@ -85,7 +85,7 @@ class Answer(ABC):
         return chunks
 
     def weight(self, index: int, output: RequestOutput) -> int:
-        """About how many log-probabilities, times ten, the pieces for `output` will hold: what they cost."""
+        """About how many log-probabilities, times ten, the chunks for `output` will hold: what they cost."""
         completion, has_begun = output.outputs[0], index in self._sent
         first = self._sent[index][1] if has_begun else 0
         weight = max(0, len(completion.logprobs or ()) - first) * (self.options.num_logprobs or 1)
@@ -97,12 +97,12 @@ class Answer(ABC):
         """The last chunk of a stream that was asked for `usage`."""
         return self._chunk([]) | {"usage": self.usage(), "metrics": self.metrics(), "seed": self.outputs[0].seed}
 
-    def whole(self) -> dict[str, Any]:
-        """The answer as one object, once every sequence has ended."""
+    def body(self) -> dict[str, Any]:
+        """The response as one object, once every sequence has ended."""
         per_prompt = len(self.outputs) // self.options.num_best
         chosen = [sequence for prompt in range(per_prompt) for sequence in self._best(prompt)]
-        choices = [self._whole_choice(place, self.outputs[sequence]) for place, sequence in enumerate(chosen)]
-        body = self._shared | {"object": self.whole_name, "choices": choices, "usage": self.usage()}
+        choices = [self._complete_choice(index, self.outputs[sequence]) for index, sequence in enumerate(chosen)]
+        body = self._shared | {"object": self.object_name, "choices": choices, "usage": self.usage()}
         body |= {"metrics": self.metrics(), "seed": self.outputs[0].seed}
         if self.options.ignored:
             body["warnings"] = [f"{name}: has no effect here and was ignored" for name in self.options.ignored]
@@ -121,7 +121,7 @@ class Answer(ABC):
         }
 
     def metrics(self) -> dict[str, float | None]:
-        """Times of the answer: the longest wait, the first token of all, the decoding and its rate."""
+        """Times of the response: the longest wait, the first token of all, the decoding and its rate."""
         metrics = [output.metrics for output in self.outputs.values()]
         queue = [m.queue_time for m in metrics if m.queue_time is not None]
         first = [m.time_to_first_token for m in metrics if m.time_to_first_token is not None]
@@ -151,7 +151,7 @@ class Answer(ABC):
 
     @abstractmethod
     def _opening(self, index: int, output: RequestOutput) -> dict[str, Any]:
-        """The choice of a sequence's first chunk, without its reason."""
+        """The choice of a sequence's first chunk, without its finish_reason."""
 
     @abstractmethod
     def _piece(self, index: int, text: str, output: RequestOutput, first_token: int) -> dict[str, Any]:
@@ -159,15 +159,15 @@ class Answer(ABC):
 
     @abstractmethod
     def _ending(self, index: int) -> dict[str, Any]:
-        """The choice of a sequence's last chunk, without its reason."""
+        """The choice of a sequence's last chunk, without its finish_reason."""
 
     @abstractmethod
-    def _choice(self, place: int, output: RequestOutput) -> dict[str, Any]:
-        """A choice of the whole answer, without its reason."""
+    def _choice(self, index: int, output: RequestOutput) -> dict[str, Any]:
+        """A choice of the complete response, without its finish_reason."""
 
-    def _whole_choice(self, place: int, output: RequestOutput) -> dict[str, Any]:
+    def _complete_choice(self, index: int, output: RequestOutput) -> dict[str, Any]:
         completion = output.outputs[0]
-        choice = self._choice(place, output) | self._of_prompt(output)
+        choice = self._choice(index, output) | self._of_prompt(output)
         if self.options.has_token_ids:
             choice["token_ids"] = completion.token_ids
         return choice | {"finish_reason": completion.finish_reason, "stop_reason": completion.stop_reason}
@@ -182,7 +182,7 @@ class Answer(ABC):
         return said
 
     def _best(self, prompt: int) -> list[int]:
-        """The sequences of a prompt that are kept, the likeliest first where there are more than were asked for."""
+        """The sequences of a prompt that are kept, the most likely first where there are more than were asked for."""
         first = prompt * self.options.num_best
         sequences = list(range(first, first + self.options.num_best))
         if self.options.num_best > self.options.num_choices:
@@ -198,10 +198,10 @@ class Answer(ABC):
         return chunk
 
 
-class ChatAnswer(Answer):
-    """The answer of /v1/chat/completions."""
+class ChatResponseBuilder(ResponseBuilder):
+    """The response of /v1/chat/completions."""
 
-    id_prefix, whole_name, chunk_name = "chatcmpl", "chat.completion", "chat.completion.chunk"
+    id_prefix, object_name, chunk_name = "chatcmpl", "chat.completion", "chat.completion.chunk"
 
     def _opening(self, index: int, output: RequestOutput) -> dict[str, Any]:  # noqa: ARG002  (an echo needs it)
         return {"index": index, "delta": {"role": "assistant", "content": ""}}
@@ -215,22 +215,22 @@ class ChatAnswer(Answer):
     def _ending(self, index: int) -> dict[str, Any]:
         return {"index": index, "delta": {}}
 
-    def _choice(self, place: int, output: RequestOutput) -> dict[str, Any]:
+    def _choice(self, index: int, output: RequestOutput) -> dict[str, Any]:
         completion = output.outputs[0]
         return {
-            "index": place,
+            "index": index,
             "message": {"role": "assistant", "content": completion.text, "refusal": None},
             "logprobs": None if self.options.num_logprobs is None else self._logprobs(output, 0),
         }
 
     def _logprobs(self, output: RequestOutput, first_token: int) -> dict[str, Any]:
         completion = output.outputs[0]
-        places = zip(completion.token_ids[first_token:], (completion.logprobs or [])[first_token:], strict=False)
-        return {"content": [self._at(token_id, at) for token_id, at in places], "refusal": None}
+        tokens = zip(completion.token_ids[first_token:], (completion.logprobs or [])[first_token:], strict=False)
+        return {"content": [self._at(token_id, at) for token_id, at in tokens], "refusal": None}
 
     def _at(self, token_id: int, at: LogprobsAt) -> dict[str, Any]:
-        likeliest = _most_likely(at, self.options.num_logprobs or 0)
-        return self._token(token_id, at[token_id]) | {"top_logprobs": [self._token(id, at[id]) for id in likeliest]}
+        most_likely = _most_likely(at, self.options.num_logprobs or 0)
+        return self._token(token_id, at[token_id]) | {"top_logprobs": [self._token(id, at[id]) for id in most_likely]}
 
     def _token(self, token_id: int, logprob: Logprob) -> dict[str, Any]:
         return {
@@ -240,10 +240,10 @@ class ChatAnswer(Answer):
         }
 
 
-class CompletionAnswer(Answer):
-    """The answer of /v1/completions, `echo` and the legacy shape of logprobs included."""
+class CompletionResponseBuilder(ResponseBuilder):
+    """The response of /v1/completions, `echo` and the legacy shape of logprobs included."""
 
-    id_prefix, whole_name, chunk_name = "cmpl", "text_completion", "text_completion"
+    id_prefix, object_name, chunk_name = "cmpl", "text_completion", "text_completion"
 
     def __init__(self, model: str, options: ResponseOptions, tokenizer: Tokenizer, ids: RequestIds) -> None:
         super().__init__(model, options, tokenizer, ids)
@@ -254,27 +254,27 @@ class CompletionAnswer(Answer):
         if self.options.has_echo:
             opening["text"] = self._prompt_text(output)
             if self.options.num_logprobs is not None:
-                opening["logprobs"] = self._table(index, *_prompt_places(output))
+                opening["logprobs"] = self._table(index, *_prompt_logprobs_by_token(output))
         return opening
 
     def _piece(self, index: int, text: str, output: RequestOutput, first_token: int) -> dict[str, Any]:
         choice: dict[str, Any] = {"index": index, "text": text, "logprobs": None}
         if self.options.num_logprobs is not None:
-            choice["logprobs"] = self._table(index, *_output_places(output, first_token))
+            choice["logprobs"] = self._table(index, *_output_logprobs_by_token(output, first_token))
         return choice
 
     def _ending(self, index: int) -> dict[str, Any]:
         return {"index": index, "text": "", "logprobs": None}
 
-    def _choice(self, place: int, output: RequestOutput) -> dict[str, Any]:
+    def _choice(self, index: int, output: RequestOutput) -> dict[str, Any]:
         completion = output.outputs[0]
-        ids, ats = _output_places(output, 0)
+        ids, ats = _output_logprobs_by_token(output, 0)
         if self.options.has_echo:
-            prompt_ids, prompt_ats = _prompt_places(output)
+            prompt_ids, prompt_ats = _prompt_logprobs_by_token(output)
             ids, ats = [*prompt_ids, *ids], [*prompt_ats, *ats]
-        table = None if self.options.num_logprobs is None else self._table(place, ids, ats)
+        table = None if self.options.num_logprobs is None else self._table(index, ids, ats)
         return {
-            "index": place,
+            "index": index,
             "text": (self._prompt_text(output) if self.options.has_echo else "") + completion.text,
             "logprobs": table,
         }
@@ -319,11 +319,11 @@ class _Offsets:
         self._num_chars = 0
 
     def take(self, token_id: int) -> int:
-        """The next token's place. Special tokens take none where the text is without them."""
-        place = self._num_chars
+        """The next token's offset. Special tokens have no length where the text is without them."""
+        offset = self._num_chars
         if token_id not in self._left_out:
             self._num_chars += len(self._decoder.decode(self._tokenizer.token_bytes(token_id)))
-        return place
+        return offset
 
 
 def finite(logprob: float) -> float:
@@ -332,17 +332,17 @@ def finite(logprob: float) -> float:
 
 
 def _most_likely(at: LogprobsAt, num: int) -> list[int]:
-    """The `num` likeliest tokens of a position; the chosen one only if it is among them."""
+    """The `num` most likely tokens of a position; the chosen one only if it is among them."""
     return sorted(at, key=lambda token_id: (-at[token_id].logprob, at[token_id].rank))[:num]
 
 
-def _prompt_places(output: RequestOutput) -> tuple[Sequence[int], Sequence[LogprobsAt | None]]:
+def _prompt_logprobs_by_token(output: RequestOutput) -> tuple[Sequence[int], Sequence[LogprobsAt | None]]:
     ids = output.prompt_token_ids
     ats = list(output.prompt_logprobs or [])[: len(ids)]
     return ids, [*ats, *[None] * (len(ids) - len(ats))]
 
 
-def _output_places(output: RequestOutput, first: int) -> tuple[Sequence[int], Sequence[LogprobsAt | None]]:
+def _output_logprobs_by_token(output: RequestOutput, first: int) -> tuple[Sequence[int], Sequence[LogprobsAt | None]]:
     completion = output.outputs[0]
     ats = (completion.logprobs or [])[first:]
     return completion.token_ids[first : first + len(ats)], ats
