@@ -52,6 +52,13 @@ def start(protocol_servers: dict[Key, ProtocolServer]) -> Iterator[Callable[...,
 
 
 @pytest.fixture(scope="session")
+def server(tiny_model: Path) -> Iterator[Served]:
+    """A server for requests that leave it as it was."""
+    with served(tiny_model, num_blocks=256, served_model_name="tiny/model") as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
 def secret_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model in a directory whose name must not show."""
     return shutil.copytree(tiny_model, tmp_path_factory.mktemp("hostile") / "secret-directory")

@@ -39,13 +39,15 @@ class Served:
         self.loop = loop
         self.port = port
         self.url = f"http://127.0.0.1:{port}"
+        # One client, since each makes a TLS context; no connection is kept, since tests count them.
+        self.http = httpx.Client(base_url=self.url, timeout=60, limits=httpx.Limits(max_keepalive_connections=0))
 
     @property
     def engine(self) -> Any:
         return self.service.engine
 
     def request(self, method: str, path: str, **options: Any) -> httpx.Response:
-        return httpx.request(method, self.url + path, timeout=60, **options)
+        return self.http.request(method, path, **options)
 
     def get(self, path: str, **options: Any) -> httpx.Response:
         return self.request("GET", path, **options)
@@ -132,9 +134,13 @@ def served(model: Path | str, *, server_config: dict[str, Any] | None = None, **
     thread = threading.Thread(target=work, name="server")
     thread.start()
     is_up.wait(60)
+    client = None
     try:
-        yield Served(found[0], loop, listener.getsockname()[1])
+        client = Served(found[0], loop, listener.getsockname()[1])
+        yield client
     finally:
+        if client is not None:
+            client.http.close()
         if found:
             loop.call_soon_threadsafe(stop.set)
         thread.join(30)

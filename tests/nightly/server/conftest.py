@@ -6,10 +6,12 @@ from tests.support.server_fixtures import (
     outward,
     protocol_servers,
     secret_model,
+    server,
     start,
     undisturbed,
 )
 
 __all__ = [
-    "canary_of_hostile_server", "hostile_server", "outward", "protocol_servers", "secret_model", "start", "undisturbed",
+    "canary_of_hostile_server", "hostile_server", "outward", "protocol_servers", "secret_model", "server", "start",
+    "undisturbed",
 ]  # fmt: skip
