@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -16,6 +17,7 @@ import pytest
 from octavo.serve.http.protocol import HttpLimits
 from tests.support.hostile import canary
 from tests.support.protocol_server import ProtocolServer
+from tests.support.serve_process import Process
 from tests.support.serving import Served, served
 
 Key = tuple[int, tuple[tuple[str, object], ...]]
@@ -115,3 +117,18 @@ def undisturbed(hostile_server: Served, canary_of_hostile_server: object, outwar
     while hostile_server.num_tasks() > num_tasks or psutil.Process().num_fds() > num_fds:
         assert time.monotonic() < end, (hostile_server.num_tasks(), num_tasks, psutil.Process().num_fds(), num_fds)
         time.sleep(0.02)
+
+
+@pytest.fixture
+def start_process(tiny_model: Path) -> Iterator[Callable[..., Process]]:
+    """A function that starts `octavo serve`, of the tiny model where no other is named, on a port of its own."""
+    processes: list[Process] = []
+
+    def start(*words: str, **more: Any) -> Process:
+        model = [] if words and not words[0].startswith("-") else [str(tiny_model)]
+        processes.append(Process(*model, "--port", "0", *words, **more))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.close()

@@ -8,10 +8,11 @@ from tests.support.server_fixtures import (
     secret_model,
     server,
     start,
+    start_process,
     undisturbed,
 )
 
 __all__ = [
     "canary_of_hostile_server", "hostile_server", "outward", "protocol_servers", "secret_model", "server", "start",
-    "undisturbed",
+    "start_process", "undisturbed",
 ]  # fmt: skip

@@ -46,7 +46,7 @@ def parsed(body):
     return None
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(OBJECTS, st.booleans(), st.sampled_from([None, 1, "\t"]))
 def test_every_object_survives(value, is_ascii, indent):
     body = json.dumps(value, ensure_ascii=is_ascii, indent=indent).encode()
