@@ -14,8 +14,10 @@ from typing import Any
 import psutil
 import pytest
 
+from octavo import LLM
 from octavo.serve.http.protocol import HttpLimits
 from tests.support.hostile import canary
+from tests.support.openai_server import OpenAIServer, running
 from tests.support.protocol_server import ProtocolServer
 from tests.support.serve_process import Process
 from tests.support.serving import Served, served
@@ -57,6 +59,14 @@ def start(protocol_servers: dict[Key, ProtocolServer]) -> Iterator[Callable[...,
 def server(tiny_model: Path) -> Iterator[Served]:
     """A server for requests that leave it as it was."""
     with served(tiny_model, num_blocks=256, served_model_name="tiny/model") as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def load_server(tiny_model: Path) -> Iterator[Served]:
+    """A server with room for hundreds of sequences, which cuts off clients that do not read after four seconds."""
+    with served(tiny_model, num_blocks=2048, server_config={"write_timeout": 4.0}) as made:
+        made.post("/v1/completions", {"prompt": "A book is printed on big sheets", "max_tokens": 4})
         yield made
 
 
@@ -132,3 +142,21 @@ def start_process(tiny_model: Path) -> Iterator[Callable[..., Process]]:
     yield start
     for process in processes:
         process.close()
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenAIServer]:
+    with running(tiny_model, tmp_path_factory.mktemp("tiny") / "log", "--max-body-bytes", "64KiB") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def offline(tiny_model: Path) -> LLM:
+    return LLM(str(tiny_model), device="cpu")
+
+
+@pytest.fixture(scope="session")
+def smollm2(smollm2_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenAIServer]:
+    flags = ("--max-num-seqs", "2", "--max-queued-requests", "1")
+    with running(smollm2_path, tmp_path_factory.mktemp("smollm2") / "log", *flags) as server:
+        yield server

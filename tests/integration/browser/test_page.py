@@ -19,8 +19,8 @@ import pytest
 pytest.importorskip("websockets", reason="the package `websockets` is not installed")
 
 from safetensors.numpy import load_file, save_file
-from tests.browser.chromium import Chromium, Page, find_chromium
 
+from tests.integration.browser.chromium import Chromium, Page, find_chromium
 from tests.support.tiny_models import tiny_model_dir
 
 pytestmark = pytest.mark.skipif(find_chromium() is None, reason="Chromium is not installed")
