@@ -161,7 +161,7 @@ class Service:
 
     @property
     def num_active(self) -> int:
-        """Requests of the wire that are not answered to their end yet."""
+        """HTTP requests whose response is not complete yet."""
         return self.admission.num_active
 
     @property
@@ -171,11 +171,11 @@ class Service:
         return min(longest, self.server_config.max_prompt_tokens or longest)
 
     def begin(self, client: str) -> None:
-        """A request of the wire has come; `end` when it is answered."""
+        """Count an HTTP request as active, until `end`."""
         self.admission.begin(client)
 
     def end(self, client: str) -> None:
-        """A request of the wire is answered, or its client is gone."""
+        """The request's response is complete, or its client has disconnected."""
         self.admission.end(client)
         self._check_drained()
 
@@ -230,7 +230,7 @@ class Service:
         self.admission.enter(job.client, num_sequences)
         try:
             lives = await self.on_thread(job.client, job.weight, lambda: self._prepare(ids, job))
-            self.check_engine()  # it may have failed meanwhile, and then nobody would ever answer
+            self.check_engine()  # it may have failed meanwhile, and would never deliver an output
         except BaseException:
             self.admission.leave(job.client, num_sequences)
             raise

@@ -1,4 +1,4 @@
-"""What `octavo serve` can be told: every field a flag, every wrong value refused by name, keys from three places."""
+"""serve.config: every field is a flag, every wrong value is refused by name, and keys come from three sources."""
 
 import dataclasses
 import subprocess

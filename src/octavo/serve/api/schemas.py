@@ -1,7 +1,7 @@
 """The bodies of requests as pydantic types, and which fields are honored, ignored with a warning, or refused by name.
 
-Knows the wire's names and types. What a value may be (ranges, ids of the vocabulary) is checked where it is used:
-`SamplingParams` and the runtime. No field is dropped in silence: it is honored, it is named in `warnings` and in the
+Knows the API's names and types. What a value may be (ranges, ids of the vocabulary) is checked where it is used:
+`SamplingParams` and the engine. No field is dropped in silence: it is honored, it is named in `warnings` and in the
 header `x-octavo-ignored` because it can change no answer, or the request is refused.
 """
 
@@ -233,9 +233,9 @@ def parse(kind: type[Kind], value: dict[str, Any]) -> tuple[Kind, list[str]]:
         raise _refusal(first["loc"], first["type"], first["msg"]) from None
 
 
-def _refusal(place: tuple[int | str, ...], kind: str, message: str) -> Exception:
+def _refusal(location: tuple[int | str, ...], kind: str, message: str) -> Exception:
     """A validation error in our words, without the value that was sent."""
-    names = [part for part in place if not (isinstance(part, str) and _TYPE_NAME.match(part))]
+    names = [part for part in location if not (isinstance(part, str) and _TYPE_NAME.match(part))]
     param = str(names[0])
     where = param + "".join(f"[{part}]" if isinstance(part, int) else f".{str(part)[:40]}" for part in names[1:])
     if kind == "missing":

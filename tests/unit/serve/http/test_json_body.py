@@ -54,7 +54,7 @@ def test_every_object_survives(value, is_ascii, indent):
     assert repr(found) == repr(value)  # repr: -0.0 is not 0, True is not 1, and the order is kept
 
 
-@settings(max_examples=500)
+@settings(max_examples=250)
 @given(
     st.binary(max_size=60) | TEXT.map(str.encode) | st.text('{}[]":,\\u0d8e-+.1tfnalsr ', max_size=40).map(str.encode)
 )
@@ -73,7 +73,7 @@ def test_whatever_comes_is_an_object_or_a_400(body):
         assert found == expected
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(OBJECTS, st.randoms(use_true_random=False))
 def test_damaged_json_is_refused_where_the_oracle_refuses_it(value, random):
     body = bytearray(json.dumps(value, ensure_ascii=False).encode())
@@ -149,7 +149,7 @@ def test_whole_pairs_and_escaped_backslashes_are_text():
     assert parse_json(rb'{"a":"\ud83d\ude00","b":"\\ud800"}') == {"a": "\U0001f600", "b": "\\ud800"}
 
 
-@settings(max_examples=500)
+@settings(max_examples=250)
 @given(
     st.lists(
         st.sampled_from([r"\ud83d", r"\uDE00", r"\uD7ff", r"\ue000", r"\\", r"\n", "ud83d", r"\"", "x"]), max_size=9
