@@ -25,9 +25,9 @@ import uvloop
 
 from octavo.config import EngineConfig
 from octavo.serve.api.routes import create_app
-from octavo.serve.config import ServeSettings
+from octavo.serve.config import ServerConfig
 from octavo.serve.http.protocol import protocol_class
-from octavo.serve.http.transport import WireLimits
+from octavo.serve.http.transport import HttpLimits
 from octavo.serve.service import Service
 
 
@@ -39,13 +39,15 @@ class Served:
         self.loop = loop
         self.port = port
         self.url = f"http://127.0.0.1:{port}"
+        # One client, since each makes a TLS context; no connection is kept, since tests count them.
+        self.http = httpx.Client(base_url=self.url, timeout=60, limits=httpx.Limits(max_keepalive_connections=0))
 
     @property
     def engine(self) -> Any:
         return self.service.engine
 
     def request(self, method: str, path: str, **options: Any) -> httpx.Response:
-        return httpx.request(method, self.url + path, timeout=60, **options)
+        return self.http.request(method, path, **options)
 
     def get(self, path: str, **options: Any) -> httpx.Response:
         return self.request("GET", path, **options)
@@ -55,7 +57,9 @@ class Served:
 
     def stats(self) -> dict[str, Any]:
         """The engine's numbers, taken between two steps."""
-        return asyncio.run_coroutine_threadsafe(self.service.driver.ask(lambda e: e.get_stats()), self.loop).result(10)
+        return asyncio.run_coroutine_threadsafe(
+            self.service.engine_thread.ask(lambda e: e.get_stats()), self.loop
+        ).result(10)
 
     def wait_idle(self, seconds: float = 5.0) -> dict[str, Any]:
         """The numbers once nothing runs or waits and no request is open. Fails after `seconds`."""
@@ -88,9 +92,9 @@ class Served:
 
 
 @contextmanager
-def served(model: Path | str, *, settings: dict[str, Any] | None = None, **config: Any) -> Iterator[Served]:
+def served(model: Path | str, *, server_config: dict[str, Any] | None = None, **config: Any) -> Iterator[Served]:
     """A server of `model`, ready; ended and checked for leftovers at the end."""
-    made = ServeSettings(port=0, **(settings or {}))
+    made = ServerConfig(port=0, **(server_config or {}))
     listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
     found: list[Any] = []
     is_up, loop = threading.Event(), uvloop.new_event_loop()
@@ -100,7 +104,7 @@ def served(model: Path | str, *, settings: dict[str, Any] | None = None, **confi
         service = Service(EngineConfig.from_fields(model=str(model), device="cpu", **config), made)
         app = create_app(service, made)
         options: dict[str, Any] = {"lifespan": "off", "log_config": None, "access_log": False, "server_header": False}
-        limits = WireLimits(
+        limits = HttpLimits(
             header_timeout=made.header_timeout,
             write_timeout=made.write_timeout,
             max_connections=made.max_connections,
@@ -130,9 +134,13 @@ def served(model: Path | str, *, settings: dict[str, Any] | None = None, **confi
     thread = threading.Thread(target=work, name="server")
     thread.start()
     is_up.wait(60)
+    client = None
     try:
-        yield Served(found[0], loop, listener.getsockname()[1])
+        client = Served(found[0], loop, listener.getsockname()[1])
+        yield client
     finally:
+        if client is not None:
+            client.http.close()
         if found:
             loop.call_soon_threadsafe(stop.set)
         thread.join(30)

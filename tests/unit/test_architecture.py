@@ -424,3 +424,90 @@ def test_what_is_fine_is_left_alone():
 def test_a_cycle_is_found():
     assert find_cycle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
     assert not find_cycle({"a": {"b", "c"}, "b": {"c"}, "c": set()})
+
+
+# --- the floors inside serve/ -----------------------------------------------------------------------------------
+
+# Floor of the server, from the ground -> the floors of it that it may import (itself always).
+SERVE_FLOORS: dict[str, set[str]] = {
+    "errors": set(),
+    "config": set(),
+    "http": {"errors", "config"},
+    "admission": {"errors"},
+    "fair_semaphore": set(),
+    "generation_job": set(),
+    "output_stream": {"errors"},
+    "render_pool": set(),
+    "metrics": {"output_stream"},
+    "live": set(),
+}
+SERVE_FLOORS["service"] = set(SERVE_FLOORS)
+SERVE_FLOORS["api"] = set(SERVE_FLOORS)
+SERVE_FLOORS["server"] = set(SERVE_FLOORS)
+
+# Floor -> the boxes of the package below serve that it may import, where these are fewer than MAY_IMPORT["serve"].
+SERVE_MAY_IMPORT: dict[str, set[str]] = {
+    "http": set(),  # knows no route and no engine
+    "admission": set(),
+    "fair_semaphore": set(),
+    "config": {"config", "errors"},
+    "errors": {"errors"},
+}
+SERVE_ONLY_IN = {"uvicorn": {"http", "server"}, "httptools": {"http"}, "pydantic": {"api"}, "starlette": {"api"}}
+
+
+def serve_floor_of(name: str) -> str:
+    """The floor of a module of serve; "serve" for the package itself."""
+    return [*name.split("."), "serve"][2]
+
+
+def wrong_serve_floors(module: Module, names: frozenset[str] = NAMES) -> list[str]:
+    """Imports of a module of serve: from another floor, box or package than the tables allow its floor."""
+    if module.box != "serve" or module.name == "octavo.serve":
+        return []
+    floor = serve_floor_of(module.name)
+    if floor not in SERVE_FLOORS:
+        return [f"{module.name}: serve has no floor {floor!r}"]
+    boxes = SERVE_MAY_IMPORT.get(floor, MAY_IMPORT["serve"])
+    complaints = []
+    for name in sorted(set(imports(module, names))):
+        package, is_serve = name.split(".")[0], box_of(name) == "serve"
+        if package != "octavo":
+            is_wrong = floor not in SERVE_ONLY_IN.get(package, {floor})
+        elif is_serve:
+            is_wrong = serve_floor_of(name) not in SERVE_FLOORS[floor] | {floor}
+        else:
+            is_wrong = box_of(name) not in boxes
+        complaints += [f"{module.name} may not import {name}"] if is_wrong else []
+    return complaints
+
+
+def test_each_floor_of_serve_imports_only_what_stands_below_it():
+    complaints = [line for module in MODULES for line in wrong_serve_floors(module)]
+    assert not complaints, report(complaints)
+    assert not find_cycle(SERVE_FLOORS)
+
+
+def test_every_floor_of_serve_is_there():
+    assert {serve_floor_of(name) for name in NAMES if box_of(name) == "serve"} == {*SERVE_FLOORS, "serve"}
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("octavo.serve.http.bad", "from octavo.serve.api.routes import create_app"),
+        ("octavo.serve.http.bad", "from octavo.serve import service"),
+        ("octavo.serve.http.bad", "def f():\n    from octavo.llm_engine import LLMEngine"),
+        ("octavo.serve.http.bad", "if TYPE_CHECKING:\n    import octavo.errors"),
+        ("octavo.serve.admission", "from octavo.serve.output_stream import OutputStream"),
+        ("octavo.serve.errors", "from octavo.serve.config import ServerConfig"),
+        ("octavo.serve.live.bad", "from octavo.serve.service import Service"),
+        ("octavo.serve.service", "from octavo.serve.api import schemas"),
+        ("octavo.serve.api.bad", "from octavo.serve.server import run_server"),
+        ("octavo.serve.api.bad", "import uvicorn"),
+        ("octavo.serve.service", "from pydantic import BaseModel"),
+        ("octavo.serve.newfloor", ""),
+    ],
+)
+def test_a_wrong_import_inside_serve_is_seen(name: str, source: str):
+    assert wrong_serve_floors(Module(name, source))

@@ -6,7 +6,7 @@ import signal
 
 from octavo.cli.flags import add_config_flags, add_dataclass_flags, given, named_config
 from octavo.logs import configure_logging
-from octavo.serve.config import ServeSettings
+from octavo.serve.config import ServerConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,16 +15,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("name", nargs="?", metavar="MODEL", help="the model to serve (the same as --model)")
     parser.add_argument("--quiet", action="store_true", help="say nothing on stderr but warnings and errors")
-    add_dataclass_flags(parser, ServeSettings, "server", "serve.")
+    add_dataclass_flags(parser, ServerConfig, "server", "serve.")
     add_config_flags(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     # Until the server takes the signals over: being told to end before it is there is no failure either.
     signal.signal(signal.SIGTERM, lambda _number, _frame: os._exit(0))
-    config, settings = named_config(args), ServeSettings(**given(args, "serve."))
-    usual = "warning" if args.quiet and not settings.log_requests else "info"
+    config, server_config = named_config(args), ServerConfig(**given(args, "serve."))
+    usual = "warning" if args.quiet and not server_config.log_requests else "info"
     configure_logging(args.log_level or usual, args.log_format)
     from octavo.serve.server import run_server
 
-    return run_server(config, settings, quiet=args.quiet)
+    return run_server(config, server_config, quiet=args.quiet)

@@ -1,1 +1,1 @@
-"""The server: OpenAI's wire over HTTP. Knows the runtime and the engine's thread; knows nothing of steps and blocks."""
+"""The server: OpenAI's API over HTTP. Knows the engine and its thread; knows nothing of steps and blocks."""

@@ -1,6 +1,6 @@
-"""Who is let in: how many requests are answered at a time and how many sequences wait, with a share for each client.
+"""Admission control: how many requests are active and how many sequences wait, with a fair share for each client.
 
-Knows numbers and names of clients; knows no engine. A refusal is decided here, on the event loop, and so at once.
+Knows numbers and names of clients; knows no engine. It refuses on the event loop, and so at once.
 """
 
 from collections import Counter, deque
@@ -16,12 +16,12 @@ _RATE_SECONDS: Final = 10.0  # over which the rate of finished sequences is take
 class Admission:
     """The counts of one server. `num_running()` says how many sequences the newest step ran.
 
-    A limit that is reached holds for those who have their share: a client that has less than the limit divided by the
-    number of clients is let in over it, so that nobody's flood keeps others out.
+    A limit that is reached holds for clients that use their share: one that uses less than the limit divided by the
+    number of clients is admitted over it, so that no client's flood keeps others out.
     """
 
     def __init__(self, max_active: int, max_waiting: int, num_running: Callable[[], int]) -> None:
-        self.num_active = 0  # requests of the wire that are not answered to their end yet
+        self.num_active = 0  # HTTP requests whose response is not complete yet
         self.num_sequences = 0  # accepted and not ended
         self.num_refused = 0
         self._max_active = max_active
@@ -37,14 +37,14 @@ class Admission:
         return max(0, self.num_sequences - self._num_running())
 
     def begin(self, client: str) -> None:
-        """A request of the wire has come; `end` when it is answered."""
+        """Count an HTTP request as active, until `end`."""
         self.num_active += 1
         self._active[client] += 1
 
     def end(self, client: str) -> None:
-        """A request of the wire is answered, or its client is gone."""
+        """The request's response is complete, or its client has disconnected."""
         self.num_active -= 1
-        _take(self._active, client, 1)
+        _subtract(self._active, client, 1)
 
     def enter(self, client: str, num_sequences: int) -> None:
         """So many sequences are accepted; `leave` as they end."""
@@ -54,14 +54,14 @@ class Admission:
     def leave(self, client: str, num_sequences: int) -> None:
         """So many sequences have ended."""
         self.num_sequences -= num_sequences
-        _take(self._sequences, client, num_sequences)
+        _subtract(self._sequences, client, num_sequences)
 
     def note_finish(self) -> None:
         """A sequence has come to its own end: what the rate is made of."""
         self._finish_times.append(monotonic())
 
     def check(self, client: str, num_sequences: int = 1) -> None:
-        """Raise ApiError (429) where `client`, whose request has begun, has no place for so many sequences."""
+        """Raise ApiError (429) where `client`, whose request has begun, cannot have so many sequences admitted."""
         has_share = self._active[client] > max(1, self._max_active // max(1, len(self._active)))
         if self.num_active > self._max_active and (has_share or self.num_active > 2 * self._max_active):
             raise self._refusal(f"{self.num_active - 1} requests are being answered")
@@ -73,10 +73,10 @@ class Admission:
 
     def _refusal(self, message: str) -> ApiError:
         self.num_refused += 1
-        return busy(message, self._patience())
+        return busy(message, self._retry_after())
 
-    def _patience(self) -> int:
-        """Seconds after which a refused request may be welcome: what waits, at the rate of late."""
+    def _retry_after(self) -> int:
+        """Seconds for Retry-After: the waiting sequences at the recent rate of finished ones."""
         now = monotonic()
         num_recent = sum(now - time < _RATE_SECONDS for time in self._finish_times)
         if not num_recent:
@@ -85,7 +85,7 @@ class Admission:
         return int(min(60, max(1, self.num_waiting / rate)))
 
 
-def _take(counts: Counter[str], client: str, number: int) -> None:
+def _subtract(counts: Counter[str], client: str, number: int) -> None:
     counts[client] -= number
     if counts[client] <= 0:
         del counts[client]

@@ -1,6 +1,6 @@
-"""What `octavo serve` can be told beside the engine's configuration: where it listens, who may ask, and how much.
+"""The server's configuration, beside EngineConfig: where it listens, who may send requests, and every limit.
 
-Frozen, checked at birth; each field is a flag of the same name with its help text. Knows no server.
+Frozen, validated on construction; each field is a flag of the same name with its help text. Knows no server.
 """
 
 import ipaddress
@@ -33,7 +33,7 @@ def _flag(default: Any, help: str) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServeSettings:
+class ServerConfig:
     """Raises ConfigError that names the field, its value and what is allowed. Times are seconds."""
 
     host: str = _flag("127.0.0.1", "address or name to listen on")

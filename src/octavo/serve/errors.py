@@ -1,4 +1,4 @@
-"""What can be answered instead of a result: the envelope of every error, in OpenAI's shape.
+"""API errors: the HTTP status and the envelope of each, in OpenAI's shape.
 
 Knows which of our errors is whose fault; knows no route.
 """
@@ -22,7 +22,7 @@ MAX_MESSAGE_CHARS: Final = 1000
 
 
 class ApiError(Exception):
-    """An answer that is no result. `param` names the field at fault; `code` is a word that programs may test."""
+    """An error response. `param` names the field at fault; `code` is a word that programs may test."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class ApiError(Exception):
         self.headers = dict(headers or {})
 
     def envelope(self) -> dict[str, Any]:
-        """The body of the answer, and the data of the event that ends a stream."""
+        """The body of the response, and the data of the event that ends a stream."""
         message = str(self)
         shown = message if len(message) <= MAX_MESSAGE_CHARS else message[:MAX_MESSAGE_CHARS] + "…"
         kind = TYPES.get(self.status, "invalid_request_error")
@@ -84,7 +84,7 @@ def internal(error_id: str) -> ApiError:
 
 
 def from_engine(error: Exception, *, prompt_param: str) -> ApiError | None:
-    """One of the engine's own errors as an answer; None for what is not a request's fault.
+    """The API error for one of the engine's errors; None for what is not the request's fault.
 
     `prompt_param` is what this route calls the prompt.
     """

@@ -1,4 +1,4 @@
-"""A few places that clients take in turns: for heavy work that is not the engine's. Knows no work and no thread."""
+"""A semaphore that is fair between clients, for heavy work outside the engine. Knows no work and no thread."""
 
 import asyncio
 from collections import deque
@@ -6,16 +6,16 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 
-class Turnstile:
-    """`num_places` at a time. Who waits is let in by turns of the clients, and in order within a client."""
+class FairSemaphore:
+    """`num_slots` holders at a time. Waiters take turns by client, first come first served within one."""
 
-    def __init__(self, num_places: int) -> None:
-        self._num_free = num_places
-        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}  # the client whose turn it is comes first
+    def __init__(self, num_slots: int) -> None:
+        self._num_free = num_slots
+        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}  # in round-robin order: the next client comes first
 
     @asynccontextmanager
-    async def place(self, client: str) -> AsyncIterator[None]:
-        """A place, for the body of the `with`."""
+    async def acquire(self, client: str) -> AsyncIterator[None]:
+        """Hold a slot for the body of the `with`."""
         if self._num_free:
             self._num_free -= 1
         else:
@@ -23,7 +23,7 @@ class Turnstile:
         try:
             yield
         finally:
-            self._pass_on()
+            self._release()
 
     async def _wait(self, client: str) -> None:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -31,12 +31,12 @@ class Turnstile:
         try:
             await future
         except asyncio.CancelledError:
-            if future.done() and not future.cancelled():  # the place was given to one who is no longer there
-                self._pass_on()
+            if future.done() and not future.cancelled():  # the slot was handed to a task that is cancelled
+                self._release()
             raise
 
-    def _pass_on(self) -> None:
-        """A place is free: to the next client's first, past those who have left."""
+    def _release(self) -> None:
+        """Hand a free slot to the next client's first waiter, skipping cancelled ones."""
         while self._waiting:
             client = next(iter(self._waiting))
             futures = self._waiting.pop(client)

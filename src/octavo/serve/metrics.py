@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 
 from octavo.llm_engine import LLMEngine
 from octavo.outputs import RequestOutput
-from octavo.serve.output_stream import Call
+from octavo.serve.output_stream import OutputStream
 
 _STEP_BUCKETS: Final = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 _TOKEN_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5)
@@ -54,15 +54,15 @@ class Metrics:
             self._step.labels(phase).observe(seconds - self._before.get(phase, 0.0))
             self._before[phase] = seconds
 
-    def observe_output(self, call: Call, index: int, output: RequestOutput) -> None:
+    def observe_output(self, stream: OutputStream, index: int, output: RequestOutput) -> None:
         """A sequence has new tokens, or has ended."""
         now, num_tokens = monotonic(), len(output.outputs[0].token_ids)
-        before, num_before = call.last_times.get(index, (now, 0))
+        before, num_before = stream.last_times.get(index, (now, 0))
         num_new = num_tokens - num_before
         if num_new > 0:
             for _ in range(num_new if num_before else 0):
                 self._between.observe((now - before) / num_new)
-            call.last_times[index] = (now, num_tokens)
+            stream.last_times[index] = (now, num_tokens)
         metrics = output.metrics
         if num_before == 0 and num_tokens and metrics.time_to_first_token is not None:
             self._first.observe(metrics.time_to_first_token)

@@ -1,7 +1,7 @@
-"""A call: one request of the wire while the engine works on it. Knows outputs and a waiting coroutine, nothing else.
+"""The outputs of one HTTP request on their way from the engine to the coroutine that responds. Knows outputs only.
 
 An output holds everything known of its sequence so far, so only the newest of each is kept: a reader that is late gets
-one longer piece instead of many, and nothing grows while it sleeps.
+one longer piece instead of many, and memory does not grow while it waits.
 """
 
 import asyncio
@@ -11,28 +11,32 @@ from octavo.outputs import RequestOutput
 from octavo.serve.errors import ApiError
 
 
-class CallFailed(Exception):  # noqa: N818  (it is the answer that failed)
-    """A call that ends with an answer of its own."""
+class RequestFailed(Exception):  # noqa: N818  (not an error of the code that raises it)
+    """Ends the request with this API error."""
 
-    def __init__(self, answer: ApiError) -> None:
-        super().__init__(str(answer))
-        self.answer = answer
+    def __init__(self, error: ApiError) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
-class Call:
-    """The sequences of one request. One coroutine reads it; all methods are for the event loop's thread."""
+class OutputStream:
+    """The outputs of one request's sequences. One coroutine reads it; call every method on the event loop's thread.
+
+    `close` and `hold` are called with the stream when its reader calls the method of that name. With `is_incremental`
+    the reader is woken at every new output, otherwise once, when all sequences have ended.
+    """
 
     def __init__(
         self,
         ids: Sequence[str],
         client: str,
-        close: Callable[["Call"], None],
-        hold: Callable[["Call", bool], None],
+        close: Callable[["OutputStream"], None],
+        hold: Callable[["OutputStream", bool], None],
         *,
-        is_stream: bool,
+        is_incremental: bool,
     ) -> None:
         self.ids = ids
-        self._is_stream = is_stream
+        self._is_incremental = is_incremental
         self.client = client
         self.num_unfinished = len(ids)
         self.last_times: dict[int, tuple[float, int]] = {}  # by sequence: when its newest token came, and how many
@@ -43,28 +47,28 @@ class Call:
         self._waiter: asyncio.Future[None] | None = None
 
     def put(self, index: int, output: RequestOutput) -> None:
-        """The newest output of sequence `index`."""
+        """Replace the newest output of sequence `index`."""
         self._newest[index] = output
         self.num_unfinished -= output.finished
-        if self._has_news:
+        if self._is_readable:
             self._notify()
 
     def fail(self, error: Exception) -> None:
-        """The call cannot go on: whoever reads it gets `error`."""
+        """End the stream: its reader gets `error` raised."""
         self._failure = self._failure or error
         self._notify()
 
     @property
     def has_more(self) -> bool:
-        """Whether there is, or will be, anything that was not read."""
+        """Whether any output is unread or still to come."""
         return bool(self._newest or self.num_unfinished or self._failure)
 
-    async def changes(self, seconds: float) -> list[tuple[int, RequestOutput]]:
-        """The newest outputs that were not read yet; of a call that is no stream: all of them, at its end.
+    async def next_outputs(self, seconds: float) -> list[tuple[int, RequestOutput]]:
+        """The newest unread output of each sequence that has one; empty after `seconds` without any.
 
-        Empty after `seconds` without any. Raises what the call failed with.
+        Raises the error that the stream was failed with.
         """
-        if not self._has_news and self._failure is None:
+        if not self._is_readable and self._failure is None:
             loop = asyncio.get_running_loop()
             self._waiter = loop.create_future()
             timer = loop.call_later(seconds, self._notify)
@@ -75,19 +79,19 @@ class Call:
                 self._waiter = None
         if self._failure is not None:
             raise self._failure
-        changed, self._newest = list(self._newest.items()), {}
-        return changed
+        outputs, self._newest = list(self._newest.items()), {}
+        return outputs
 
     @property
-    def _has_news(self) -> bool:
-        return bool(self._newest) and (self._is_stream or not self.num_unfinished)
+    def _is_readable(self) -> bool:
+        return bool(self._newest) and (self._is_incremental or not self.num_unfinished)
 
     def hold(self, *, is_held: bool) -> None:
-        """Have the engine wait while the reader takes nothing, or go on."""
+        """Pause the request's sequences in the engine, or resume them."""
         self._hold(self, is_held)
 
     def close(self) -> None:
-        """Nobody reads any more: what still runs is aborted. Idempotent."""
+        """Abort what still runs: nobody reads any more. Idempotent."""
         self._close(self)
 
     def _notify(self) -> None:

@@ -1,4 +1,4 @@
-"""Chat templates rendered in helper processes, for a server that no template may stop.
+"""A pool of processes that render chat templates, so that no template can stall the server.
 
 Knows processes: how many there are, who waits for one, when one is killed and replaced. What runs inside of them is
 known to `octavo.text.render_worker`. Belongs to one event loop; knows no HTTP.
@@ -20,20 +20,19 @@ from octavo.text.render_worker import HEADER
 
 Result = TypeVar("Result")
 
-MAX_ANSWER_BYTES: Final = 32 << 20  # a prompt has at most 4 Mi characters, at worst of six bytes each
+MAX_RESPONSE_BYTES: Final = 32 << 20  # a prompt has at most 4 Mi characters, at worst of six bytes each
 _START_SECONDS: Final = 60.0  # Jinja compiles some 10,000 characters a second, on a machine that does nothing else
 _RETRY_SECONDS: Final = 1.0
 _COMMAND: Final = ("-P", "-c", "from octavo.text.render_worker import main; main()")
-# What the interpreter needs to find Octavo, and the local time. Nothing else is handed on, API keys least of all.
-_HANDED_ON: Final = ("HOME", "LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONPATH", "TZ", "VIRTUAL_ENV")
+# What the interpreter needs to find Octavo, and the local time. Nothing else is inherited, API keys least of all.
+_INHERITED_ENV: Final = ("HOME", "LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONPATH", "TZ", "VIRTUAL_ENV")
 
 
-class TemplateRenderer:
+class RenderPool:
     """A pool of `num_workers` processes and one spare, each with the model's templates compiled.
 
-    `sources`, `special_tokens`: see `octavo.text.chat.ChatTemplate`. A rendering that takes longer than `seconds`
-    costs its process, never the caller's loop; the spare steps in. One that finds no process free for `queue_seconds`
-    is refused.
+    `sources`, `special_tokens`: see `octavo.text.chat.ChatTemplate`. The process of a rendering that takes longer than
+    `seconds` is killed, and the spare replaces it. A rendering that waits `queue_seconds` for a process is refused.
     """
 
     def __init__(
@@ -57,15 +56,15 @@ class TemplateRenderer:
         self._num_busy = 0
         self._waiting: deque[asyncio.Future[_Worker]] = deque()
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._alive: set[_Worker] = set()  # from its first moment to its burial
+        self._alive: set[_Worker] = set()  # started and not yet killed
         self._stopping = asyncio.Event()
 
     async def start(self) -> None:
-        """Returns when the first worker is ready. Raises ModelFormatError for templates that do not compile, and
+        """Return when the first worker is ready. Raises ModelFormatError for templates that do not compile, and
         EngineError where no process can be started."""
         first = self._spawn(self._add())
         try:
-            await asyncio.shield(first)  # a process that is half started must not be left alone
+            await asyncio.shield(first)  # a cancelled start must not leave a process behind
         except OctavoError:
             await self.stop()
             raise
@@ -90,11 +89,11 @@ class TemplateRenderer:
         except (TypeError, orjson.JSONEncodeError) as error:
             raise RequestError(f"messages: a chat template cannot be given this: {error}", "messages") from error
         try:
-            answer = await self._asked(job)
-        except _LostError:  # perhaps by no fault of this job's: then it goes well the second time
+            answer = await self._ask(job)
+        except _WorkerLostError:  # perhaps not this job's fault: retry once
             try:
-                answer = await self._asked(job)
-            except _LostError as error:
+                answer = await self._ask(job)
+            except _WorkerLostError as error:
                 raise RequestError("messages: the chat template breaks off on them", "messages") from error
         return _text(answer)
 
@@ -105,15 +104,15 @@ class TemplateRenderer:
             if not future.done():
                 future.set_exception(EngineError("the server stops"))
         for worker in [*self._alive]:
-            self._bury(worker)
+            self._retire(worker)
         while self._tasks:
             await asyncio.wait(self._tasks)
 
-    async def _asked(self, job: bytes) -> dict[str, Any]:
-        # The work is a task of its own: a client that goes away must not cost a process, or many could cost them all.
-        return await asyncio.shield(self._spawn(self._work(await self._taken(), job)))
+    async def _ask(self, job: bytes) -> dict[str, Any]:
+        # Shielded: a client that disconnects must not cancel a rendering, or its process would have to be killed.
+        return await asyncio.shield(self._spawn(self._run(await self._acquire(), job)))
 
-    async def _work(self, worker: "_Worker", job: bytes) -> dict[str, Any]:
+    async def _run(self, worker: "_Worker", job: bytes) -> dict[str, Any]:
         is_sound = False
         try:
             async with asyncio.timeout(self._seconds):
@@ -121,7 +120,7 @@ class TemplateRenderer:
             is_sound = True
         except TimeoutError as error:
             raise RequestError("messages: the chat template takes too long on them", "messages") from error
-        except _LostError as error:
+        except _WorkerLostError as error:
             if self._stopping.is_set():
                 raise EngineError("the server stops") from error
             raise
@@ -129,28 +128,28 @@ class TemplateRenderer:
             self._release(worker, is_sound)
         return answer
 
-    # Who gets a process.
+    # Dispatch: which caller gets which process.
 
-    async def _taken(self) -> "_Worker":
+    async def _acquire(self) -> "_Worker":
         if self._stopping.is_set():
             raise EngineError("the server stops")
         future: asyncio.Future[_Worker] = asyncio.get_running_loop().create_future()
         self._waiting.append(future)
-        self._hand_out()
+        self._dispatch()
         try:
             async with asyncio.timeout(self._queue_seconds):
                 return await future
         except BaseException as error:
             if future.done() and not future.cancelled() and future.exception() is None:
-                self._release(future.result(), is_sound=True)  # given in the moment in which we gave up
+                self._release(future.result(), is_sound=True)  # handed over just as the wait was cancelled
             if isinstance(error, TimeoutError):
                 raise QueueFullError("too many chat prompts are being rendered") from error
             raise
 
-    def _hand_out(self) -> None:
+    def _dispatch(self) -> None:
         while self._waiting and self._free and self._num_busy < self._num_workers:
             worker = self._free.popleft()
-            if worker.is_lost:  # killed from outside, while it was idle
+            if worker.is_lost:  # killed from outside while it was idle
                 self._replace(worker)
                 continue
             future = self._waiting.popleft()
@@ -166,33 +165,33 @@ class TemplateRenderer:
             self._free.append(worker)
         else:
             self._replace(worker)
-        self._hand_out()
+        self._dispatch()
 
-    # How processes come and go.
+    # Life cycle of the processes.
 
     def _replace(self, worker: "_Worker") -> None:
-        self._bury(worker)
+        self._retire(worker)
         if not self._stopping.is_set():
             self._spawn(self._replenish())
 
-    def _bury(self, worker: "_Worker") -> None:
+    def _retire(self, worker: "_Worker") -> None:
         worker.kill()
         if worker in self._alive:
             self._alive.discard(worker)
-            self._spawn(worker.buried())
+            self._spawn(worker.reap())
 
     async def _replenish(self) -> None:
         while not self._stopping.is_set():
             try:
                 await self._add()
                 return
-            except OctavoError:  # no memory, no process: the ones there are go on meanwhile
+            except OctavoError:  # out of memory or processes: the remaining workers go on meanwhile
                 with suppress(TimeoutError):
                     async with asyncio.timeout(_RETRY_SECONDS):
                         await self._stopping.wait()
 
     async def _add(self) -> None:
-        """One more worker, ready for work."""
+        """Start one more worker and put it among the free ones."""
         worker = await _Worker.started()
         self._alive.add(worker)
         try:
@@ -202,29 +201,29 @@ class TemplateRenderer:
                 answer = await worker.ask(self._start_job)
             if "error" in answer:
                 raise ModelFormatError(answer["error"]["message"])
-        except (TimeoutError, _LostError) as error:
-            self._bury(worker)
+        except (TimeoutError, _WorkerLostError) as error:
+            self._retire(worker)
             raise EngineError("a helper process for chat templates does not start") from error
         except BaseException:
-            self._bury(worker)
+            self._retire(worker)
             raise
         self._free.append(worker)
-        self._hand_out()
+        self._dispatch()
 
-    def _spawn(self, work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
-        task = asyncio.get_running_loop().create_task(work)
+    def _spawn(self, coroutine: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
+        task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
-        task.add_done_callback(self._over)
+        task.add_done_callback(self._finished)
         return task
 
-    def _over(self, task: asyncio.Task[Any]) -> None:
+    def _finished(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled():
-            task.exception()  # nobody may be left who would look at it
+            task.exception()  # retrieved, or asyncio would log it where no caller is left
 
 
-class _LostError(Exception):
-    """The process is gone, or talks nonsense."""
+class _WorkerLostError(Exception):
+    """The process has ended, or its response is malformed."""
 
 
 class _Worker:
@@ -238,7 +237,7 @@ class _Worker:
 
     @classmethod
     async def started(cls) -> "_Worker":
-        environment = {name: os.environ[name] for name in _HANDED_ON if name in os.environ}
+        environment = {name: os.environ[name] for name in _INHERITED_ENV if name in os.environ}
         try:
             # A session of its own: a Ctrl-C in the terminal does not reach it, not even while it starts.
             process = await asyncio.create_subprocess_exec(
@@ -253,32 +252,32 @@ class _Worker:
         return self._process.returncode is not None or self._output.at_eof()
 
     async def ask(self, job: bytes) -> dict[str, Any]:
-        """The answer. Raises `_LostError` when the process ends or talks nonsense, `RequestError` when it writes more
-        than is read."""
+        """The answer. Raises `_WorkerLostError` when the process ends or its response is malformed, `RequestError`
+        when the response is longer than MAX_RESPONSE_BYTES."""
         async with self._reading:
             try:
                 self._input.write(HEADER.pack(len(job)))
                 self._input.write(job)
                 await self._input.drain()
                 num_bytes = HEADER.unpack(await self._output.readexactly(HEADER.size))[0]
-                if num_bytes > MAX_ANSWER_BYTES:
+                if num_bytes > MAX_RESPONSE_BYTES:
                     raise RequestError("messages: the chat template makes too long a prompt of them", "messages")
                 answer: dict[str, Any] = orjson.loads(await self._output.readexactly(num_bytes))
             except (OSError, asyncio.IncompleteReadError, orjson.JSONDecodeError) as error:
-                raise _LostError from error
+                raise _WorkerLostError from error
         match answer:
             case {"text": str()} | {"error": {"message": str(), "param": None | str(), "is_unsupported": bool()}}:
                 return answer
-        raise _LostError
+        raise _WorkerLostError
 
     def kill(self) -> None:
         with suppress(ProcessLookupError):
             self._process.kill()
 
-    async def buried(self) -> None:
-        """Wait until the killed process is gone, with what it left in its pipe."""
+    async def reap(self) -> None:
+        """Drain the killed process's pipe and wait for its exit."""
         self._input.close()
-        async with self._reading:  # whoever still waits for an answer sees the end of the stream
+        async with self._reading:  # a pending `ask` sees the end of the stream first
             with suppress(OSError):
                 while await self._output.read(1 << 16):
                     pass

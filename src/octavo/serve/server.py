@@ -1,4 +1,4 @@
-"""The process that serves: its socket, its signals, how it drains and how it ends.
+"""The server process: its sockets, its signals, draining and shutdown.
 
 Knows the life cycle of the service and the inside of uvicorn's Server (pinned to one minor release); knows no route.
 
@@ -28,29 +28,29 @@ import uvloop
 from octavo.config import EngineConfig
 from octavo.errors import OctavoError
 from octavo.serve.api.routes import create_app
-from octavo.serve.config import ServeSettings
-from octavo.serve.http.protocol import WireProtocol, protocol_class
-from octavo.serve.http.transport import WireLimits
+from octavo.serve.config import ServerConfig
+from octavo.serve.http.protocol import HttpProtocol, protocol_class
+from octavo.serve.http.transport import HttpLimits
 from octavo.serve.service import Service
 
 BACKLOG: Final = 1024
 MAX_FILES: Final = 1 << 20
-RESERVED_FILES: Final = 192  # for all that is no connection, and for those that are being refused
-LAST_WORDS: Final = 2.0  # seconds that failed requests get to say so to their clients
-LAST_WORDS_HURRIED: Final = 0.5  # the same after a second signal
-LAST_REQUESTS: Final = 0.25  # seconds that a connection from before the end gets to send its request, for a 503
-LAST_BYTES: Final = 2.0  # seconds in which connections must have closed by themselves
+RESERVED_FILES: Final = 192  # descriptors for everything else, and for connections that are being refused
+FLUSH_SECONDS: Final = 2.0  # for failed requests to send their errors
+FLUSH_SECONDS_HURRIED: Final = 0.5  # the same after a second signal
+LATE_REQUEST_SECONDS: Final = 0.25  # for a connection from before the shutdown to send its request and get a 503
+CLOSE_SECONDS: Final = 2.0  # for connections to close by themselves
 STOP_SECONDS: Final = 10.0  # for the engine's thread and the helper processes to end
 
 
 class PortInUseError(OctavoError):
-    """Somebody listens there already."""
+    """Another process listens on that port."""
 
     exit_code = 69
 
 
-class Life(Protocol):
-    """What a server must know of the service behind its application."""
+class Lifecycle(Protocol):
+    """What the server needs of the service behind its application."""
 
     model_name: str
 
@@ -63,27 +63,27 @@ class Life(Protocol):
     async def stop(self) -> None: ...
 
 
-def run_server(config: EngineConfig, settings: ServeSettings, *, quiet: bool) -> int:
+def run_server(config: EngineConfig, server_config: ServerConfig, *, quiet: bool) -> int:
     """Serve until a signal says otherwise; 0. The process's last act: signals stay with us when it returns.
 
     Raises ConfigError, PortInUseError, what loading a model raises, and OctavoError where it cannot listen.
     """
     signals = Signals()
-    settings.check_exposure(settings.keys())
-    listeners = listen(settings.host, settings.port)
+    server_config.check_exposure(server_config.keys())
+    listeners = listen(server_config.host, server_config.port)
     try:
-        service = Service(config, settings, progress=not quiet and sys.stderr.isatty())
-        return serve(service, create_app(service, settings), listeners, settings, signals, quiet=quiet)
+        service = Service(config, server_config, progress=not quiet and sys.stderr.isatty())
+        return serve(service, create_app(service, server_config), listeners, server_config, signals, quiet=quiet)
     finally:
         for listener in listeners:
             listener.close()
 
 
 def serve(
-    service: Life,
+    service: Lifecycle,
     app: Any,
     listeners: Sequence[socket.socket],
-    settings: ServeSettings,
+    config: ServerConfig,
     signals: "Signals",
     *,
     quiet: bool,
@@ -91,7 +91,7 @@ def serve(
     """Serve `app` on `listeners` for as long as `service` lives."""
     say = _be_quiet if quiet else _say
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_Lifetime(service, app, settings, signals, say).live(listeners))
+        runner.run(_Lifetime(service, app, config, signals, say).live(listeners))
     return 0
 
 
@@ -140,7 +140,7 @@ def _listener(family: int, address: Any, *, is_only: bool) -> socket.socket:
 
 
 def raise_file_limit() -> int:
-    """As many open files as the machine lets us have, for each connection is one. How many that is."""
+    """Raise the soft limit of open files to the hard one: each connection is a file. The limit now in force."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -151,7 +151,7 @@ def raise_file_limit() -> int:
 
 
 class Signals:
-    """SIGTERM and SIGINT, counted. Ours from birth to the process's end: at no moment do they kill it half-way.
+    """SIGTERM and SIGINT, counted. Handled from construction to the process's end, so that at no moment they kill it.
 
     (An event loop's own signal handlers leave such moments: they go with the loop, and the default comes back.) SIGINT
     stays ignored where it was, as in a shell's background jobs.
@@ -166,7 +166,7 @@ class Signals:
                 signal.signal(number, self._take)
 
     def attach(self) -> None:
-        """From now on the running loop is told."""
+        """Notify the running loop from now on."""
         self._loop = asyncio.get_running_loop()
 
     async def wait(self, count: int) -> None:
@@ -178,11 +178,11 @@ class Signals:
     def _take(self, _number: int, _frame: FrameType | None) -> None:
         self.count += 1
         if self._loop is None or self._loop.is_closed() or self.count > 2:
-            leave()
+            exit_now()
         self._loop.call_soon_threadsafe(self._changed.set)
 
 
-def leave() -> NoReturn:
+def exit_now() -> NoReturn:
     """End the process now, with 0, and its helper processes.
 
     Not by sys.exit: that waits for threads, and one that loads a model cannot be interrupted.
@@ -198,23 +198,23 @@ def leave() -> NoReturn:
 
 
 class _Lifetime:
-    """From the open port to the closed one."""
+    """One run of the server, from the open port to the closed one."""
 
     def __init__(
-        self, service: Life, app: Any, settings: ServeSettings, signals: Signals, say: Callable[[str], None]
+        self, service: Lifecycle, app: Any, config: ServerConfig, signals: Signals, say: Callable[[str], None]
     ) -> None:
         self._service, self._signals, self._say = service, signals, say
-        self._drain_timeout = settings.drain_timeout
-        self._host = settings.host
-        limits = WireLimits(
-            header_timeout=settings.header_timeout,
-            write_timeout=settings.write_timeout,
+        self._drain_timeout = config.drain_timeout
+        self._host = config.host
+        limits = HttpLimits(
+            header_timeout=config.header_timeout,
+            write_timeout=config.write_timeout,
             # Over its limit of files a process cannot even accept a connection to refuse it.
-            max_connections=min(settings.max_connections, max(8, raise_file_limit() - RESERVED_FILES)),
-            max_header_bytes=int(settings.max_header_bytes),
+            max_connections=min(config.max_connections, max(8, raise_file_limit() - RESERVED_FILES)),
+            max_header_bytes=int(config.max_header_bytes),
         )
         self._protocol = protocol_class(limits)
-        self._server = _Server(_uvicorn_config(app, self._protocol, settings.idle_timeout))
+        self._server = _Server(_uvicorn_config(app, self._protocol, config.idle_timeout))
 
     async def live(self, listeners: Sequence[socket.socket]) -> None:
         """Serve until a signal comes. Raises what loading the model raises."""
@@ -234,26 +234,26 @@ class _Lifetime:
             self._server.should_exit = True
             await asyncio.wait({serving})
             if is_loading and self._signals.count:
-                leave()
+                exit_now()
             _, unfinished = await asyncio.wait({asyncio.create_task(self._service.stop())}, timeout=STOP_SECONDS)
-            if unfinished:  # an engine that is stuck in a step; to leave in good order would mean to wait for it
-                leave()
+            if unfinished:  # an engine that is stuck in a step: an orderly exit would wait for it
+                exit_now()
 
-    async def _first(self, work: asyncio.Task[None] | None, serving: asyncio.Task[None], num_signals: int) -> bool:
-        """Wait for `work` or so many signals. Whether the work is done; what it or the server raised is raised here."""
+    async def _first(self, task: asyncio.Task[None] | None, serving: asyncio.Task[None], num_signals: int) -> bool:
+        """Wait for `task` or so many signals. Whether the task is done; what it or the server raised is raised here."""
         told = asyncio.create_task(self._signals.wait(num_signals))
-        tasks = {told, serving} if work is None else {told, serving, work}
+        tasks = {told, serving} if task is None else {told, serving, task}
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         told.cancel()
         if serving.done():
             serving.result()
-        if work is not None and work.done():
-            work.result()
+        if task is not None and task.done():
+            task.result()
             return True
         return False
 
     async def _drain(self) -> None:
-        """Let what runs come to its end; then end it, each with a last word to its client."""
+        """Wait for the running requests, then fail what still runs, so that each client gets an error."""
         self._protocol.shared.is_draining = True
         self._service.begin_drain()
         if self._service.num_active:
@@ -261,15 +261,15 @@ class _Lifetime:
         drained = asyncio.create_task(self._service.drained())
         hurry = asyncio.create_task(self._signals.wait(2))
         await asyncio.wait({drained, hurry}, timeout=self._drain_timeout, return_when=asyncio.FIRST_COMPLETED)
-        end = monotonic() + (LAST_WORDS_HURRIED if hurry.done() else LAST_WORDS)
+        end = monotonic() + (FLUSH_SECONDS_HURRIED if hurry.done() else FLUSH_SECONDS)
         while not drained.done() and monotonic() < end:
-            self._service.fail_all("the server is ending")  # again: a request may have come through from a thread
+            self._service.fail_all("the server is ending")  # again: a request may have been submitted by a thread
             await asyncio.wait({drained}, timeout=0.05)
         drained.cancel()
         hurry.cancel()
 
 
-def _uvicorn_config(app: Any, protocol: type[WireProtocol], idle_timeout: float) -> uvicorn.Config:
+def _uvicorn_config(app: Any, protocol: type[HttpProtocol], idle_timeout: float) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http=protocol,
@@ -278,35 +278,36 @@ def _uvicorn_config(app: Any, protocol: type[WireProtocol], idle_timeout: float)
         log_config=None,
         access_log=False,
         server_header=False,
-        proxy_headers=False,  # else anybody on this machine could name the address that he comes from
+        proxy_headers=False,  # else any local client could forge its address
         backlog=BACKLOG,
         timeout_keep_alive=math.ceil(idle_timeout),
     )
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server, but signals are not its business, and its end is gentler."""
+    """uvicorn's server without its signal handlers, and with a gentler shutdown."""
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
         yield
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Close the listeners, answer who came before that, close everything. Bounded in time."""
-        twins = [listener.dup() for listener in sockets or []]  # the loop closes its own some turns after it is told to
+        """Close the listeners, respond to connections from before that, close them all. Bounded in time."""
+        # `server.close()` closes its listener some turns of the loop later, and a closed one cannot accept the backlog.
+        duplicates = [listener.dup() for listener in sockets or []]
         for server in self.servers:
             server.close()
         for listener in sockets or []:
             listener.close()
         await asyncio.sleep(0.01)
-        backlog = [peer for twin in twins for peer in _accept_all(twin)]
+        backlog = [peer for listener in duplicates for peer in _accept_all(listener)]
         loop = asyncio.get_running_loop()
         for peer in backlog:
             await loop.connect_accepted_socket(self._protocol, peer)
-        await asyncio.sleep(LAST_REQUESTS)
+        await asyncio.sleep(LATE_REQUEST_SECONDS)
         for connection in list(self.server_state.connections):
             connection.shutdown()
-        end = monotonic() + LAST_BYTES
+        end = monotonic() + CLOSE_SECONDS
         while self.server_state.connections and monotonic() < end:
             await asyncio.sleep(0.01)
         for connection in list(self.server_state.connections):
@@ -325,7 +326,7 @@ class _Server(uvicorn.Server):
 
 
 def _accept_all(listener: socket.socket) -> list[socket.socket]:
-    """Close the listener; before that, accept who waits in the backlog: else they would be reset, without an answer."""
+    """Accept every connection in the backlog, then close the listener: else they would be reset without a response."""
     peers = []
     with listener, suppress(OSError):
         while True:

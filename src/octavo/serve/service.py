@@ -1,7 +1,7 @@
-"""The service: requests of the wire in, outputs of the engine out, one event-loop wake-up for each step.
+"""The service: requests in, outputs of the engine out, one event-loop wake-up for each step.
 
-Knows the engine's thread, admission (who may wait, and how many) and the life cycle; knows no HTTP. A call is one
-request of the wire: one sequence for each of its prompts and choices.
+Knows the engine's thread, admission (who may wait, and how many) and the life cycle; knows no HTTP. A request has one
+sequence for each of its prompts and choices.
 """
 
 import asyncio
@@ -22,18 +22,18 @@ from octavo.llm_engine import LiveRequest, LLMEngine, Prompt
 from octavo.outputs import RequestOutput
 from octavo.params import SamplingParams
 from octavo.serve.admission import Admission
-from octavo.serve.config import ServeSettings
+from octavo.serve.config import ServerConfig
 from octavo.serve.errors import unavailable
-from octavo.serve.fair_semaphore import Turnstile
-from octavo.serve.generation_job import Work, check_entries
-from octavo.serve.http.request_ids import Ids
-from octavo.serve.live.feed import Watch
+from octavo.serve.fair_semaphore import FairSemaphore
+from octavo.serve.generation_job import GenerationJob, check_logprob_entries
+from octavo.serve.http.request_ids import RequestIds
+from octavo.serve.live.feed import LiveFeed
 from octavo.serve.metrics import Metrics
-from octavo.serve.output_stream import Call, CallFailed
-from octavo.serve.render_pool import TemplateRenderer
+from octavo.serve.output_stream import OutputStream, RequestFailed
+from octavo.serve.render_pool import RenderPool
 
 logger = logging.getLogger(__name__)
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 NUM_HELPERS: Final = 2  # threads that tokenize, processes that render
 DEFAULT_QUEUE: Final = 256  # waiting sequences, where the configuration says nothing
@@ -44,8 +44,8 @@ _CHARS_PER_TOKEN: Final = 32  # a text longer than this times the longest prompt
 class Service:
     """One engine behind an event loop. `state` is "starting", "ready", "draining" or "stopped"."""
 
-    def __init__(self, config: EngineConfig, settings: ServeSettings, *, progress: bool = False) -> None:
-        self.settings = settings
+    def __init__(self, config: EngineConfig, server_config: ServerConfig, *, progress: bool = False) -> None:
+        self.server_config = server_config
         self.state = "starting"
         self.model_name = config.model_config.served_model_name or name_of(config.model_config.model)
         self.names = tuple(dict.fromkeys([self.model_name, config.model_config.model]))
@@ -53,20 +53,20 @@ class Service:
         self.has_tenants = False  # several keys: their owners share no prefixes (set by `app`)
         max_waiting = config.scheduler_config.max_queued_requests or DEFAULT_QUEUE
         self.metrics = Metrics(lambda: self.stats)
-        self.new_ids = Ids()
-        self.admission = Admission(settings.max_concurrent_requests, max_waiting, self._num_running)
+        self.new_ids = RequestIds()
+        self.admission = Admission(server_config.max_concurrent_requests, max_waiting, self._num_running)
         # The queue's length is held here, where a refusal costs nothing and is at once, not between two steps.
         self._config = replace(config, scheduler_config=replace(config.scheduler_config, max_queued_requests=None))
         self._progress = progress
-        self._driver: EngineThread | None = None
-        self._watch: Watch | None = None
-        self._renderer: TemplateRenderer | None = None
+        self._engine_thread: EngineThread | None = None
+        self._feed: LiveFeed | None = None
+        self._render_pool: RenderPool | None = None
         self._template_fault: str | None = None
         self._threads = ThreadPoolExecutor(NUM_HELPERS, thread_name_prefix="octavo-text")
-        self._text_places, self._render_places = Turnstile(NUM_HELPERS), Turnstile(NUM_HELPERS)
-        self._early: set[asyncio.Task[Any]] = set()  # requests that are no call yet: they read, render, tokenize
-        self._calls: dict[str, tuple[Call, int]] = {}
-        self._num_calls = 0
+        self._text_slots, self._render_slots = FairSemaphore(NUM_HELPERS), FairSemaphore(NUM_HELPERS)
+        self._before_submit: set[asyncio.Task[Any]] = set()  # tasks of requests that are read, rendered or tokenized
+        self._streams: dict[str, tuple[OutputStream, int]] = {}
+        self._num_streams = 0
         self._all_answered = asyncio.Event()
 
     async def start(self) -> None:
@@ -75,29 +75,29 @@ class Service:
         engine = await asyncio.to_thread(self._load)
         template = engine.template_text
         if template is not None:
-            self._renderer = TemplateRenderer(template.sources, template.special_tokens, num_workers=NUM_HELPERS)
+            self._render_pool = RenderPool(template.sources, template.special_tokens, num_workers=NUM_HELPERS)
             try:
-                await self._renderer.start()
+                await self._render_pool.start()
             except ModelFormatError as error:
                 logger.warning("the model's chat template is broken, chat is refused: %s", error)
-                self._template_fault, self._renderer = "the model's chat template is broken", None
-        self._driver = EngineThread(engine, loop, self._deliver, self._fail, on_step=self.metrics.observe_step)
-        self._driver.start()
-        self._watch = Watch(self._driver)
+                self._template_fault, self._render_pool = "the model's chat template is broken", None
+        self._engine_thread = EngineThread(engine, loop, self._deliver, self._fail, on_step=self.metrics.observe_step)
+        self._engine_thread.start()
+        self._feed = LiveFeed(self._engine_thread)
         if self.state == "starting":
             self.state = "ready"
 
     async def stop(self) -> None:
         """End the engine's thread and the helper processes."""
         self.state = "stopped"
-        if self._watch is not None:
-            self._watch.close()
-        if self._driver is not None:
-            await self._driver.stop()
-        if self._renderer is not None:
-            await self._renderer.stop()
+        if self._feed is not None:
+            self._feed.close()
+        if self._engine_thread is not None:
+            await self._engine_thread.stop()
+        if self._render_pool is not None:
+            await self._render_pool.stop()
         self._threads.shutdown(wait=False, cancel_futures=True)
-        self._driver = self._watch = None
+        self._engine_thread = self._feed = None
         gc.unfreeze()
 
     def begin_drain(self) -> None:
@@ -111,47 +111,47 @@ class Service:
 
     def fail_all(self, reason: str) -> None:
         """End every request now: streams with a terminal error event, the others with a 503."""
-        for call in {call for call, _ in self._calls.values()}:
-            call.fail(CallFailed(unavailable(reason, "shutting_down")))
-        for task in self._early:
+        for stream in {stream for stream, _ in self._streams.values()}:
+            stream.fail(RequestFailed(unavailable(reason, "shutting_down")))
+        for task in self._before_submit:
             task.cancel()
-        self._early.clear()
+        self._before_submit.clear()
 
     @property
-    def driver(self) -> EngineThread:
+    def engine_thread(self) -> EngineThread:
         """The engine's thread. Raises ApiError (503) while there is none."""
-        if self._driver is None:
+        if self._engine_thread is None:
             raise unavailable("the model is loading", "starting", 5)
-        return self._driver
+        return self._engine_thread
 
     @property
-    def watch(self) -> Watch:
+    def feed(self) -> LiveFeed:
         """The feed of the page. Raises ApiError (503) while there is no engine."""
-        if self._watch is None:
+        if self._feed is None:
             raise unavailable("the model is loading", "starting", 5)
-        return self._watch
+        return self._feed
 
     @property
     def stats(self) -> dict[str, Any] | None:
         """The engine's numbers after its newest step; None while there is no engine."""
-        if self._driver is None:
+        if self._engine_thread is None:
             return None
         own = {"waiting": self.admission.num_waiting, "refused": self.admission.num_refused}
-        return self._driver.stats | own
+        return self._engine_thread.stats | own
 
     @property
     def engine(self) -> LLMEngine:
         """The engine: what never changes may be read from any thread."""
-        return self.driver.engine
+        return self.engine_thread.engine
 
     @property
     def is_live(self) -> bool:
         """Whether steps are completed when there is work; false is a reason to restart the process."""
-        driver = self._driver
-        if driver is None:
+        thread = self._engine_thread
+        if thread is None:
             return True
-        return driver.failure is None and not (
-            driver.is_busy and monotonic() - driver.beat > self.settings.stall_timeout
+        return thread.failure is None and not (
+            thread.is_busy and monotonic() - thread.beat > self.server_config.stall_timeout
         )
 
     @property
@@ -161,48 +161,48 @@ class Service:
 
     @property
     def num_active(self) -> int:
-        """Requests of the wire that are not answered to their end yet."""
+        """HTTP requests whose response is not complete yet."""
         return self.admission.num_active
 
     @property
     def max_prompt_tokens(self) -> int:
         """The longest prompt in tokens."""
         longest = self.engine.resolved.limits.max_model_len - 1
-        return min(longest, self.settings.max_prompt_tokens or longest)
+        return min(longest, self.server_config.max_prompt_tokens or longest)
 
     def begin(self, client: str) -> None:
-        """A request of the wire has come; `end` when it is answered."""
+        """Count an HTTP request as active, until `end`."""
         self.admission.begin(client)
 
     def end(self, client: str) -> None:
-        """A request of the wire is answered, or its client is gone."""
+        """The request's response is complete, or its client has disconnected."""
         self.admission.end(client)
         self._check_drained()
 
     @asynccontextmanager
-    async def early(self) -> AsyncIterator[None]:
-        """For what comes before the engine's part: `fail_all` ends it with a 503 too."""
+    async def before_submit(self) -> AsyncIterator[None]:
+        """Cancel scope before submission: on shutdown, `fail_all` ends the request with 503 here too."""
         task = asyncio.current_task()
         assert task is not None
-        self._early.add(task)
+        self._before_submit.add(task)
         try:
             yield
         except asyncio.CancelledError:
-            if task in self._early:  # somebody else's doing
+            if task in self._before_submit:  # not cancelled by `fail_all`
                 raise
             task.uncancel()
             raise unavailable("the server is ending", "shutting_down", 5) from None
         finally:
-            self._early.discard(task)
+            self._before_submit.discard(task)
 
     def _check_drained(self) -> None:
         if self.state == "draining" and not self.num_active:
             self._all_answered.set()
-            if self._watch is not None:  # the page's feed would keep its connection open
-                self._watch.close()
+            if self._feed is not None:  # the page's feed would keep its connection open
+                self._feed.close()
 
     def check_admission(self, client: str, num_sequences: int = 1) -> None:
-        """Raise ApiError (429, 503) where a request of `client` has no place now. Costs next to nothing."""
+        """Raise ApiError (429, 503) where a request of `client` cannot be admitted now. Costs next to nothing."""
         if self.state == "starting":
             raise unavailable("the model is loading", "starting", 5)
         if self.state != "ready":
@@ -214,39 +214,39 @@ class Service:
         """Raise ApiError (503) once the engine takes nothing any more."""
         if self.state == "stopped":
             raise unavailable("the server is ending", "shutting_down", 5)
-        if self.driver.failure is not None:
+        if self.engine_thread.failure is not None:
             raise unavailable("the engine has stopped", "engine_stopped", 5)
 
-    async def submit(self, work: Work, *, is_stream: bool) -> Call:
-        """Check, tokenize and queue `work`. Raises RequestError, and ApiError where there is no place.
+    async def submit(self, job: GenerationJob, *, is_incremental: bool) -> OutputStream:
+        """Check, tokenize and queue `job`. Raises RequestError, and ApiError where the queue is full.
 
-        The reader of a call that is no stream is woken once, at its end.
+        Where `is_incremental` is false, the stream's reader is woken once, at its end.
         """
-        num_sequences = len(work.prompts) * work.num_choices
-        self.check_admission(work.client, num_sequences)
-        self._num_calls += 1
-        ids = [f"call-{self._num_calls}-{index}" for index in range(num_sequences)]
-        call = Call(ids, work.client, self._close, self._hold, is_stream=is_stream)
-        self.admission.enter(work.client, num_sequences)
+        num_sequences = len(job.prompts) * job.num_choices
+        self.check_admission(job.client, num_sequences)
+        self._num_streams += 1
+        ids = [f"call-{self._num_streams}-{index}" for index in range(num_sequences)]
+        stream = OutputStream(ids, job.client, self._close, self._hold, is_incremental=is_incremental)
+        self.admission.enter(job.client, num_sequences)
         try:
-            lives = await self.on_thread(work.client, work.weight, lambda: self._prepare(ids, work))
-            self.check_engine()  # it may have failed meanwhile, and then nobody would ever answer
+            lives = await self.on_thread(job.client, job.weight, lambda: self._prepare(ids, job))
+            self.check_engine()  # it may have failed meanwhile, and would never deliver an output
         except BaseException:
-            self.admission.leave(work.client, num_sequences)
+            self.admission.leave(job.client, num_sequences)
             raise
         for index, live in enumerate(lives):
-            self._calls[ids[index]] = (call, index)
-            self.driver.submit(live)
-        return call
+            self._streams[ids[index]] = (stream, index)
+            self.engine_thread.submit(live)
+        return stream
 
     async def render(self, client: str, messages: Sequence[Any], **options: Any) -> list[int]:
         """Messages to prompt ids by the model's own template. Raises RequestError."""
-        if self._renderer is None:
+        if self._render_pool is None:
             raise RequestError(
                 self._template_fault or "the model has no chat template: use /v1/completions", "messages"
             )
-        async with self._render_places.place(client):
-            text = await self._renderer.render(messages, **options)
+        async with self._render_slots.acquire(client):
+            text = await self._render_pool.render(messages, **options)
         self.check_length(text)
         tokenizer = self.engine.tokenizer
         return await self.on_thread(client, len(text), lambda: tokenizer.encode(text, add_special=False))
@@ -259,12 +259,12 @@ class Service:
                 f"the prompt has {len(text)} characters, the longest has {most} tokens (max_model_len)", "prompt"
             )
 
-    async def on_thread(self, client: str, weight: int, work: Callable[[], Answer]) -> Answer:
-        """`work()`, on a thread where it is heavy. `weight` is about the number of characters that it goes through."""
+    async def on_thread(self, client: str, weight: int, function: Callable[[], Result]) -> Result:
+        """The result of `function`, run on a thread where `weight`, about the characters it reads, is large."""
         if weight <= INLINE_WEIGHT:
-            return work()
-        async with self._text_places.place(client):
-            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+            return function()
+        async with self._text_slots.acquire(client):
+            return await asyncio.get_running_loop().run_in_executor(self._threads, function)
 
     def _load(self) -> LLMEngine:
         """The engine, warmed up: ready means that a step has run."""
@@ -282,78 +282,78 @@ class Service:
         gc.enable()
         return engine
 
-    def _prepare(self, ids: Sequence[str], work: Work) -> list[LiveRequest]:
+    def _prepare(self, ids: Sequence[str], job: GenerationJob) -> list[LiveRequest]:
         """The engine's requests: parameters are checked once, and each prompt is tokenized once for all its choices."""
-        engine, checked, lives = self.engine, self.engine.check_params(work.params), []
-        for number, prompt in enumerate(work.prompts):
+        engine, checked, lives = self.engine, self.engine.check_params(job.params), []
+        for number, prompt in enumerate(job.prompts):
             if isinstance(prompt, str):
                 self.check_length(prompt)
-            source = self._source(prompt, work)
+            source = self._source(prompt, job)
             first: LiveRequest | None = None
-            for choice in range(work.num_choices):
-                request_id = ids[number * work.num_choices + choice]
+            for choice in range(job.num_choices):
+                request_id = ids[number * job.num_choices + choice]
                 seed = None if first is None else _wrapped(first.request.seed + choice)
-                num_new = 0 if work.is_score else None
+                num_new = 0 if job.is_score else None
                 live = engine.prepare(request_id, source, checked, num_new=num_new, seed=seed)
                 if first is None:
                     first, source = live, live.request.prompt_token_ids
                 live.request.prompt = first.request.prompt
-                live.request.client, live.request.priority = work.client, work.priority
-                live.request.cache_salt, live.request.score_only = work.cache_salt, work.is_score
+                live.request.client, live.request.priority = job.client, job.priority
+                live.request.cache_salt, live.request.score_only = job.cache_salt, job.is_score
                 lives.append(live)
-                self._check_prompt(len(live.request.prompt_token_ids), work)
-        check_entries(lives)
+                self._check_prompt(len(live.request.prompt_token_ids), job)
+        check_logprob_entries(lives)
         return lives
 
-    def _check_prompt(self, num_tokens: int, work: Work) -> None:
-        is_room_needed = not (work.is_score and self.settings.max_prompt_tokens is None)
+    def _check_prompt(self, num_tokens: int, job: GenerationJob) -> None:
+        is_room_needed = not (job.is_score and self.server_config.max_prompt_tokens is None)
         if num_tokens > self.max_prompt_tokens + (not is_room_needed):
             raise RequestError(
                 f"the prompt has {num_tokens} tokens, the longest has {self.max_prompt_tokens} (max_model_len)",
                 "prompt",
             )
 
-    def _source(self, prompt: Prompt, work: Work) -> Prompt:
-        if isinstance(prompt, str) and not work.add_special:
+    def _source(self, prompt: Prompt, job: GenerationJob) -> Prompt:
+        if isinstance(prompt, str) and not job.add_special:
             return self.engine.tokenizer.encode(prompt, add_special=False)
         return prompt
 
     def _num_running(self) -> int:
-        return 0 if self._driver is None else int(self._driver.stats["running"])
+        return 0 if self._engine_thread is None else int(self._engine_thread.stats["running"])
 
     def _deliver(self, items: Sequence[Delivery]) -> None:
-        """What a step changed, to the calls that it belongs to."""
+        """What a step changed, to the streams that it belongs to."""
         for request_id, item in items:
-            entry = self._calls.get(request_id)
+            entry = self._streams.get(request_id)
             if entry is None:
                 continue
-            call, index = entry
+            stream, index = entry
             if isinstance(item, RequestOutput):
-                self.metrics.observe_output(call, index, item)
+                self.metrics.observe_output(stream, index, item)
                 if item.finished:
                     self.admission.note_finish()
-                    del self._calls[request_id]
-                    self.admission.leave(call.client, 1)
-                call.put(index, item)
+                    del self._streams[request_id]
+                    self.admission.leave(stream.client, 1)
+                stream.put(index, item)
             else:
-                call.fail(item)
+                stream.fail(item)
 
     def _fail(self, error: EngineError) -> None:
-        for call in {call for call, _ in self._calls.values()}:
-            call.fail(error)
+        for stream in {stream for stream, _ in self._streams.values()}:
+            stream.fail(error)
 
-    def _close(self, call: Call) -> None:
-        """A call is over: what of it still runs is aborted at once."""
-        for request_id in call.ids:
-            if self._calls.pop(request_id, None) is not None:
+    def _close(self, stream: OutputStream) -> None:
+        """Abort what still runs of a stream that nobody reads any more."""
+        for request_id in stream.ids:
+            if self._streams.pop(request_id, None) is not None:
                 self.metrics.finished.labels("abort").inc()
-                self.admission.leave(call.client, 1)
-                self.driver.abort(request_id)
+                self.admission.leave(stream.client, 1)
+                self.engine_thread.abort(request_id)
 
-    def _hold(self, call: Call, is_held: bool) -> None:
-        for request_id in call.ids:
-            if request_id in self._calls:
-                self.driver.hold(request_id, is_held=is_held)
+    def _hold(self, stream: OutputStream, is_held: bool) -> None:
+        for request_id in stream.ids:
+            if request_id in self._streams:
+                self.engine_thread.hold(request_id, is_held=is_held)
 
 
 def _wrapped(seed: int) -> int:

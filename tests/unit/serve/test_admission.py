@@ -1,4 +1,4 @@
-"""Who is let in: the limits, and that a limit one client has reached does not keep others out."""
+"""serve.admission: the limits, and that a limit one client has reached does not keep others out."""
 
 import pytest
 
@@ -79,7 +79,7 @@ def test_everything_that_leaves_is_forgotten():
 
 
 @pytest.mark.parametrize(("num_finished", "low", "high"), [(0, 5, 5), (64, 1, 1)])
-def test_patience_is_what_waits_at_the_rate_of_late(num_finished, low, high):
+def test_retry_after_is_what_waits_at_the_recent_rate(num_finished, low, high):
     seats = Seats()
     while seats.ask("a"):
         pass

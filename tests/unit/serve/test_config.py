@@ -1,4 +1,4 @@
-"""What `octavo serve` can be told: every field a flag, every wrong value refused by name, keys from three places."""
+"""serve.config: every field is a flag, every wrong value is refused by name, and keys come from three sources."""
 
 import dataclasses
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 from octavo.cli.flags import given
 from octavo.cli.main import make_parser
 from octavo.errors import ConfigError
-from octavo.serve.config import ServeSettings, is_loopback
+from octavo.serve.config import ServerConfig, is_loopback
 
 
 def test_every_field_is_a_flag_with_help():
@@ -28,12 +28,12 @@ def test_every_field_is_a_flag_with_help():
         "4",
     ]
     args = make_parser("serve").parse_args([*words, "--drain-timeout", "2.5", "--allow-insecure", "--port", "0"])
-    settings = ServeSettings(**given(args, "serve."))
-    assert settings.api_key == ("a", "b")
-    assert (settings.max_body_bytes, settings.max_n, settings.drain_timeout) == (1 << 20, 4, 2.5)
-    assert settings.allow_insecure
+    config = ServerConfig(**given(args, "serve."))
+    assert config.api_key == ("a", "b")
+    assert (config.max_body_bytes, config.max_n, config.drain_timeout) == (1 << 20, 4, 2.5)
+    assert config.allow_insecure
     text = subprocess.run([sys.executable, "-m", "octavo", "serve", "--help"], capture_output=True, text=True).stdout
-    for item in dataclasses.fields(ServeSettings):
+    for item in dataclasses.fields(ServerConfig):
         assert "--" + item.name.replace("_", "-") in text
         assert item.metadata["help"]
 
@@ -51,24 +51,24 @@ def test_every_field_is_a_flag_with_help():
 )  # fmt: skip
 def test_wrong_values_are_refused_by_name(name, value):
     with pytest.raises(ConfigError, match=name):
-        ServeSettings(**{name: value})
+        ServerConfig(**{name: value})
 
 
 def test_keys_come_from_flags_file_and_environment(tmp_path):
     file = tmp_path / "keys"
     file.write_text("# ours\nbeta\n\n  gamma  \nalpha\n")
-    settings = ServeSettings(api_key=("alpha",), api_key_file=str(file))
-    assert settings.keys({"OCTAVO_API_KEY": "delta"}) == ("alpha", "beta", "gamma", "delta")
-    assert ServeSettings().keys({}) == ()
+    config = ServerConfig(api_key=("alpha",), api_key_file=str(file))
+    assert config.keys({"OCTAVO_API_KEY": "delta"}) == ("alpha", "beta", "gamma", "delta")
+    assert ServerConfig().keys({}) == ()
     for text in ("", "# nothing\n"):
         file.write_text(text)
         with pytest.raises(ConfigError, match="no key"):
-            settings.keys({})
+            config.keys({})
     with pytest.raises(ConfigError, match="api_key_file"):
-        ServeSettings(api_key_file=str(tmp_path / "none")).keys({})
+        ServerConfig(api_key_file=str(tmp_path / "none")).keys({})
     for bad in ("a b", "", "x" * 600, "a\x01"):
         with pytest.raises(ConfigError, match="api_key"):
-            ServeSettings().keys({"OCTAVO_API_KEY": bad})
+            ServerConfig().keys({"OCTAVO_API_KEY": bad})
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.com", ""])
@@ -76,17 +76,17 @@ def test_an_address_that_others_reach_needs_a_key(host):
     assert not is_loopback(host)
     if not host:
         return
-    settings = ServeSettings(host=host)
+    config = ServerConfig(host=host)
     with pytest.raises(ConfigError, match="key"):
-        settings.check_exposure(())
-    settings.check_exposure(("key",))
-    ServeSettings(host=host, allow_insecure=True).check_exposure(())
+        config.check_exposure(())
+    config.check_exposure(("key",))
+    ServerConfig(host=host, allow_insecure=True).check_exposure(())
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "localhost", "::1", "[::1]"])
 def test_loopback_needs_none(host):
     assert is_loopback(host)
-    ServeSettings(host=host).check_exposure(())
+    ServerConfig(host=host).check_exposure(())
 
 
 def test_the_command_refuses_to_be_open_to_others(tiny_model):

@@ -1,17 +1,17 @@
-"""Places taken in turns: nobody waits for another's queue, and no place is lost when somebody leaves."""
+"""serve.fair_semaphore: clients acquire in turns, and no slot is lost when a waiter is cancelled."""
 
 import asyncio
 import random
 
-from octavo.serve.fair_semaphore import Turnstile
+from octavo.serve.fair_semaphore import FairSemaphore
 
 
 def test_clients_take_turns():
     async def scene() -> list[str]:
-        turnstile, order = Turnstile(1), []
+        semaphore, order = FairSemaphore(1), []
 
         async def work(client: str) -> None:
-            async with turnstile.place(client):
+            async with semaphore.acquire(client):
                 order.append(client)
                 await asyncio.sleep(0)
 
@@ -24,12 +24,12 @@ def test_clients_take_turns():
 
 def test_never_more_than_there_are_and_none_lost_when_some_leave():
     async def scene(seed: int) -> None:
-        rng, turnstile = random.Random(seed), Turnstile(3)
+        rng, semaphore = random.Random(seed), FairSemaphore(3)
         inside = most = 0
 
         async def work(client: str) -> None:
             nonlocal inside, most
-            async with turnstile.place(client):
+            async with semaphore.acquire(client):
                 inside += 1
                 most = max(most, inside)
                 try:
@@ -44,8 +44,8 @@ def test_never_more_than_there_are_and_none_lost_when_some_leave():
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         assert (inside, most) == (0, 3)
-        assert turnstile._num_free == 3
-        assert not turnstile._waiting
+        assert semaphore._num_free == 3
+        assert not semaphore._waiting
 
     for seed in range(50):
         asyncio.run(scene(seed))

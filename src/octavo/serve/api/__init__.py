@@ -1,1 +1,1 @@
-"""OpenAI's wire: what each route takes, does and answers. Knows HTTP only through an exchange."""
+"""OpenAI's API: what each route takes, does and responds. Knows HTTP only through an exchange."""

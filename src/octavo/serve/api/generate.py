@@ -1,6 +1,6 @@
-"""The routes that take a prompt: chat, completions, and the tokenizer's two.
+"""The routes that take a prompt: chat, completions, tokenize and detokenize.
 
-Knows the order of things: is there a place, is the body sound, what is its prompt, then the engine, then the answer.
+Knows the order: admission, the body, its validation, rendering and tokenizing, the engine, the response.
 """
 
 import logging
@@ -14,13 +14,19 @@ import orjson
 from octavo.errors import RequestError
 from octavo.llm_engine import Prompt
 from octavo.outputs import NOTHING_ALLOWED, RequestOutput
-from octavo.serve.api.requests import chat_wish, check_sequences, completion_wish, prompts_of, work_of
-from octavo.serve.api.responses import Answer, ChatAnswer, CompletionAnswer
+from octavo.serve.api.requests import (
+    chat_request_options,
+    check_sequences,
+    completion_request_options,
+    job_of,
+    prompts_of,
+)
+from octavo.serve.api.responses import ChatResponseBuilder, CompletionResponseBuilder, ResponseBuilder
 from octavo.serve.api.schemas import Body, ChatBody, CompletionBody, DetokenizeBody, GenerationBody, TokenizeBody, parse
 from octavo.serve.errors import ApiError, bad_request, from_engine, internal
-from octavo.serve.generation_job import Work
+from octavo.serve.generation_job import GenerationJob
 from octavo.serve.http.exchange import COMMENT, DONE, Exchange, event
-from octavo.serve.output_stream import Call
+from octavo.serve.output_stream import OutputStream
 from octavo.serve.service import Service
 
 logger = logging.getLogger(__name__)
@@ -28,12 +34,12 @@ Handle = Callable[[Exchange, dict[str, Any]], Awaitable[None]]
 _FOREVER: Final = 3600.0
 
 
-class Generating:
+class GenerationRoutes:
     """The handlers over one service."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._settings = service.settings
+        self._config = service.server_config
 
     async def chat(self, exchange: Exchange) -> None:
         """POST /v1/chat/completions."""
@@ -45,16 +51,16 @@ class Generating:
 
     async def tokenize(self, exchange: Exchange) -> None:
         """POST /tokenize: the ids of a prompt or of messages."""
-        await self._admitted(exchange, self._early(self._tokenize), "prompt")
+        await self._admitted(exchange, self._before_submit(self._tokenize), "prompt")
 
     async def detokenize(self, exchange: Exchange) -> None:
         """POST /detokenize: the text of ids."""
-        await self._admitted(exchange, self._early(self._detokenize), "tokens")
+        await self._admitted(exchange, self._before_submit(self._detokenize), "tokens")
 
     async def _tokenize(self, exchange: Exchange, value: dict[str, Any]) -> None:
         body, ignored = parse(TokenizeBody, value)
         self._check_model(body)
-        exchange.name_ignored(ignored)
+        exchange.report_ignored(ignored)
         body.check_together()
         tokenizer = self._service.engine.tokenizer
         if body.messages is not None:
@@ -76,7 +82,7 @@ class Generating:
     async def _detokenize(self, exchange: Exchange, value: dict[str, Any]) -> None:
         body, ignored = parse(DetokenizeBody, value)
         self._check_model(body)
-        exchange.name_ignored(ignored)
+        exchange.report_ignored(ignored)
         engine = self._service.engine
         vocab_size = engine.resolved.arch.vocab_size
         is_bare = bool(body.skip_special_tokens)
@@ -88,23 +94,23 @@ class Generating:
 
         await exchange.answer({"prompt": await self._service.on_thread(exchange.client, len(body.tokens), decoded)})
 
-    def _early(self, handle: Handle) -> Handle:
-        """A handler without an engine's part: the server's end ends it."""
+    def _before_submit(self, handle: Handle) -> Handle:
+        """A handler that submits nothing: shutting down ends it with 503."""
 
-        async def handle_early(exchange: Exchange, value: dict[str, Any]) -> None:
-            async with self._service.early():
+        async def handle_unsubmitted(exchange: Exchange, value: dict[str, Any]) -> None:
+            async with self._service.before_submit():
                 await handle(exchange, value)
 
-        return handle_early
+        return handle_unsubmitted
 
     async def _admitted(self, exchange: Exchange, handle: Handle, prompt_param: str) -> None:
-        """Handle a request that there is a place for; it counts as active until it is answered."""
+        """Admit and handle a request; it counts as active until its response is complete."""
         self._service.begin(exchange.client)
         try:
             self._service.check_admission(exchange.client)
-            async with self._service.early():
+            async with self._service.before_submit():
                 body = await exchange.json()
-            async with exchange.until_gone():
+            async with exchange.cancel_on_disconnect():
                 await handle(exchange, body)
         except RequestError as error:
             raise from_engine(error, prompt_param=prompt_param) or error from None
@@ -114,24 +120,26 @@ class Generating:
     async def _chat(self, exchange: Exchange, value: dict[str, Any]) -> None:
         body, ignored = parse(ChatBody, value)
         self._check_body(body, exchange, ignored)
-        params, wish = chat_wish(body, ignored, self._settings)
-        check_sequences(1, wish, self._settings)
-        async with self._service.early():
+        params, options = chat_request_options(body, ignored, self._config)
+        check_sequences(1, options, self._config)
+        async with self._service.before_submit():
             ids = await self._rendered(exchange.client, body.messages, body)
-        work = work_of([ids], params, wish, body, (exchange.client, self._service.has_tenants))
+        job = job_of([ids], params, options, body, (exchange.client, self._service.has_tenants))
         service = self._service
-        await self._run(exchange, work, ChatAnswer(service.model_name, wish, service.engine.tokenizer, service.new_ids))
+        await self._run(
+            exchange, job, ChatResponseBuilder(service.model_name, options, service.engine.tokenizer, service.new_ids)
+        )
 
     async def _complete(self, exchange: Exchange, value: dict[str, Any]) -> None:
         body, ignored = parse(CompletionBody, value)
         self._check_body(body, exchange, ignored)
-        params, wish = completion_wish(body, ignored, self._settings)
-        prompts: list[Prompt] = prompts_of(body, self._settings)
-        check_sequences(len(prompts), wish, self._settings)
-        work = work_of(prompts, params, wish, body, (exchange.client, self._service.has_tenants))
+        params, options = completion_request_options(body, ignored, self._config)
+        prompts: list[Prompt] = prompts_of(body, self._config)
+        check_sequences(len(prompts), options, self._config)
+        job = job_of(prompts, params, options, body, (exchange.client, self._service.has_tenants))
         service = self._service
-        answer = CompletionAnswer(service.model_name, wish, service.engine.tokenizer, service.new_ids)
-        await self._run(exchange, work, answer)
+        builder = CompletionResponseBuilder(service.model_name, options, service.engine.tokenizer, service.new_ids)
+        await self._run(exchange, job, builder)
 
     async def _rendered(self, client: str, messages: list[dict[str, Any]], body: ChatBody | TokenizeBody) -> list[int]:
         is_continued = bool(body.continue_final_message)
@@ -147,44 +155,44 @@ class Generating:
             kwargs=body.chat_template_kwargs,
         )
 
-    async def _run(self, exchange: Exchange, work: Work, answer: Answer) -> None:
-        """The engine's part, and the answer in the shape that was asked for."""
-        async with self._service.early():
-            call = await self._service.submit(work, is_stream=answer.wish.is_stream)
+    async def _run(self, exchange: Exchange, job: GenerationJob, builder: ResponseBuilder) -> None:
+        """Run the job in the engine and respond in the shape that was asked for."""
+        async with self._service.before_submit():
+            stream = await self._service.submit(job, is_incremental=builder.options.is_stream)
         try:
-            if answer.wish.is_stream:
-                await self._stream(exchange, call, answer)
+            if builder.options.is_stream:
+                await self._stream(exchange, stream, builder)
             else:
-                while call.has_more:
-                    for index, output in await call.changes(_FOREVER):
+                while stream.has_more:
+                    for index, output in await stream.next_outputs(_FOREVER):
                         _check_output(output)
-                        answer.outputs[index] = output
-                weight = sum(answer.weight(index, output) for index, output in answer.outputs.items())
-                body = await self._service.on_thread(work.client, weight, lambda: orjson.dumps(answer.whole()))
+                        builder.outputs[index] = output
+                weight = sum(builder.weight(index, output) for index, output in builder.outputs.items())
+                body = await self._service.on_thread(job.client, weight, lambda: orjson.dumps(builder.body()))
                 await exchange.raw(body)
         finally:
-            call.close()
-            if self._settings.log_requests:
-                self._log(exchange, work, answer)
+            stream.close()
+            if self._config.log_requests:
+                self._log(exchange, job, builder)
 
-    async def _stream(self, exchange: Exchange, call: Call, answer: Answer) -> None:
+    async def _stream(self, exchange: Exchange, stream: OutputStream, builder: ResponseBuilder) -> None:
         await exchange.begin_stream()
-        seconds = self._settings.keep_alive
-        while call.has_more:
-            changes = await call.changes(seconds)
-            data = b"" if changes else COMMENT
-            for index, output in changes:
+        seconds = self._config.keep_alive
+        while stream.has_more:
+            outputs = await stream.next_outputs(seconds)
+            data = b"" if outputs else COMMENT
+            for index, output in outputs:
                 _check_output(output)
-                weight, work = answer.weight(index, output), partial(_events, answer, index, output)
-                data += await self._service.on_thread(exchange.client, weight, work)
-            if call.has_more and data:
-                await exchange.write_patiently(data, lambda is_held: call.hold(is_held=is_held))
-        if answer.wish.has_usage:
-            data += event(answer.usage_chunk())
+                weight, encode = builder.weight(index, output), partial(_events, builder, index, output)
+                data += await self._service.on_thread(exchange.client, weight, encode)
+            if stream.has_more and data:
+                await exchange.write_with_backpressure(data, lambda is_held: stream.hold(is_held=is_held))
+        if builder.options.has_usage:
+            data += event(builder.usage_chunk())
         await exchange.write(data + DONE, is_last=True)
 
     def _check_body(self, body: GenerationBody, exchange: Exchange, ignored: list[str]) -> None:
-        """What every generating request is checked for, before anything is done for it."""
+        """Check what both generating routes have in common, before any work is done."""
         if body.request_id is not None:
             exchange.request_id = body.request_id
         self._check_model(body)
@@ -192,17 +200,17 @@ class Generating:
             ignored.append("stream_options.include_obfuscation")
         if body.priority and not self._service.has_priorities:
             raise bad_request("priority: needs a server with --policy priority", "priority")
-        exchange.name_ignored(ignored)
+        exchange.report_ignored(ignored)
 
     def _check_model(self, body: Body) -> None:
         if body.model not in (None, "", *self._service.names):
             message = f"model: {body.model[:100]!r} is not served here; /v1/models lists what is" if body.model else ""
             raise ApiError(404, message, param="model", code="model_not_found")
 
-    def _log(self, exchange: Exchange, work: Work, answer: Answer) -> None:
-        """A line for the operator. Prompts only where they were asked for."""
-        usage, reasons = answer.usage(), [output.outputs[0].finish_reason for output in answer.outputs.values()]
-        prompts = f" prompts={list(work.prompts)!r}" if self._settings.log_prompts else ""
+    def _log(self, exchange: Exchange, job: GenerationJob, builder: ResponseBuilder) -> None:
+        """Log one line a request; its prompts only with `log_prompts`."""
+        usage, reasons = builder.usage(), [output.outputs[0].finish_reason for output in builder.outputs.values()]
+        prompts = f" prompts={list(job.prompts)!r}" if self._config.log_prompts else ""
         logger.info(
             "%s %s client=%s prompt_tokens=%d completion_tokens=%d finish=%s metrics=%s%s",
             exchange.request_id,
@@ -211,13 +219,13 @@ class Generating:
             usage["prompt_tokens"],
             usage["completion_tokens"],
             reasons,
-            answer.metrics(),
+            builder.metrics(),
             prompts,
         )
 
 
-def _events(answer: Answer, index: int, output: RequestOutput) -> bytes:
-    return b"".join(map(event, answer.pieces(index, output)))
+def _events(builder: ResponseBuilder, index: int, output: RequestOutput) -> bytes:
+    return b"".join(map(event, builder.chunks_of(index, output)))
 
 
 def _check_output(output: RequestOutput) -> None:

@@ -1,4 +1,4 @@
-"""The routes that tell something: health, version, metrics, models, the page and its feed, the OpenAPI file."""
+"""The routes that only inform: health, version, metrics, models, the page and its feed, the OpenAPI file."""
 
 import time
 from contextlib import aclosing
@@ -14,7 +14,7 @@ from octavo.serve.service import Service
 MAX_VIEWERS: Final = 16
 
 
-class Informing:
+class InfoRoutes:
     """The handlers over one service."""
 
     def __init__(self, service: Service) -> None:
@@ -49,15 +49,15 @@ class Informing:
 
     async def events(self, exchange: Exchange) -> None:
         """GET /events: what the engine does, frame by frame, for the page."""
-        watch = self._service.watch
+        feed = self._service.feed
         if exchange.scope["method"] == "HEAD":
             await exchange.raw(b"", kind="text/event-stream; charset=utf-8")
             return
-        if watch.num_viewers >= MAX_VIEWERS:  # each costs the loop some milliseconds a second
+        if feed.num_viewers >= MAX_VIEWERS:  # each costs the loop some milliseconds a second
             raise busy(f"{MAX_VIEWERS} are looking on already", 5)
-        async with exchange.until_gone():
+        async with exchange.cancel_on_disconnect():
             await exchange.begin_stream()
-            async with aclosing(watch.frames()) as frames:
+            async with aclosing(feed.frames()) as frames:
                 async for frame in frames:
                     await exchange.write(b"data: " + frame + b"\n\n")
             await exchange.write(b"", is_last=True)

@@ -1,6 +1,6 @@
 """The OpenAPI file: what every route takes and gives, made from the types that check the requests.
 
-Knows the wire's types; a test holds it against the routes and against docs/openapi.json.
+Knows the API's types; a test holds it against the routes and against docs/openapi.json.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""What an answer looks like on OpenAI's wire: chunks of a stream, or one object. Chat and completions differ here only.
+"""Responses in OpenAI's format: chunks of a stream, or one object. Chat and completions differ here only.
 
 Knows outputs and JSON; knows no HTTP. Shapes that clients break on: every chunk has `delta` (chat), the first says the
 role and no other does, the last has a `finish_reason`, the usage chunk has `choices: []`, and all have the same id.
@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from octavo import __version__
 from octavo.outputs import Logprob, LogprobsAt, RequestOutput
-from octavo.serve.http.request_ids import Ids
+from octavo.serve.http.request_ids import RequestIds
 from octavo.text.tokenizer import Tokenizer
 
 LEAST_LOGPROB: Final = -9999.0  # stands for minus infinity, which JSON cannot write
@@ -22,8 +22,8 @@ FINGERPRINT: Final = f"octavo-{__version__}"
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
-    """What of an answer the client asked for. Of `num_best` candidates the likeliest `num_choices` are kept."""
+class ResponseOptions:
+    """How the response is shaped. Of `num_best` candidates a prompt, the most likely `num_choices` are kept."""
 
     num_choices: int
     num_best: int
@@ -40,15 +40,15 @@ class Wish:
     ignored: tuple[str, ...] = ()
 
 
-class Answer(ABC):
-    """One answer on its way. Sequence s of a call is candidate s % num_best of prompt s // num_best."""
+class ResponseBuilder(ABC):
+    """Builds the response of one request. Sequence s is candidate s % num_best of prompt s // num_best."""
 
     id_prefix: str
-    whole_name: str
+    object_name: str
     chunk_name: str
 
-    def __init__(self, model: str, wish: Wish, tokenizer: Tokenizer, ids: Ids) -> None:
-        self.wish = wish
+    def __init__(self, model: str, options: ResponseOptions, tokenizer: Tokenizer, ids: RequestIds) -> None:
+        self.options = options
         self.tokenizer = tokenizer
         self.outputs: dict[int, RequestOutput] = {}
         self._shared = {
@@ -57,14 +57,14 @@ class Answer(ABC):
             "model": model,
             "system_fingerprint": FINGERPRINT,
         }
-        self._sent: dict[int, tuple[int, int]] = {}  # by sequence: characters and tokens that are out
-        self._bytes: dict[int, bytes] = {}  # of tokens that were met: the same ones come again and again
+        self._sent: dict[int, tuple[int, int]] = {}  # by sequence: characters and tokens in the chunks so far
+        self._bytes: dict[int, bytes] = {}  # of tokens so far: the same ones come again and again
 
-    def pieces(self, index: int, output: RequestOutput) -> list[dict[str, Any]]:
+    def chunks_of(self, index: int, output: RequestOutput) -> list[dict[str, Any]]:
         """The chunks for what is new in `output`; the last one of a sequence says why it ended."""
         chunks = []
         has_begun = bool(output.outputs[0].token_ids) or output.finished
-        if not has_begun and (self.wish.has_echo or self.wish.has_prompt_logprobs):
+        if not has_begun and (self.options.has_echo or self.options.has_prompt_logprobs):
             return []  # a prompt computed in chunks: its log-probabilities are not all there yet
         self.outputs[index] = output
         if index not in self._sent:
@@ -74,9 +74,9 @@ class Answer(ABC):
         completion = output.outputs[0]
         text, token_ids = completion.text[sent_chars:], completion.token_ids[sent_tokens:]
         self._sent[index] = (len(completion.text), len(completion.token_ids))
-        if text or (token_ids and (self.wish.has_token_ids or self.wish.num_logprobs is not None)):
+        if text or (token_ids and (self.options.has_token_ids or self.options.num_logprobs is not None)):
             choice = self._piece(index, text, output, sent_tokens)
-            if self.wish.has_token_ids:
+            if self.options.has_token_ids:
                 choice["token_ids"] = token_ids
             chunks.append(self._chunk([choice | {"finish_reason": None}]))
         if output.finished:
@@ -85,10 +85,10 @@ class Answer(ABC):
         return chunks
 
     def weight(self, index: int, output: RequestOutput) -> int:
-        """About how many log-probabilities, times ten, the pieces for `output` will hold: what they cost."""
+        """About how many log-probabilities, times ten, the chunks for `output` will hold: what they cost."""
         completion, has_begun = output.outputs[0], index in self._sent
         first = self._sent[index][1] if has_begun else 0
-        weight = max(0, len(completion.logprobs or ()) - first) * (self.wish.num_logprobs or 1)
+        weight = max(0, len(completion.logprobs or ()) - first) * (self.options.num_logprobs or 1)
         if not has_begun and output.prompt_logprobs is not None:
             weight += 20 * len(output.prompt_logprobs)
         return 10 * weight
@@ -97,20 +97,20 @@ class Answer(ABC):
         """The last chunk of a stream that was asked for `usage`."""
         return self._chunk([]) | {"usage": self.usage(), "metrics": self.metrics(), "seed": self.outputs[0].seed}
 
-    def whole(self) -> dict[str, Any]:
-        """The answer as one object, once every sequence has ended."""
-        per_prompt = len(self.outputs) // self.wish.num_best
+    def body(self) -> dict[str, Any]:
+        """The response as one object, once every sequence has ended."""
+        per_prompt = len(self.outputs) // self.options.num_best
         chosen = [sequence for prompt in range(per_prompt) for sequence in self._best(prompt)]
-        choices = [self._whole_choice(place, self.outputs[sequence]) for place, sequence in enumerate(chosen)]
-        body = self._shared | {"object": self.whole_name, "choices": choices, "usage": self.usage()}
+        choices = [self._complete_choice(index, self.outputs[sequence]) for index, sequence in enumerate(chosen)]
+        body = self._shared | {"object": self.object_name, "choices": choices, "usage": self.usage()}
         body |= {"metrics": self.metrics(), "seed": self.outputs[0].seed}
-        if self.wish.ignored:
-            body["warnings"] = [f"{name}: has no effect here and was ignored" for name in self.wish.ignored]
+        if self.options.ignored:
+            body["warnings"] = [f"{name}: has no effect here and was ignored" for name in self.options.ignored]
         return body
 
     def usage(self) -> dict[str, Any]:
         """Tokens so far: each prompt once, every candidate."""
-        firsts = [output for index, output in self.outputs.items() if index % self.wish.num_best == 0]
+        firsts = [output for index, output in self.outputs.items() if index % self.options.num_best == 0]
         num_prompt = sum(len(output.prompt_token_ids) for output in firsts)
         num_new = sum(len(output.outputs[0].token_ids) for output in self.outputs.values())
         return {
@@ -121,7 +121,7 @@ class Answer(ABC):
         }
 
     def metrics(self) -> dict[str, float | None]:
-        """Times of the answer: the longest wait, the first token of all, the decoding and its rate."""
+        """Times of the response: the longest wait, the first token of all, the decoding and its rate."""
         metrics = [output.metrics for output in self.outputs.values()]
         queue = [m.queue_time for m in metrics if m.queue_time is not None]
         first = [m.time_to_first_token for m in metrics if m.time_to_first_token is not None]
@@ -151,7 +151,7 @@ class Answer(ABC):
 
     @abstractmethod
     def _opening(self, index: int, output: RequestOutput) -> dict[str, Any]:
-        """The choice of a sequence's first chunk, without its reason."""
+        """The choice of a sequence's first chunk, without its finish_reason."""
 
     @abstractmethod
     def _piece(self, index: int, text: str, output: RequestOutput, first_token: int) -> dict[str, Any]:
@@ -159,78 +159,78 @@ class Answer(ABC):
 
     @abstractmethod
     def _ending(self, index: int) -> dict[str, Any]:
-        """The choice of a sequence's last chunk, without its reason."""
+        """The choice of a sequence's last chunk, without its finish_reason."""
 
     @abstractmethod
-    def _choice(self, place: int, output: RequestOutput) -> dict[str, Any]:
-        """A choice of the whole answer, without its reason."""
+    def _choice(self, index: int, output: RequestOutput) -> dict[str, Any]:
+        """A choice of the complete response, without its finish_reason."""
 
-    def _whole_choice(self, place: int, output: RequestOutput) -> dict[str, Any]:
+    def _complete_choice(self, index: int, output: RequestOutput) -> dict[str, Any]:
         completion = output.outputs[0]
-        choice = self._choice(place, output) | self._of_prompt(output)
-        if self.wish.has_token_ids:
+        choice = self._choice(index, output) | self._of_prompt(output)
+        if self.options.has_token_ids:
             choice["token_ids"] = completion.token_ids
         return choice | {"finish_reason": completion.finish_reason, "stop_reason": completion.stop_reason}
 
     def _of_prompt(self, output: RequestOutput) -> dict[str, Any]:
         """What a choice says of its prompt, where that was asked for."""
         said: dict[str, Any] = {}
-        if self.wish.has_token_ids:
+        if self.options.has_token_ids:
             said["prompt_token_ids"] = output.prompt_token_ids
-        if self.wish.has_prompt_logprobs:
+        if self.options.has_prompt_logprobs:
             said["prompt_logprobs"] = self.prompt_logprobs(output)
         return said
 
     def _best(self, prompt: int) -> list[int]:
-        """The sequences of a prompt that are kept, the likeliest first where there are more than were asked for."""
-        first = prompt * self.wish.num_best
-        sequences = list(range(first, first + self.wish.num_best))
-        if self.wish.num_best > self.wish.num_choices:
+        """The sequences of a prompt that are kept, the most likely first where there are more than were asked for."""
+        first = prompt * self.options.num_best
+        sequences = list(range(first, first + self.options.num_best))
+        if self.options.num_best > self.options.num_choices:
             sequences.sort(key=lambda sequence: -self.outputs[sequence].outputs[0].cumulative_logprob)
-        return sequences[: self.wish.num_choices]
+        return sequences[: self.options.num_choices]
 
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         chunk = self._shared | {"object": self.chunk_name, "choices": choices}
-        if self.wish.has_usage:
-            chunk["usage"] = self.usage() if self.wish.has_running_usage else None
-        if self.wish.ignored and not self._sent:
-            chunk["warnings"] = [f"{name}: has no effect here and was ignored" for name in self.wish.ignored]
+        if self.options.has_usage:
+            chunk["usage"] = self.usage() if self.options.has_running_usage else None
+        if self.options.ignored and not self._sent:
+            chunk["warnings"] = [f"{name}: has no effect here and was ignored" for name in self.options.ignored]
         return chunk
 
 
-class ChatAnswer(Answer):
-    """The answer of /v1/chat/completions."""
+class ChatResponseBuilder(ResponseBuilder):
+    """The response of /v1/chat/completions."""
 
-    id_prefix, whole_name, chunk_name = "chatcmpl", "chat.completion", "chat.completion.chunk"
+    id_prefix, object_name, chunk_name = "chatcmpl", "chat.completion", "chat.completion.chunk"
 
     def _opening(self, index: int, output: RequestOutput) -> dict[str, Any]:  # noqa: ARG002  (an echo needs it)
         return {"index": index, "delta": {"role": "assistant", "content": ""}}
 
     def _piece(self, index: int, text: str, output: RequestOutput, first_token: int) -> dict[str, Any]:
         choice: dict[str, Any] = {"index": index, "delta": {"content": text}}
-        if self.wish.num_logprobs is not None:
+        if self.options.num_logprobs is not None:
             choice["logprobs"] = self._logprobs(output, first_token)
         return choice
 
     def _ending(self, index: int) -> dict[str, Any]:
         return {"index": index, "delta": {}}
 
-    def _choice(self, place: int, output: RequestOutput) -> dict[str, Any]:
+    def _choice(self, index: int, output: RequestOutput) -> dict[str, Any]:
         completion = output.outputs[0]
         return {
-            "index": place,
+            "index": index,
             "message": {"role": "assistant", "content": completion.text, "refusal": None},
-            "logprobs": None if self.wish.num_logprobs is None else self._logprobs(output, 0),
+            "logprobs": None if self.options.num_logprobs is None else self._logprobs(output, 0),
         }
 
     def _logprobs(self, output: RequestOutput, first_token: int) -> dict[str, Any]:
         completion = output.outputs[0]
-        places = zip(completion.token_ids[first_token:], (completion.logprobs or [])[first_token:], strict=False)
-        return {"content": [self._at(token_id, at) for token_id, at in places], "refusal": None}
+        tokens = zip(completion.token_ids[first_token:], (completion.logprobs or [])[first_token:], strict=False)
+        return {"content": [self._at(token_id, at) for token_id, at in tokens], "refusal": None}
 
     def _at(self, token_id: int, at: LogprobsAt) -> dict[str, Any]:
-        likeliest = _most_likely(at, self.wish.num_logprobs or 0)
-        return self._token(token_id, at[token_id]) | {"top_logprobs": [self._token(id, at[id]) for id in likeliest]}
+        most_likely = _most_likely(at, self.options.num_logprobs or 0)
+        return self._token(token_id, at[token_id]) | {"top_logprobs": [self._token(id, at[id]) for id in most_likely]}
 
     def _token(self, token_id: int, logprob: Logprob) -> dict[str, Any]:
         return {
@@ -240,53 +240,53 @@ class ChatAnswer(Answer):
         }
 
 
-class CompletionAnswer(Answer):
-    """The answer of /v1/completions, `echo` and the legacy shape of logprobs included."""
+class CompletionResponseBuilder(ResponseBuilder):
+    """The response of /v1/completions, `echo` and the legacy shape of logprobs included."""
 
-    id_prefix, whole_name, chunk_name = "cmpl", "text_completion", "text_completion"
+    id_prefix, object_name, chunk_name = "cmpl", "text_completion", "text_completion"
 
-    def __init__(self, model: str, wish: Wish, tokenizer: Tokenizer, ids: Ids) -> None:
-        super().__init__(model, wish, tokenizer, ids)
+    def __init__(self, model: str, options: ResponseOptions, tokenizer: Tokenizer, ids: RequestIds) -> None:
+        super().__init__(model, options, tokenizer, ids)
         self._offsets: dict[int, _Offsets] = {}  # by sequence
 
     def _opening(self, index: int, output: RequestOutput) -> dict[str, Any]:
         opening: dict[str, Any] = {"index": index, "text": "", "logprobs": None}
-        if self.wish.has_echo:
+        if self.options.has_echo:
             opening["text"] = self._prompt_text(output)
-            if self.wish.num_logprobs is not None:
-                opening["logprobs"] = self._table(index, *_prompt_places(output))
+            if self.options.num_logprobs is not None:
+                opening["logprobs"] = self._table(index, *_prompt_logprobs_by_token(output))
         return opening
 
     def _piece(self, index: int, text: str, output: RequestOutput, first_token: int) -> dict[str, Any]:
         choice: dict[str, Any] = {"index": index, "text": text, "logprobs": None}
-        if self.wish.num_logprobs is not None:
-            choice["logprobs"] = self._table(index, *_output_places(output, first_token))
+        if self.options.num_logprobs is not None:
+            choice["logprobs"] = self._table(index, *_output_logprobs_by_token(output, first_token))
         return choice
 
     def _ending(self, index: int) -> dict[str, Any]:
         return {"index": index, "text": "", "logprobs": None}
 
-    def _choice(self, place: int, output: RequestOutput) -> dict[str, Any]:
+    def _choice(self, index: int, output: RequestOutput) -> dict[str, Any]:
         completion = output.outputs[0]
-        ids, ats = _output_places(output, 0)
-        if self.wish.has_echo:
-            prompt_ids, prompt_ats = _prompt_places(output)
+        ids, ats = _output_logprobs_by_token(output, 0)
+        if self.options.has_echo:
+            prompt_ids, prompt_ats = _prompt_logprobs_by_token(output)
             ids, ats = [*prompt_ids, *ids], [*prompt_ats, *ats]
-        table = None if self.wish.num_logprobs is None else self._table(place, ids, ats)
+        table = None if self.options.num_logprobs is None else self._table(index, ids, ats)
         return {
-            "index": place,
-            "text": (self._prompt_text(output) if self.wish.has_echo else "") + completion.text,
+            "index": index,
+            "text": (self._prompt_text(output) if self.options.has_echo else "") + completion.text,
             "logprobs": table,
         }
 
     def _prompt_text(self, output: RequestOutput) -> str:
-        if output.prompt is not None and not self.wish.is_truncated:
+        if output.prompt is not None and not self.options.is_truncated:
             return output.prompt
-        return self.tokenizer.decode(output.prompt_token_ids, skip_special=self.wish.skips_special)
+        return self.tokenizer.decode(output.prompt_token_ids, skip_special=self.options.skips_special)
 
     def _table(self, index: int, ids: Sequence[int], ats: Sequence[LogprobsAt | None]) -> dict[str, Any]:
         """The legacy shape: four lists, one entry a token. The first token of a prompt has no logprob."""
-        offsets = self._offsets.setdefault(index, _Offsets(self.tokenizer, skips_special=self.wish.skips_special))
+        offsets = self._offsets.setdefault(index, _Offsets(self.tokenizer, skips_special=self.options.skips_special))
         return {
             "tokens": [self._label(token_id) for token_id in ids],
             "token_logprobs": [None if at is None else finite(at[id].logprob) for id, at in zip(ids, ats, strict=True)],
@@ -296,7 +296,7 @@ class CompletionAnswer(Answer):
 
     def _top(self, at: LogprobsAt) -> dict[str, float]:
         top: dict[str, float] = {}
-        for token_id in _most_likely(at, self.wish.num_logprobs or 0):
+        for token_id in _most_likely(at, self.options.num_logprobs or 0):
             top.setdefault(self._label(token_id), finite(at[token_id].logprob))
         return top
 
@@ -319,11 +319,11 @@ class _Offsets:
         self._num_chars = 0
 
     def take(self, token_id: int) -> int:
-        """The next token's place. Special tokens take none where the text is without them."""
-        place = self._num_chars
+        """The next token's offset. Special tokens have no length where the text is without them."""
+        offset = self._num_chars
         if token_id not in self._left_out:
             self._num_chars += len(self._decoder.decode(self._tokenizer.token_bytes(token_id)))
-        return place
+        return offset
 
 
 def finite(logprob: float) -> float:
@@ -332,17 +332,17 @@ def finite(logprob: float) -> float:
 
 
 def _most_likely(at: LogprobsAt, num: int) -> list[int]:
-    """The `num` likeliest tokens of a position; the chosen one only if it is among them."""
+    """The `num` most likely tokens of a position; the chosen one only if it is among them."""
     return sorted(at, key=lambda token_id: (-at[token_id].logprob, at[token_id].rank))[:num]
 
 
-def _prompt_places(output: RequestOutput) -> tuple[Sequence[int], Sequence[LogprobsAt | None]]:
+def _prompt_logprobs_by_token(output: RequestOutput) -> tuple[Sequence[int], Sequence[LogprobsAt | None]]:
     ids = output.prompt_token_ids
     ats = list(output.prompt_logprobs or [])[: len(ids)]
     return ids, [*ats, *[None] * (len(ids) - len(ats))]
 
 
-def _output_places(output: RequestOutput, first: int) -> tuple[Sequence[int], Sequence[LogprobsAt | None]]:
+def _output_logprobs_by_token(output: RequestOutput, first: int) -> tuple[Sequence[int], Sequence[LogprobsAt | None]]:
     completion = output.outputs[0]
     ats = (completion.logprobs or [])[first:]
     return completion.token_ids[first : first + len(ats)], ats

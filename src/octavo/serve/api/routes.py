@@ -1,6 +1,6 @@
-"""The routes: which path is answered by what, and what becomes of every error on the way.
+"""The routes: which handler serves which path, and which response every exception becomes.
 
-Deny by default: a route needs a key unless it says that it is open, and what is no route at all needs one too.
+Deny by default: a route needs a key unless it says that it is open, and an unknown path needs one too.
 """
 
 import asyncio
@@ -14,15 +14,15 @@ from starlette.routing import BaseRoute, Match, Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from octavo.errors import EngineError
-from octavo.serve.api.generate import Generating
-from octavo.serve.api.info import Informing
-from octavo.serve.config import ServeSettings
+from octavo.serve.api.generate import GenerationRoutes
+from octavo.serve.api.info import InfoRoutes
+from octavo.serve.config import ServerConfig
 from octavo.serve.errors import ApiError, from_engine, internal, unavailable
-from octavo.serve.http.auth import Access
+from octavo.serve.http.auth import AccessPolicy
 from octavo.serve.http.exchange import Exchange
-from octavo.serve.http.json_body import ClientGone
-from octavo.serve.http.request_ids import Ids
-from octavo.serve.output_stream import CallFailed
+from octavo.serve.http.json_body import ClientDisconnected
+from octavo.serve.http.request_ids import RequestIds
+from octavo.serve.output_stream import RequestFailed
 from octavo.serve.service import Service
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ _PREFLIGHT: Final = {
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class RouteSpec:
     """One route: `is_open` needs no key; `is_alias` is another spelling of one under /v1."""
 
     method: str
@@ -47,74 +47,77 @@ class Way:
     is_alias: bool = False
 
 
-def ways(service: Service) -> list[Way]:
+def route_specs(service: Service) -> list[RouteSpec]:
     """Every route of the server."""
-    generating, informing = Generating(service), Informing(service)
-    listed = [  # looked through in this order: what is asked most comes first
-        Way("POST", "/v1/chat/completions", generating.chat),
-        Way("POST", "/v1/completions", generating.completions),
-        Way("GET", "/", informing.page, is_open=True),
-        Way("GET", "/health/live", informing.live, is_open=True),
-        Way("GET", "/health/ready", informing.ready, is_open=True),
-        Way("GET", "/health", informing.ready),
-        Way("GET", "/version", informing.version),
-        Way("GET", "/metrics", informing.metrics),
-        Way("GET", "/events", informing.events),
-        Way("GET", "/openapi.json", informing.openapi),
-        Way("GET", "/v1/models", informing.models),
-        Way("GET", "/v1/models/{id:path}", informing.model),
-        Way("POST", "/tokenize", generating.tokenize),
-        Way("POST", "/detokenize", generating.detokenize),
+    generation, info = GenerationRoutes(service), InfoRoutes(service)
+    listed = [  # matched in this order: the most frequent first
+        RouteSpec("POST", "/v1/chat/completions", generation.chat),
+        RouteSpec("POST", "/v1/completions", generation.completions),
+        RouteSpec("GET", "/", info.page, is_open=True),
+        RouteSpec("GET", "/health/live", info.live, is_open=True),
+        RouteSpec("GET", "/health/ready", info.ready, is_open=True),
+        RouteSpec("GET", "/health", info.ready),
+        RouteSpec("GET", "/version", info.version),
+        RouteSpec("GET", "/metrics", info.metrics),
+        RouteSpec("GET", "/events", info.events),
+        RouteSpec("GET", "/openapi.json", info.openapi),
+        RouteSpec("GET", "/v1/models", info.models),
+        RouteSpec("GET", "/v1/models/{id:path}", info.model),
+        RouteSpec("POST", "/tokenize", generation.tokenize),
+        RouteSpec("POST", "/detokenize", generation.detokenize),
     ]
     aliases = [
-        Way(way.method, way.path.removeprefix("/v1"), way.handler, is_alias=True)
-        for way in listed
-        if way.path.startswith("/v1/")
+        RouteSpec(spec.method, spec.path.removeprefix("/v1"), spec.handler, is_alias=True)
+        for spec in listed
+        if spec.path.startswith("/v1/")
     ]
     return [*listed, *aliases]
 
 
-def create_app(service: Service, settings: ServeSettings) -> ASGIApp:
+def create_app(service: Service, config: ServerConfig) -> ASGIApp:
     """The application. Raises ConfigError for keys that cannot be read."""
-    access = Access(
-        settings.keys(),
-        host=settings.host,
-        allowed_hosts=settings.allowed_hosts,
-        allowed_origins=settings.allowed_origins,
+    access = AccessPolicy(
+        config.keys(),
+        host=config.host,
+        allowed_hosts=config.allowed_hosts,
+        allowed_origins=config.allowed_origins,
     )
     service.has_tenants = access.has_tenants
 
     def endpoint(handler: Handler, *, is_open: bool = False) -> "_Endpoint":
-        return _Endpoint(handler, access, settings, service.new_ids, is_open=is_open)
+        return _Endpoint(handler, access, config, service.new_ids, is_open=is_open)
 
     routes: list[BaseRoute] = [
-        Route(way.path, endpoint(way.handler, is_open=way.is_open), methods=[way.method]) for way in ways(service)
+        Route(spec.path, endpoint(spec.handler, is_open=spec.is_open), methods=[spec.method])
+        for spec in route_specs(service)
     ]
-    elsewhere = endpoint(_Elsewhere(routes).handle)
+    unmatched = endpoint(_Unmatched(routes).handle)
     # The last route takes a wrong method before Starlette does; the default is for a line break, which no path matches.
-    return Router([*routes, Route("/{path:path}", elsewhere)], redirect_slashes=False, default=elsewhere)
+    return Router([*routes, Route("/{path:path}", unmatched)], redirect_slashes=False, default=unmatched)
 
 
 class _Endpoint:
-    """A handler behind the rules of access, with an answer for whatever it raises."""
+    """An ASGI endpoint: the access policy, then the handler, and an error response for whatever they raise."""
 
-    def __init__(self, handler: Handler, access: Access, settings: ServeSettings, ids: Ids, *, is_open: bool) -> None:
+    def __init__(
+        self, handler: Handler, access: AccessPolicy, config: ServerConfig, ids: RequestIds, *, is_open: bool
+    ) -> None:
         self._handler = handler
         self._access = access
-        self._settings = settings
+        self._config = config
         self._is_open = is_open
         self._ids = ids
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange(scope, receive, send, self._settings, self._ids)
+        exchange = Exchange(scope, receive, send, self._config, self._ids)
         try:
             await self._handle(exchange)
-        except ClientGone:
+        except ClientDisconnected:
             return
         except asyncio.CancelledError:
             raise
         except Exception as error:
-            await exchange.error(_answer_to(error))
+            await exchange.error(_error_response(error))
 
     async def _handle(self, exchange: Exchange) -> None:
         self._access.check_host(exchange.scope)
@@ -123,18 +126,18 @@ class _Endpoint:
             await exchange.raw(b"", status=204, headers=_PREFLIGHT)
             return
         if not self._is_open:
-            exchange.client = self._access.client(exchange.scope)
+            exchange.client = self._access.authenticate(exchange.scope)
         await self._handler(exchange)
 
 
-class _Elsewhere:
-    """What is asked of a path that is no route, or with a method that its route does not take."""
+class _Unmatched:
+    """The handler of unknown paths, and of methods that a path does not take."""
 
     def __init__(self, routes: Sequence[BaseRoute]) -> None:
         self._routes = routes
 
     async def handle(self, exchange: Exchange) -> None:
-        """404, or 405 with the methods that there are."""
+        """Raise ApiError: 404, or 405 with the allowed methods."""
         methods: set[str] = set()
         for route in self._routes:
             if isinstance(route, Route) and route.matches(exchange.scope)[0] is Match.PARTIAL:
@@ -145,13 +148,13 @@ class _Elsewhere:
         raise ApiError(404, "there is no such route", code="not_found")
 
 
-def _answer_to(error: Exception) -> ApiError:
-    """The answer to whatever a handler raised. What is our own fault goes to the log under an id, and nowhere else."""
+def _error_response(error: Exception) -> ApiError:
+    """The response to what a handler raised. Details of internal errors go to the log under an id, and nowhere else."""
     match error:
         case ApiError():
             return error
-        case CallFailed():
-            return error.answer
+        case RequestFailed():
+            return error.error
     known = from_engine(error, prompt_param="prompt")
     if known is not None:
         return known
@@ -166,4 +169,4 @@ def _answer_to(error: Exception) -> ApiError:
 
 def route_table(service: Any) -> list[tuple[str, str, bool]]:
     """(method, path, needs a key) of every route, aliases left out: what the OpenAPI file is checked against."""
-    return [(way.method, way.path, not way.is_open) for way in ways(service) if not way.is_alias]
+    return [(spec.method, spec.path, not spec.is_open) for spec in route_specs(service) if not spec.is_alias]

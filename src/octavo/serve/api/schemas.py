@@ -1,7 +1,7 @@
 """The bodies of requests as pydantic types, and which fields are honored, ignored with a warning, or refused by name.
 
-Knows the wire's names and types. What a value may be (ranges, ids of the vocabulary) is checked where it is used:
-`SamplingParams` and the runtime. No field is dropped in silence: it is honored, it is named in `warnings` and in the
+Knows the API's names and types. What a value may be (ranges, ids of the vocabulary) is checked where it is used:
+`SamplingParams` and the engine. No field is dropped in silence: it is honored, it is named in `warnings` and in the
 header `x-octavo-ignored` because it can change no answer, or the request is refused.
 """
 
@@ -72,7 +72,7 @@ def _checked_biases(value: Any) -> Any:
     return value
 
 
-Ids = Annotated[list[int], Field(max_length=MAX_IDS, fail_fast=True)]
+TokenIds = Annotated[list[int], Field(max_length=MAX_IDS, fail_fast=True)]
 Texts = Annotated[list[str], Field(max_length=64)]
 Biases = Annotated[dict[str, float], Field(max_length=MAX_IDS), BeforeValidator(_checked_biases)]
 
@@ -111,11 +111,11 @@ class GenerationBody(Body):
     repetition_penalty: float | None = Field(None, gt=0)
     seed: int | None = Field(None, description="the same seed gives the same answer; drawn anew when null")
     stop: str | Texts | None = Field(None, description="texts that end the answer")
-    stop_token_ids: Ids | None = None
+    stop_token_ids: TokenIds | None = None
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
     bad_words: Texts | None = Field(None, description="texts that must not be generated")
-    allowed_token_ids: Ids | None = Field(None, description="the only token ids that may be generated")
+    allowed_token_ids: TokenIds | None = Field(None, description="the only token ids that may be generated")
     logit_bias: Biases | None = Field(None, description="token ids and what is added to their logits, -100 to 100")
     prompt_logprobs: int | None = Field(None, ge=0, description="log-probabilities of the prompt's tokens too")
     skip_special_tokens: bool | None = None
@@ -233,9 +233,9 @@ def parse(kind: type[Kind], value: dict[str, Any]) -> tuple[Kind, list[str]]:
         raise _refusal(first["loc"], first["type"], first["msg"]) from None
 
 
-def _refusal(place: tuple[int | str, ...], kind: str, message: str) -> Exception:
+def _refusal(location: tuple[int | str, ...], kind: str, message: str) -> Exception:
     """A validation error in our words, without the value that was sent."""
-    names = [part for part in place if not (isinstance(part, str) and _TYPE_NAME.match(part))]
+    names = [part for part in location if not (isinstance(part, str) and _TYPE_NAME.match(part))]
     param = str(names[0])
     where = param + "".join(f"[{part}]" if isinstance(part, int) else f".{str(part)[:40]}" for part in names[1:])
     if kind == "missing":

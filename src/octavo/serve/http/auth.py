@@ -1,4 +1,4 @@
-"""Who may ask: API keys, the Host header, and web pages of other origins. Knows raw headers; knows no route.
+"""Access control: API keys, the Host header, and CORS. Knows raw headers; knows no route.
 
 Decisions are made on the request as it was routed and on raw header bytes, never on a URL put together again from what
 the client sent (that was Starlette's CVE-2026-48710).
@@ -19,8 +19,8 @@ _HOST: Final = re.compile(rb"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?"
 _CLIENT_CHARS: Final = 16  # of a key's digest, as the name of its client
 
 
-class Access:
-    """The rules of one server. Without keys everybody may ask, and a client is an address."""
+class AccessPolicy:
+    """The access rules of one server. Without keys every request is allowed, and a client is its address."""
 
     def __init__(
         self, keys: Sequence[str], *, host: str, allowed_hosts: Sequence[str], allowed_origins: Sequence[str]
@@ -34,7 +34,7 @@ class Access:
 
     @property
     def has_tenants(self) -> bool:
-        """Whether there are several keys, whose owners must not learn of each other."""
+        """Whether there are several keys, whose owners must learn nothing of each other's requests."""
         return len(self._digests) > 1
 
     def check_host(self, scope: Scope) -> None:
@@ -65,8 +65,8 @@ class Access:
             (b"vary", b"origin"),
         ]
 
-    def client(self, scope: Scope) -> str:
-        """Who asks: the name of a key, or an address. Raises ApiError (401) where a key is needed and not there.
+    def authenticate(self, scope: Scope) -> str:
+        """The client: the name of its key, or its address. Raises ApiError (401) where a key is needed and not sent.
 
         Every key is compared, each in constant time, so that the time taken tells nothing.
         """

@@ -19,7 +19,7 @@ from octavo.serve.errors import ApiError, bad_request
 MAX_DEPTH: Final = 64
 INLINE_BYTES: Final = 32 << 10  # more than that is parsed on a thread, so that no other request waits
 MAX_DIGITS: Final = 400  # of a number: the longest double written out has some 320 digits
-MIN_RATE: Final = 1024  # bytes a second, on average: slower is no client, but somebody who holds a place
+MIN_RATE: Final = 1024  # bytes a second, on average: a slower sender only holds a connection open
 # In sound JSON, read from left to right: an escape that is no half of a surrogate pair, a whole pair, or else a half.
 _HALF: Final = re.compile(r"\\u[dD][89a-fA-F]")
 _ESCAPE: Final = re.compile(
@@ -29,12 +29,12 @@ _ESCAPE: Final = re.compile(
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 
-class ClientGone(Exception):  # noqa: N818  (nobody's mistake)
-    """The client went away; there is nobody to answer."""
+class ClientDisconnected(Exception):  # noqa: N818  (not an error)
+    """The client has closed the connection; there is nobody to respond to."""
 
 
 async def read_json(receive: Receive, *, max_bytes: int, seconds: float) -> dict[str, Any]:
-    """The body as an object. Raises ApiError (400, 408, 413) and ClientGone."""
+    """The body as an object. Raises ApiError (400, 408, 413) and ClientDisconnected."""
     body = await read_body(receive, max_bytes=max_bytes, seconds=seconds)
     return parse_json(body) if len(body) <= INLINE_BYTES else await asyncio.to_thread(parse_json, body)
 
@@ -56,7 +56,7 @@ async def read_body(receive: Receive, *, max_bytes: int, seconds: float) -> byte
         except TimeoutError:
             raise ApiError(408, "the body did not arrive in time", headers={"connection": "close"}) from None
         if message["type"] == "http.disconnect":
-            raise ClientGone
+            raise ClientDisconnected
         pieces.append(message.get("body", b""))
         num_bytes += len(pieces[-1])
         is_over = not message.get("more_body", False)

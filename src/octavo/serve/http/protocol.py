@@ -1,14 +1,14 @@
-"""One connection: uvicorn's HTTP protocol class, with the limits and the manners that it lacks.
+"""The HTTP protocol of one connection: time-outs, size limits, JSON errors and lingering close on top of uvicorn's.
 
-Knows bytes, time-outs and the inside of uvicorn's class (pinned to one minor release); knows no route, no key and
-no engine. What it adds: a time-out and a byte limit for heads, JSON answers to malformed HTTP, a write time-out, a cap
-on connections, and closing in such a way that the peer can read what was said last.
+Knows bytes, time-outs and the inside of uvicorn's protocol class (pinned to one minor release); knows no route, no key
+and no engine. What it adds: a time-out and a byte limit for heads, JSON responses to malformed HTTP, a write time-out,
+a cap on connections, and a close after which the peer can still read the last response.
 
-The application finds `is_write_paused` in `scope["state"]`: called, it says whether this connection's peer reads too
-slowly, so that what is sent now would wait.
+The application finds `is_write_paused` in `scope["state"]`: called, it says whether this connection's write buffer is
+full, so that what is sent now would wait.
 
-A FIN from the peer while its request is being answered counts as "gone", as in uvicorn: a half-closed client cannot be
-told from one that has closed, and generating for nobody is worse.
+A FIN from the peer during its response counts as a disconnect, as in uvicorn: a half-closed connection looks the same
+as a closed one, and generating for nobody is worse.
 """
 
 import asyncio
@@ -23,12 +23,12 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from octavo.serve.errors import ApiError, unavailable
-from octavo.serve.http.transport import Connection, Head, WireLimits, bad_http, last_answer, too_large
+from octavo.serve.http.transport import Head, HttpLimits, HttpTransport, bad_http, final_response, too_large
 
 _SLICE = 4096  # bytes fed to the parser at once: llhttp has no limit, so ours is looked at between slices
-_MAX_BACKLOG = 64 * 1024  # unparsed bytes kept while a request is being answered; then the socket is not read
-_MAX_DISCARDED = 64 * 1024 * 1024  # bytes thrown away so that a last answer can be read; then the connection is cut
-_MAX_REFUSED = 64  # connections over the cap that are given time to read their 503
+_MAX_BACKLOG = 64 * 1024  # unparsed bytes kept during a response; above that, reading is paused
+_MAX_DISCARDED = 64 * 1024 * 1024  # bytes discarded after the last response; above that, the connection is aborted
+_MAX_REFUSED = 64  # connections over the cap that linger, so that the client can read its 503
 _MAX_FRAMING = 8  # bytes of chunk framing for each byte of body ("1\r\nx\r\n" has five), above a head's worth
 
 _log = logging.getLogger("octavo.serve.http.protocol")
@@ -38,11 +38,11 @@ App = Callable[[Any, Callable[[], Awaitable[Any]], Callable[[Any], Awaitable[Non
 
 
 @dataclass(slots=True)
-class WireState:
+class SharedState:
     """What the connections of one server share."""
 
-    is_draining: bool = False  # set: every answer from now on is the last of its connection
-    refused: set["WireProtocol"] = field(default_factory=set)  # over the cap, and still being told so
+    is_draining: bool = False  # set: every response from now on closes its connection
+    refused: set["HttpProtocol"] = field(default_factory=set)  # over the cap, and not closed yet
 
 
 class _Phase(Enum):
@@ -53,24 +53,24 @@ class _Phase(Enum):
     BODY = auto()
 
 
-class WireProtocol(HttpToolsProtocol):
-    """uvicorn's protocol under `limits`. Make a class of it with `protocol_class`."""
+class HttpProtocol(HttpToolsProtocol):
+    """uvicorn's protocol with `limits`. `protocol_class` makes the class of one server."""
 
-    limits: ClassVar[WireLimits]
-    shared: ClassVar[WireState]
+    limits: ClassVar[HttpLimits]
+    shared: ClassVar[SharedState]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._phase = _Phase.IDLE
-        self._running: RequestResponseCycle | None = None  # the one being answered; `cycle` is the newest
+        self._running: RequestResponseCycle | None = None  # whose response is under way; `cycle` is the newest
         self._backlog = bytearray()  # received, and not parsed yet
         self._num_head = 0  # bytes of a head that is not complete yet
         self._num_body = self._num_framing = 0  # bytes of the body so far, and of what wraps its chunks
         self._num_done = 0  # requests that arrived in full
         self._num_discarded = 0
-        self._is_deaf = False  # nothing that arrives from now on is looked at
+        self._ignores_input = False  # set: discard what arrives from now on
         self._is_upgrade = False  # the request at hand asks for another protocol
-        self._refusal: ApiError | None = None  # to be said when the answers before it are complete
+        self._refusal: ApiError | None = None  # to be sent after the responses before it
         self._must_linger = False
         self._header_timer: asyncio.TimerHandle | None = None
 
@@ -81,18 +81,18 @@ class WireProtocol(HttpToolsProtocol):
         if peer is not None:
             peer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self.limits.send_buffer_bytes)
         transport.set_write_buffer_limits(high=self.limits.send_buffer_bytes // 4)
-        super().connection_made(Connection(transport, self, self.limits))
+        super().connection_made(HttpTransport(transport, self, self.limits))
         if len(self.connections) - len(self.shared.refused) > self.limits.max_connections:
             self._refuse(unavailable("too many connections", "too_many_connections"))
             self._must_linger = len(self.shared.refused) < _MAX_REFUSED
             self.shared.refused.add(self)
         else:
-            self._time_header()
+            self._start_header_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._gate.forget()
+        self._http_transport.cancel_timers()
         self.shared.refused.discard(self)
-        self._untime_header()
+        self._cancel_header_timer()
         self._unset_keepalive_if_required()
         self._backlog.clear()
         self.pipeline.clear()
@@ -101,29 +101,29 @@ class WireProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def eof_received(self) -> None:
-        if self._is_answering():
+        if self._is_responding():
             self.transport.abort()
         else:
             self.transport.close()
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._gate.watch()
+        self._http_transport.start_write_timeout()
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._gate.unwatch()
+        self._http_transport.cancel_write_timeout()
 
     def shutdown(self) -> None:
-        """The server ends: this connection closes after the answer that is under way, or now."""
+        """Shut down: close after the response that is under way, or now."""
         self.pipeline.clear()
-        if self._is_answering() and self._running is not None:
+        if self._is_responding() and self._running is not None:
             self._running.keep_alive = False
         else:
             self.transport.close()
 
     def has_unread_input(self) -> bool:
-        """Whether the peer has sent, or is about to send, what nobody will read."""
+        """Whether the peer has sent, or is about to send, bytes that will be discarded."""
         is_between = self._phase is _Phase.IDLE and not self._backlog and not self._num_discarded
         return self._must_linger or not is_between
 
@@ -131,14 +131,14 @@ class WireProtocol(HttpToolsProtocol):
         return self.flow.write_paused
 
     @property
-    def _gate(self) -> Connection:
-        assert isinstance(self.transport, Connection)
+    def _http_transport(self) -> HttpTransport:
+        assert isinstance(self.transport, HttpTransport)
         return self.transport
 
     # --- bytes in ------------------------------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
-        if self._is_deaf or self.transport.is_closing():
+        if self._ignores_input or self.transport.is_closing():
             self._discard(len(data))
         elif self._backlog or self._is_held():
             self._hold(data)
@@ -146,22 +146,22 @@ class WireProtocol(HttpToolsProtocol):
             self._parse(data)
 
     def release(self) -> None:
-        """The application wants input, or a request has its answer: parse on, when the caller is done."""
+        """Resume parsing in the next turn of the loop: the application wants input, or a response is complete."""
         self.loop.call_soon(self._parse_backlog)
 
     def _is_held(self) -> bool:
         return self.flow.read_paused or bool(self.pipeline)
 
     def _hold(self, data: bytes | memoryview) -> None:
-        """Keep `data` for later, and read no more when there is much of it."""
+        """Buffer `data`; pause reading when the buffer is full."""
         self._backlog += data
         if len(self._backlog) > _MAX_BACKLOG:
-            self._gate.set_reading(False)
+            self._http_transport.set_reading(False)
 
     def _parse_backlog(self) -> None:
-        if self._is_deaf or self.transport.is_closing() or self._is_held():
+        if self._ignores_input or self.transport.is_closing() or self._is_held():
             return
-        self._gate.set_reading(True)
+        self._http_transport.set_reading(True)
         if self._backlog:
             data, self._backlog = bytes(self._backlog), bytearray()
             self._parse(data)
@@ -179,7 +179,7 @@ class WireProtocol(HttpToolsProtocol):
                 self._refuse(refusal)
                 return
         if self._phase is _Phase.HEAD or self._num_head:
-            self._time_header()
+            self._start_header_timer()
 
     def _discard(self, count: int) -> None:
         self._num_discarded += count
@@ -192,7 +192,7 @@ class WireProtocol(HttpToolsProtocol):
         try:
             self.parser.feed_data(piece)
         except httptools.HttpParserUpgrade as upgrade:
-            self._start_again(piece[upgrade.args[0] :])
+            self._reparse_without_upgrade(piece[upgrade.args[0] :])
             return
         except httptools.HttpParserCallbackError as error:
             if isinstance(error.__context__, ApiError):
@@ -216,8 +216,8 @@ class WireProtocol(HttpToolsProtocol):
             if self._num_framing > self.limits.max_header_bytes + _MAX_FRAMING * self._num_body:
                 raise bad_http("more chunk framing than body")
 
-    def _start_again(self, rest: memoryview) -> None:
-        """An upgrade that is not taken is no reason to fail: parse the request again without asking for it.
+    def _reparse_without_upgrade(self, rest: memoryview) -> None:
+        """Ignore an upgrade: parse the request again without its upgrade headers.
 
         llhttp stops behind the head and would lose the body. Java's client and `curl --http2` ask with every request.
         """
@@ -242,7 +242,7 @@ class WireProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._head().check(self.limits)
-        self._untime_header()
+        self._cancel_header_timer()
         self._phase, self._num_head = _Phase.BODY, 0
         if self.parser.should_upgrade():
             self._is_upgrade = True
@@ -263,14 +263,14 @@ class WireProtocol(HttpToolsProtocol):
     def _head(self) -> Head:
         return Head(self.parser.get_method(), self.url, self.parser.get_http_version(), self.headers)
 
-    # --- answers -------------------------------------------------------------------------------------------------
+    # --- responses -----------------------------------------------------------------------------------------------
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
         super()._start_asgi_task(cycle, self._guarded(cycle, app))
 
     def _guarded(self, cycle: RequestResponseCycle, app: App) -> Any:
-        """`app`, and what must be known when its answer starts: an answer before the body's end is the last one."""
+        """`app`, but a response that starts before the request's body has ended closes the connection."""
 
         async def run(scope: Any, receive: Callable[[], Awaitable[Any]], send: Any) -> None:
             async def send_on(message: Message) -> None:
@@ -280,7 +280,7 @@ class WireProtocol(HttpToolsProtocol):
 
             try:
                 await app(scope, receive, send_on)
-            except asyncio.CancelledError:  # the server has ended and waited: nobody needs to be told
+            except asyncio.CancelledError:  # the server has shut down, and its grace period is over
                 _cut_off(cycle)
                 self.transport.abort()
 
@@ -292,49 +292,49 @@ class WireProtocol(HttpToolsProtocol):
             return
         if self._backlog:
             self.release()
-        if self._refusal is not None and not self._is_answering():
-            self._answer(self._refusal)
+        if self._refusal is not None and not self._is_responding():
+            self._respond(self._refusal)
 
-    def _is_answering(self) -> bool:
+    def _is_responding(self) -> bool:
         return self._running is not None and not self._running.response_complete
 
     def _refuse(self, refusal: ApiError) -> None:
-        """Answer `refusal` when the requests before it have their answers, and close."""
-        self._is_deaf = self._must_linger = True
-        self._untime_header()
+        """Respond with `refusal` after the responses before it, and close."""
+        self._ignores_input = self._must_linger = True
+        self._cancel_header_timer()
         self._backlog.clear()
         _log.debug("%s: %d, %s", self.client, refusal.status, refusal)
         if self._phase is _Phase.BODY and not self._is_upgrade:  # then the newest request is the broken one
             if self.pipeline:
                 self.pipeline.popleft()
-            elif self._is_answering():
+            elif self._is_responding():
                 _cut_off(self.cycle)
                 if self.cycle.response_started:
                     self.transport.abort()
                 else:
-                    self._answer(refusal)
+                    self._respond(refusal)
                 return
-        if self._is_answering():
+        if self._is_responding():
             self._refusal = refusal
         else:
-            self._answer(refusal)
+            self._respond(refusal)
 
-    def _answer(self, refusal: ApiError) -> None:
-        self.transport.write(last_answer(refusal, self.server_state.default_headers))
+    def _respond(self, refusal: ApiError) -> None:
+        self.transport.write(final_response(refusal, self.server_state.default_headers))
         self.transport.close()
 
     # --- the time-out of a head ----------------------------------------------------------------------------------
 
-    def _time_header(self) -> None:
+    def _start_header_timer(self) -> None:
         if self._header_timer is None:
-            self._header_timer = self.loop.call_later(self.limits.header_timeout, self._header_overdue)
+            self._header_timer = self.loop.call_later(self.limits.header_timeout, self._header_timed_out)
 
-    def _untime_header(self) -> None:
+    def _cancel_header_timer(self) -> None:
         if self._header_timer is not None:
             self._header_timer.cancel()
             self._header_timer = None
 
-    def _header_overdue(self) -> None:
+    def _header_timed_out(self) -> None:
         self._header_timer = None
         if not self.transport.is_closing():
             seconds = self.limits.header_timeout
@@ -344,12 +344,12 @@ class WireProtocol(HttpToolsProtocol):
 
 
 def _cut_off(cycle: RequestResponseCycle) -> None:
-    """Tell the application that its peer is gone."""
+    """Make the application see a disconnect."""
     if not cycle.response_complete:
         cycle.disconnected = True
     cycle.message_event.set()
 
 
-def protocol_class(limits: WireLimits) -> type[WireProtocol]:
+def protocol_class(limits: HttpLimits) -> type[HttpProtocol]:
     """The protocol class of one server, for uvicorn's `http=`."""
-    return type("LimitedProtocol", (WireProtocol,), {"limits": limits, "shared": WireState()})
+    return type("LimitedProtocol", (HttpProtocol,), {"limits": limits, "shared": SharedState()})

@@ -1,6 +1,6 @@
-"""Under the HTTP protocol of one connection: what it may take, how it is refused, and a transport that closes well.
+"""The transport under the HTTP protocol of one connection: lingering close, write time-out, and the limits of a head.
 
-Knows bytes and time-outs; knows neither uvicorn nor the parser. `serve.wire` has the protocol itself.
+Knows bytes and time-outs; knows neither uvicorn nor the parser: `http.protocol` has the protocol itself.
 """
 
 import asyncio
@@ -16,23 +16,23 @@ from octavo.serve.errors import ApiError, bad_request
 
 Header = tuple[bytes, bytes]
 
-_LOOK_SECONDS = 0.05
+_POLL_SECONDS = 0.05
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class WireLimits:
-    """What one connection may take. Seconds and bytes."""
+class HttpLimits:
+    """The limits of one connection, in seconds and bytes."""
 
     header_timeout: float = 10.0  # for a whole head, from its first byte (the first: from the connection's start)
     write_timeout: float = 30.0  # without the peer taking a byte
     max_connections: int = 1024
     max_header_bytes: int = 16 * 1024  # request line included
-    send_buffer_bytes: int = 64 * 1024  # SO_SNDBUF: small, so that a reader that has stalled shows soon
-    linger: float = 1.0  # how long a peer that still sends is listened to after its last answer
+    send_buffer_bytes: int = 64 * 1024  # SO_SNDBUF: small, so that a stalled reader is noticed soon
+    linger: float = 1.0  # seconds for which input is read and discarded after the last response
 
 
-def last_answer(error: ApiError, headers: Sequence[Header]) -> bytes:
-    """The whole answer to what never reaches the application, with `headers` before its own. The connection ends."""
+def final_response(error: ApiError, headers: Sequence[Header]) -> bytes:
+    """The bytes of an error response that does not come from the application; it closes the connection."""
     body = error.body()
     own = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close", **error.headers}
     lines = [b"HTTP/1.1 %d %s" % (error.status, HTTPStatus(error.status).phrase.encode())]
@@ -42,11 +42,11 @@ def last_answer(error: ApiError, headers: Sequence[Header]) -> bytes:
 
 
 def bad_http(message: str) -> ApiError:
-    """400: what was sent is not HTTP, or none that is spoken here."""
+    """400: the request is not HTTP/1, or not HTTP."""
     return bad_request(message, code="bad_http")
 
 
-def too_large(limits: WireLimits) -> ApiError:
+def too_large(limits: HttpLimits) -> ApiError:
     """431: the head is over the limit."""
     return ApiError(431, f"the request's head has more than {limits.max_header_bytes} bytes", code="headers_too_large")
 
@@ -60,8 +60,8 @@ class Head:
     version: str
     headers: list[Header]
 
-    def check(self, limits: WireLimits) -> None:
-        """Raises ApiError for what llhttp lets pass and uvicorn stumbles over, or serves although it should not."""
+    def check(self, limits: HttpLimits) -> None:
+        """Raise ApiError for what llhttp accepts and uvicorn fails on, or serves although it should not."""
         # "METHOD target HTTP/1.1\r\n", "name: value\r\n" for each, "\r\n"
         size = (
             len(self.method) + len(self.target) + 14 + sum(len(name) + len(value) + 4 for name, value in self.headers)
@@ -81,7 +81,7 @@ class Head:
             raise bad_http("there must be one Host header")
 
     def without_upgrade(self) -> bytes:
-        """The bytes of this head, but asking for no other protocol."""
+        """The bytes of this head without its upgrade headers."""
         lines = [b"%s %s HTTP/%s" % (self.method, self.target, self.version.encode())]
         for name, value in self.headers:
             if name == b"connection":
@@ -93,29 +93,29 @@ class Head:
         return b"\r\n".join([*lines, b"", b""])
 
 
-class Owner(Protocol):
-    """What a connection asks of the protocol that speaks on it."""
+class TransportDelegate(Protocol):
+    """What a transport needs of the protocol on top of it."""
 
     loop: asyncio.AbstractEventLoop
 
     def release(self) -> None:
-        """Input that was held back may be parsed on."""
+        """Resume parsing of buffered input."""
 
     def has_unread_input(self) -> bool:
-        """Whether the peer has sent, or is about to send, what nobody will read."""
+        """Whether the peer has sent, or is about to send, bytes that will be discarded."""
 
 
-class Connection(asyncio.Transport):
-    """The transport as uvicorn sees it: `close` lets the peer read what was said last, and never waits for ever."""
+class HttpTransport(asyncio.Transport):
+    """The transport as uvicorn sees it: its `close` lingers until the peer can read the last response, or times out."""
 
-    def __init__(self, raw: asyncio.Transport, owner: "Owner", limits: WireLimits) -> None:
+    def __init__(self, raw: asyncio.Transport, delegate: TransportDelegate, limits: HttpLimits) -> None:
         super().__init__()
-        self._raw, self._owner, self._limits = raw, owner, limits
+        self._raw, self._delegate, self._limits = raw, delegate, limits
         self._is_closing = False
         self._is_reading = True
-        self._lingering: asyncio.TimerHandle | None = None
-        self._watch: asyncio.TimerHandle | None = None
-        self._looking: asyncio.TimerHandle | None = None
+        self._linger_timer: asyncio.TimerHandle | None = None
+        self._write_timer: asyncio.TimerHandle | None = None
+        self._poll_timer: asyncio.TimerHandle | None = None
         self._unsent = 0
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
@@ -129,26 +129,26 @@ class Connection(asyncio.Transport):
             self._raw.write(data)
 
     def pause_reading(self) -> None:
-        """uvicorn holds the input back. We read on, to see the peer go, and keep a little (`Owner`)."""
+        """Do nothing: the delegate buffers a little, so that a disconnect is still noticed."""
 
     def resume_reading(self) -> None:
-        self._owner.release()
+        self._delegate.release()
 
     def set_reading(self, is_wanted: bool) -> None:
-        """Read from the socket or not, really. While it is not read, look now and then whether the peer is there."""
+        """Pause or resume reading from the socket. While paused, poll for a disconnect."""
         if is_wanted == self._is_reading or self._raw.is_closing():
             return
         self._is_reading = is_wanted
         if is_wanted:
             self._raw.resume_reading()
-            if self._looking is not None:
-                self._looking.cancel()
+            if self._poll_timer is not None:
+                self._poll_timer.cancel()
         else:
             self._raw.pause_reading()
-            self._look()
+            self._poll_peer()
 
-    def _look(self) -> None:
-        """A loop does not notice FIN or RST on a socket that it does not read; the kernel knows."""
+    def _poll_peer(self) -> None:
+        """Abort after a FIN or RST: the loop does not notice either on a socket that it does not read."""
         if self._raw.is_closing():
             return
         poll = select.poll()
@@ -156,51 +156,51 @@ class Connection(asyncio.Transport):
         if poll.poll(0):
             self.abort()
         else:
-            self._looking = self._owner.loop.call_later(_LOOK_SECONDS, self._look)
+            self._poll_timer = self._delegate.loop.call_later(_POLL_SECONDS, self._poll_peer)
 
     def abort(self) -> None:
         self._is_closing = True
         self._raw.abort()
 
     def close(self) -> None:
-        """Close when all is sent. Where the peer may still be sending, first say that we are done, and listen a while:
+        """Close when all is sent; where the peer may still send, shut down writing and read on for `linger` seconds.
 
-        closing a socket with unread input makes the kernel send RST, and the peer loses the answer.
+        Closing a socket with unread input makes the kernel send RST, and the peer loses the response.
         """
         if self._is_closing:
             return
         self._is_closing = True
-        self.watch()
-        if self._owner.has_unread_input() and not self._raw.is_closing():
+        self.start_write_timeout()
+        if self._delegate.has_unread_input() and not self._raw.is_closing():
             self.set_reading(True)
             self._raw.write_eof()
-            self._lingering = self._owner.loop.call_later(self._limits.linger, self._raw.close)
+            self._linger_timer = self._delegate.loop.call_later(self._limits.linger, self._raw.close)
         else:
             self._raw.close()
 
-    def watch(self) -> None:
-        """Cut the connection when the peer takes nothing for the write time-out."""
-        if self._watch is None:
+    def start_write_timeout(self) -> None:
+        """Abort when the peer reads nothing for `write_timeout` seconds."""
+        if self._write_timer is None:
             self._unsent = self._raw.get_write_buffer_size()
-            self._watch = self._owner.loop.call_later(self._limits.write_timeout, self._check)
+            self._write_timer = self._delegate.loop.call_later(self._limits.write_timeout, self._check_progress)
 
-    def unwatch(self) -> None:
-        """The peer reads again."""
-        if self._watch is not None and not self._is_closing:
-            self._watch.cancel()
-            self._watch = None
+    def cancel_write_timeout(self) -> None:
+        """The write buffer is drained: stop the time-out."""
+        if self._write_timer is not None and not self._is_closing:
+            self._write_timer.cancel()
+            self._write_timer = None
 
-    def forget(self) -> None:
+    def cancel_timers(self) -> None:
         """The connection is lost: no timer may outlive it."""
         self._is_closing = True
-        for timer in (self._watch, self._lingering, self._looking):
+        for timer in (self._write_timer, self._linger_timer, self._poll_timer):
             if timer is not None:
                 timer.cancel()
 
-    def _check(self) -> None:
+    def _check_progress(self) -> None:
         unsent = self._raw.get_write_buffer_size()
-        self._watch = None
+        self._write_timer = None
         if 0 < unsent < self._unsent:
-            self.watch()
+            self.start_write_timeout()
         else:
             self.abort()

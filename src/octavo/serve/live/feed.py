@@ -1,8 +1,8 @@
-"""The feed of the page: the engine's inner life as small JSON frames, for as long as somebody looks.
+"""The live feed of the page: the engine's state as small JSON frames, for as long as there is a viewer.
 
-Knows the driver (its `observer` and `send`) and what a picture holds; knows no HTTP: the route puts the SSE framing on.
-While nobody looks the engine has no observer and nothing here runs. Nothing is queued for a viewer: it has one flag,
-and when it comes to read it gets the newest state and the steps that it missed, so a slow one costs no memory.
+Knows the engine thread (its `observer` and `send`) and what a snapshot holds; knows no HTTP: the route adds the SSE
+framing. Without viewers the engine has no observer and nothing here runs. Nothing is queued for a viewer: it has one
+event, and when it reads it gets the newest state and the steps that it missed, so a slow viewer costs no memory.
 
 A frame is one JSON object:
 
@@ -36,7 +36,7 @@ import numpy as np
 import orjson
 
 from octavo.engine_thread import EngineThread, post
-from octavo.serve.live.snapshot import MAX_STEPS, Picture, Recorder
+from octavo.serve.live.snapshot import MAX_STEPS, EngineSnapshot, SnapshotRecorder
 
 POLL = 0.25  # seconds without news after which the engine is asked, unless it was idle
 HEARTBEAT = 2.0  # seconds between two frames where nothing happens
@@ -46,27 +46,27 @@ MAX_CELLS = 8192
 
 @dataclass(slots=True, eq=False)
 class _Viewer:
-    """One who looks: the flag that wakes it, and how much it has been shown."""
+    """One reader of the feed: the event that wakes it, and how much it has been sent."""
 
-    news: asyncio.Event = field(default_factory=asyncio.Event)
+    updated: asyncio.Event = field(default_factory=asyncio.Event)
     num_steps: int = 0  # of all that were recorded
     map_version: int = 0
 
 
-class Watch:
+class LiveFeed:
     """Frames for any number of viewers. All methods run on the event loop's thread."""
 
-    def __init__(self, driver: EngineThread) -> None:
-        self._driver = driver
+    def __init__(self, engine_thread: EngineThread) -> None:
+        self._engine_thread = engine_thread
         self._viewers: set[_Viewer] = set()
-        self._recorder: Recorder | None = None
+        self._recorder: SnapshotRecorder | None = None
         self._ticker: asyncio.Task[None] | None = None
         self._is_closed = False
-        self._forget()
+        self._reset()
 
     @property
     def num_viewers(self) -> int:
-        """How many are looking."""
+        """How many viewers there are."""
         return len(self._viewers)
 
     async def frames(self) -> AsyncGenerator[bytes, None]:
@@ -75,12 +75,12 @@ class Watch:
         self._join(viewer)
         try:
             while True:
-                await viewer.news.wait()
-                viewer.news.clear()
+                await viewer.updated.wait()
+                viewer.updated.clear()
                 if self._is_closed:
                     return
-                if self._picture is not None:
-                    yield self._frame(viewer, self._picture)
+                if self._snapshot is not None:
+                    yield self._frame(viewer, self._snapshot)
         finally:
             self._leave(viewer)
 
@@ -91,56 +91,56 @@ class Watch:
 
     def _join(self, viewer: _Viewer) -> None:
         self._viewers.add(viewer)
-        if self._is_closed or self._picture is not None:
-            viewer.news.set()
+        if self._is_closed or self._snapshot is not None:
+            viewer.updated.set()
         if self._recorder is None:
             loop = asyncio.get_running_loop()
-            self._recorder = Recorder(lambda recorder, picture: post(loop, self._receive, recorder, picture))
-            self._driver.observer = self._recorder.after_step
+            self._recorder = SnapshotRecorder(lambda recorder, snapshot: post(loop, self._receive, recorder, snapshot))
+            self._engine_thread.observer = self._recorder.after_step
             self._ticker = loop.create_task(self._tick())
-            self._ask()
+            self._request_snapshot()
 
     def _leave(self, viewer: _Viewer) -> None:
         self._viewers.discard(viewer)
         if not self._viewers and self._ticker is not None:
-            self._driver.observer = None
+            self._engine_thread.observer = None
             self._ticker.cancel()
             self._recorder = self._ticker = None
-            self._forget()
+            self._reset()
 
-    def _forget(self) -> None:
-        """Start with nothing known: what the next viewer sees is not from before."""
-        self._picture: Picture | None = None
+    def _reset(self) -> None:
+        """Reset: the next viewer is sent nothing that was recorded before it came."""
+        self._snapshot: EngineSnapshot | None = None
         self._steps: deque[dict[str, Any]] = deque(maxlen=MAX_STEPS)
         self._num_steps = 0
         self._map: dict[str, Any] = {}
         self._map_version = 0
-        self._is_asked = False
+        self._is_requested = False
         self._last_frame = monotonic()
 
-    def _ask(self) -> None:
-        """Have a picture taken, if none is on its way."""
-        if self._recorder is not None and not self._is_asked:
-            self._is_asked = True
-            self._driver.send(self._recorder.take_picture)
+    def _request_snapshot(self) -> None:
+        """Request a snapshot, unless one is on its way."""
+        if self._recorder is not None and not self._is_requested:
+            self._is_requested = True
+            self._engine_thread.send(self._recorder.take_snapshot)
 
     async def _tick(self) -> None:
-        """Where no step brings news: a picture of an engine that may have gone idle, and a heartbeat."""
+        """Where no step causes a frame: a snapshot of an engine that may have gone idle, and a heartbeat."""
         while True:
             await asyncio.sleep(POLL)
-            picture, now = self._picture, monotonic()
-            if picture is None or now >= max(picture.due, picture.taken + (HEARTBEAT if picture.is_idle else POLL)):
-                self._ask()
+            snapshot, now = self._snapshot, monotonic()
+            if snapshot is None or now >= max(snapshot.due, snapshot.taken + (HEARTBEAT if snapshot.is_idle else POLL)):
+                self._request_snapshot()
             if now - self._last_frame >= HEARTBEAT:  # the engine is in a long step, or gone
                 self._wake_viewers()
 
-    def _receive(self, recorder: Recorder, picture: Picture) -> None:
+    def _receive(self, recorder: SnapshotRecorder, snapshot: EngineSnapshot) -> None:
         if recorder is not self._recorder:  # from before the last viewer left
             return
-        self._picture, self._is_asked = picture, False
-        self._steps += picture.steps
-        self._num_steps += len(picture.steps)
-        block_map = _encode_map(picture)
+        self._snapshot, self._is_requested = snapshot, False
+        self._steps += snapshot.steps
+        self._num_steps += len(snapshot.steps)
+        block_map = _encode_map(snapshot)
         if block_map != self._map:
             self._map = block_map
             self._map_version += 1
@@ -149,17 +149,17 @@ class Watch:
     def _wake_viewers(self) -> None:
         self._last_frame = monotonic()
         for viewer in self._viewers:
-            viewer.news.set()
+            viewer.updated.set()
 
-    def _frame(self, viewer: _Viewer, picture: Picture) -> bytes:
+    def _frame(self, viewer: _Viewer, snapshot: EngineSnapshot) -> bytes:
         """The newest state, and the steps that this viewer has not seen yet."""
         num_new = self._num_steps - viewer.num_steps
         steps = list(self._steps)[-min(num_new, MAX_STEPS_IN_FRAME) :] if num_new else []
         frame: dict[str, Any] = {
-            "time": round(picture.unix_time, 3),
-            "age": round(monotonic() - picture.taken, 3),
-            "requests": picture.requests,
-            "totals": picture.totals,
+            "time": round(snapshot.unix_time, 3),
+            "age": round(monotonic() - snapshot.taken, 3),
+            "requests": snapshot.requests,
+            "totals": snapshot.totals,
             "steps": [step | {"rows": [(k, kind, num) for k, _, kind, num in step["rows"]]} for step in steps],
             "owners": {str(k): name for step in steps for k, name, _, _ in step["rows"]},
             "missed": num_new - len(steps),
@@ -170,14 +170,14 @@ class Watch:
         return orjson.dumps(frame)
 
 
-def _encode_map(picture: Picture) -> dict[str, Any]:
-    codes = picture.block_codes()
+def _encode_map(snapshot: EngineSnapshot) -> dict[str, Any]:
+    codes = snapshot.block_codes()
     per_cell = -(-len(codes) // MAX_CELLS)
     if per_cell > 1:
         codes = np.pad(codes, (0, -len(codes) % per_cell)).reshape(-1, per_cell).max(axis=1)
     return {
-        "blocks": picture.totals["blocks_total"],
+        "blocks": snapshot.totals["blocks_total"],
         "blocks_per_cell": per_cell,
-        "block_size": picture.block_size,
+        "block_size": snapshot.block_size,
         "codes": b64encode(codes.tobytes()).decode("ascii"),
     }

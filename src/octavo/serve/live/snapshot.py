@@ -1,4 +1,4 @@
-"""What the engine is doing, as plain data: taken on the engine's thread, read on the event loop's.
+"""Snapshots of the engine, as plain data: taken on the engine's thread, read on the event loop's.
 
 Knows where the engine keeps its sequences, blocks and clock. Knows no socket, no JSON and no event loop. Copies numbers
 and request ids only: no prompt and no generated text ever passes through here.
@@ -19,11 +19,11 @@ from octavo.llm_engine import LLMEngine
 
 logger = logging.getLogger(__name__)
 
-INTERVAL = 0.2  # seconds between two pictures, at least
-MAX_LOAD = 0.02  # of the engine's time may go into pictures: large pools get them less often
+INTERVAL = 0.2  # seconds between two snapshots, at least
+MAX_LOAD = 0.02  # of the engine's time may go into snapshots: with large pools they are rarer
 MAX_REQUESTS = 200
 MAX_ROWS = 256
-MAX_STEPS = 256  # steps kept between two pictures
+MAX_STEPS = 256  # steps kept between two snapshots
 MAX_ID_CHARS = 64
 
 # Codes of the block map. `BlockPool.picture` speaks of USED, which becomes FIRST_OWNER + k or NO_NUMBER here.
@@ -47,8 +47,8 @@ class Rate:
 
 
 @dataclass(slots=True)
-class Owner:
-    """A sequence that has run. `number` is small and its own while it lives, -1 where all numbers are taken."""
+class TrackedSequence:
+    """A sequence that has run. `number` is a small number of its own, -1 where all numbers are taken."""
 
     number: int
     num_prompt: int
@@ -57,8 +57,8 @@ class Owner:
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """The engine between two steps. `steps` are those since the picture before, `tables` (owner, pool, blocks)."""
+class EngineSnapshot:
+    """The engine between two steps. `steps` are those since the last snapshot, `tables` (owner, pool, blocks)."""
 
     taken: float  # monotonic seconds
     due: float  # when the next one may be taken
@@ -88,44 +88,44 @@ class Picture:
         return codes
 
 
-class Recorder:
-    """Writes down each step, and takes a picture now and then. Every method runs on the engine's thread."""
+class SnapshotRecorder:
+    """Records each step, and takes a snapshot now and then. Every method runs on the engine's thread."""
 
-    def __init__(self, post: Callable[["Recorder", Picture], None]) -> None:
+    def __init__(self, post: Callable[["SnapshotRecorder", EngineSnapshot], None]) -> None:
         self._post = post
-        self._owners: dict[str, Owner] = {}
+        self._tracked: dict[str, TrackedSequence] = {}
         self._numbers: set[int] = set()  # those in use
         self._last_number = -1
         self._steps: deque[dict[str, Any]] = deque(maxlen=MAX_STEPS)
         self._num_steps: int | None = None
         self._seconds: dict[str, float] = {}
         self._rate = Rate()
-        self._next_picture = 0.0
+        self._next_snapshot = 0.0
 
     def after_step(self, engine: LLMEngine) -> None:
-        """The observer: O(rows), and a picture if the last one is old enough."""
+        """The observer: O(rows), and a snapshot if the last one is old enough."""
         with self._guard():
             self._record(engine)
-            self._take_picture(engine)
+            self._take_snapshot(engine)
 
-    def take_picture(self, engine: LLMEngine) -> None:
-        """Copy what a viewer may want to know, and post it, unless that was done a moment ago."""
+    def take_snapshot(self, engine: LLMEngine) -> None:
+        """Take a snapshot and post it, unless the last one is recent."""
         with self._guard():
             if self._num_steps is None:
                 self._record(engine)
-            self._take_picture(engine)
+            self._take_snapshot(engine)
 
     @contextmanager
     def _guard(self) -> Iterator[None]:
-        """A mistake in here costs a picture, never the engine's thread."""
+        """Log an error in here: it must not end the engine's thread."""
         try:
             yield
         except Exception:
-            logger.exception("a picture of the engine failed")
+            logger.exception("a snapshot of the engine failed")
 
-    def _take_picture(self, engine: LLMEngine) -> None:
+    def _take_snapshot(self, engine: LLMEngine) -> None:
         now = monotonic()
-        if now < self._next_picture:
+        if now < self._next_snapshot:
             return
         scheduler = engine.engine.scheduler
         self._forget_finished(scheduler.sequences)
@@ -142,10 +142,10 @@ class Recorder:
         ]
         steps = list(self._steps)
         self._steps.clear()
-        self._next_picture = now + max(INTERVAL, (monotonic() - now) / MAX_LOAD)
-        picture = Picture(
+        self._next_snapshot = now + max(INTERVAL, (monotonic() - now) / MAX_LOAD)
+        snapshot = EngineSnapshot(
             taken=now,
-            due=self._next_picture,
+            due=self._next_snapshot,
             unix_time=time(),
             requests=requests,
             totals=totals,
@@ -154,10 +154,10 @@ class Recorder:
             tables=tables,
             steps=steps,
         )
-        self._post(self, picture)
+        self._post(self, snapshot)
 
     def _record(self, engine: LLMEngine) -> None:
-        """Write down the newest step, if it ran anything."""
+        """Record the newest step, if it ran anything."""
         core, plan = engine.engine, engine.engine.last_plan
         before, self._seconds = self._seconds, dict(core.timer.seconds)
         num_before, self._num_steps = self._num_steps, core.num_steps
@@ -167,7 +167,7 @@ class Recorder:
         num_by_kind = {"prompt": 0, "decode": 0, "recompute": 0}
         for row in plan.rows:
             sequence, num_tokens = core.scheduler.sequences.get(row.sequence_id), len(row.token_ids)
-            owner = self._owners.get(row.sequence_id) or self._add_owner(row.sequence_id, sequence, row.start)
+            owner = self._tracked.get(row.sequence_id) or self._add_owner(row.sequence_id, sequence, row.start)
             kind = "prompt" if row.start < owner.num_prompt else "decode"
             kind = "recompute" if row.start < owner.num_known else kind
             num_by_kind[kind] += num_tokens
@@ -182,7 +182,7 @@ class Recorder:
     def _describe(self, sequence: Any, now: float) -> dict[str, Any]:
         """One line of the table of requests. (Sequences are the engine's: their type has no name up here.)"""
         is_running = sequence.status.value == "running"
-        owner = self._owner(sequence) if is_running else self._owners.get(sequence.id)
+        owner = self._owner(sequence) if is_running else self._tracked.get(sequence.id)
         num_output = len(sequence.data.output_token_ids)
         return {
             "id": sequence.id[:MAX_ID_CHARS],
@@ -197,10 +197,10 @@ class Recorder:
             "preemptions": sequence.num_preemptions,
         }
 
-    def _owner(self, sequence: Any) -> Owner:
-        return self._owners.get(sequence.id) or self._add_owner(sequence.id, sequence, sequence.num_computed)
+    def _owner(self, sequence: Any) -> TrackedSequence:
+        return self._tracked.get(sequence.id) or self._add_owner(sequence.id, sequence, sequence.num_computed)
 
-    def _add_owner(self, sequence_id: str, sequence: Any, start: int) -> Owner:
+    def _add_owner(self, sequence_id: str, sequence: Any, start: int) -> TrackedSequence:
         """Number a sequence that was not seen before. One that is gone already ran a single row: its prompt."""
         number = -1
         if len(self._numbers) < MAX_OWNERS:
@@ -209,14 +209,14 @@ class Recorder:
                 number = (number + 1) % MAX_OWNERS
             self._numbers.add(number)
             self._last_number = number
-        owner = Owner(number, start + 1)
+        owner = TrackedSequence(number, start + 1)
         if sequence is not None:
             owner.num_prompt = len(sequence.data.prompt_token_ids)
             if sequence.num_preemptions and sequence.data.output_token_ids:  # all but the newest two were computed once
                 owner.num_known = sequence.data.get_len() - 2
-        self._owners[sequence_id] = owner
+        self._tracked[sequence_id] = owner
         return owner
 
     def _forget_finished(self, sequences: dict[str, Any]) -> None:
-        for sequence_id in [name for name in self._owners if name not in sequences]:
-            self._numbers.discard(self._owners.pop(sequence_id).number)
+        for sequence_id in [name for name in self._tracked if name not in sequences]:
+            self._numbers.discard(self._tracked.pop(sequence_id).number)

@@ -1,4 +1,4 @@
-"""serve.body alone: strict JSON against the standard parser as the oracle, and the reading of a body piece by piece."""
+"""serve.http.json_body: strict JSON against the standard parser, and the reading of a body piece by piece."""
 
 import asyncio
 import json
@@ -8,11 +8,9 @@ import time
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
-from octavo.serve.api.schemas import MAX_IDS, ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
 from octavo.serve.errors import ApiError
-from octavo.serve.http.json_body import MAX_DEPTH, MAX_DIGITS, ClientGone, parse_json, read_body, read_json
+from octavo.serve.http.json_body import MAX_DEPTH, MAX_DIGITS, ClientDisconnected, parse_json, read_body, read_json
 
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
 SCALARS = st.one_of(
@@ -48,7 +46,7 @@ def parsed(body):
     return None
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(OBJECTS, st.booleans(), st.sampled_from([None, 1, "\t"]))
 def test_every_object_survives(value, is_ascii, indent):
     body = json.dumps(value, ensure_ascii=is_ascii, indent=indent).encode()
@@ -56,7 +54,7 @@ def test_every_object_survives(value, is_ascii, indent):
     assert repr(found) == repr(value)  # repr: -0.0 is not 0, True is not 1, and the order is kept
 
 
-@settings(max_examples=500)
+@settings(max_examples=250)
 @given(
     st.binary(max_size=60) | TEXT.map(str.encode) | st.text('{}[]":,\\u0d8e-+.1tfnalsr ', max_size=40).map(str.encode)
 )
@@ -75,7 +73,7 @@ def test_whatever_comes_is_an_object_or_a_400(body):
         assert found == expected
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(OBJECTS, st.randoms(use_true_random=False))
 def test_damaged_json_is_refused_where_the_oracle_refuses_it(value, random):
     body = bytearray(json.dumps(value, ensure_ascii=False).encode())
@@ -151,7 +149,7 @@ def test_whole_pairs_and_escaped_backslashes_are_text():
     assert parse_json(rb'{"a":"\ud83d\ude00","b":"\\ud800"}') == {"a": "\U0001f600", "b": "\\ud800"}
 
 
-@settings(max_examples=500)
+@settings(max_examples=250)
 @given(
     st.lists(
         st.sampled_from([r"\ud83d", r"\uDE00", r"\uD7ff", r"\ue000", r"\\", r"\n", "ud83d", r"\"", "x"]), max_size=9
@@ -186,28 +184,6 @@ def test_the_message_holds_no_half_pair_and_little_of_the_body():
     message = refusal(b'{"\\ud800' + b"k" * 5000 + b'":1,"\\ud800' + b"k" * 5000 + b'":1}')
     assert len(message) < 300
     message.encode()
-
-
-# --- fields that may hold very much -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("kind", "fields"),
-    [
-        (DetokenizeBody, {"tokens": ["x"] * 100_000}),
-        (CompletionBody, {"prompt": "a", "stop_token_ids": ["x"] * MAX_IDS}),
-        (CompletionBody, {"prompt": "a", "allowed_token_ids": [1.5] * MAX_IDS}),
-        (CompletionBody, {"prompt": "a", "logit_bias": {str(token): "x" for token in range(MAX_IDS)}}),
-        (CompletionBody, {"prompt": "a", "logit_bias": {str(token): "x" for token in range(MAX_IDS + 1)}}),
-        (ChatBody, {"messages": [1] * 8192}),
-        (TokenizeBody, {"messages": [1] * 8192}),
-    ],
-)
-def test_one_fault_is_enough(kind, fields):
-    """pydantic lists every fault unless it is told not to: seconds on the event loop for a million of them."""
-    with pytest.raises(ValidationError) as caught:
-        kind.model_validate(fields)
-    assert caught.value.error_count() == 1
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -278,7 +254,7 @@ def test_a_body_that_drips_has_an_end():
 
 @pytest.mark.parametrize("pieces", [(), (b"{",), (b"{}", b"")])
 def test_a_client_that_leaves(pieces):
-    with pytest.raises(ClientGone):
+    with pytest.raises(ClientDisconnected):
         read(Peer(*pieces, last={"type": "http.disconnect"}))
 
 

@@ -1,0 +1,57 @@
+"""serve.errors: the envelope of an error, and whose fault one of the engine's errors is."""
+
+import json
+
+import pytest
+
+from octavo.errors import EngineError, QueueFullError, RequestError, UnsupportedError
+from octavo.serve.errors import MAX_MESSAGE_CHARS, ApiError, bad_request, busy, from_engine, internal, unsupported
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [(400, "invalid_request_error"), (401, "authentication_error"), (403, "permission_error"), (404, "not_found_error"),
+     (413, "invalid_request_error"), (429, "rate_limit_error"), (500, "server_error"), (503, "server_error")],
+)  # fmt: skip
+def test_the_envelope(status, kind):
+    error = json.loads(ApiError(status, "no", param="n", code="c").body())["error"]
+    assert error == {"message": "no", "type": kind, "param": "n", "code": "c"}
+
+
+def test_a_long_message_is_cut():
+    shown = bad_request("x" * 5000).envelope()["error"]["message"]
+    assert shown == "x" * MAX_MESSAGE_CHARS + "…"
+
+
+def test_a_lone_surrogate_can_be_sent():
+    error = json.loads(ApiError(400, "a\ud800b", param="\udfff").body())["error"]
+    assert (error["message"], error["param"]) == ("a?b", "?")
+
+
+def test_when_to_come_back():
+    assert busy("full", 7).headers == {"retry-after": "7"}
+    assert "err-1" in str(internal("err-1"))
+    assert unsupported("tools", "no").envelope()["error"] == {
+        "message": "tools: no", "type": "invalid_request_error", "param": "tools", "code": "unsupported",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (QueueFullError("full"), (429, None, "queue_full")),
+        (UnsupportedError("images", "messages"), (400, "messages", "unsupported")),
+        (RequestError("seed: odd", "seed"), (400, "seed", None)),
+        (RequestError("prompt: odd", "prompt"), (400, "messages", None)),
+        (RequestError("too long for max_model_len", "max_tokens"), (400, "messages", "context_length_exceeded")),
+        (RequestError("needs 9 KV cache blocks", "prompt"), (400, "messages", "context_length_exceeded")),
+    ],
+)
+def test_the_requests_own_fault(error, expected):
+    found = from_engine(error, prompt_param="messages")
+    assert (found.status, found.param, found.code) == expected
+
+
+def test_what_is_not_the_requests_fault():
+    assert from_engine(EngineError("broken"), prompt_param="prompt") is None
+    assert from_engine(RuntimeError("broken"), prompt_param="prompt") is None
