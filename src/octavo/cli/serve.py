@@ -1,8 +1,11 @@
 """`octavo serve`: the model behind an OpenAI endpoint. Knows the flags; the server is `serve.server`'s affair."""
 
 import argparse
+import logging
 import os
 import signal
+import sys
+from contextlib import suppress
 
 from octavo.cli.flags import add_config_flags, add_dataclass_flags, given, named_config
 from octavo.logs import configure_logging
@@ -27,4 +30,11 @@ def run(args: argparse.Namespace) -> int:
     configure_logging(args.log_level or usual, args.log_format)
     from octavo.serve.server import run_server
 
-    return run_server(config, server_config, quiet=args.quiet)
+    say = _say if args.log_format == "text" else logging.getLogger(__name__).info  # JSON: each line of stderr is JSON
+    progress = args.log_format == "text" and not args.quiet and sys.stderr.isatty()
+    return run_server(config, server_config, say=None if args.quiet else say, progress=progress)
+
+
+def _say(line: str) -> None:
+    with suppress(OSError, ValueError):  # whoever reads stderr may be gone
+        print(line, file=sys.stderr, flush=True)

@@ -86,7 +86,7 @@ def build_engine(model: ModelFiles, config: EngineConfig) -> tuple[Engine, Resol
     options = LoadOptions(chosen.load_format, device.dtype, chosen.seed, chosen.threads, resolved.quantization)
     begin = monotonic()
     decoder = load_decoder(model.path, options, ops, device)
-    logger.info("weights read and packed in %.2f s", monotonic() - begin)
+    logger.debug("weights read and packed in %.2f s", monotonic() - begin)
     shape = _kv_shape(arch, resolved.num_blocks, resolved.block_size)
     cache = new_cache(ops, device, shape, arch.num_layers, resolved.kv_dtype)
     pools = [BlockPool(resolved.num_blocks, resolved.block_size) for _ in arch.kv_groups]

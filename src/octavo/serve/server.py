@@ -63,17 +63,21 @@ class Lifecycle(Protocol):
     async def stop(self) -> None: ...
 
 
-def run_server(config: EngineConfig, server_config: ServerConfig, *, quiet: bool) -> int:
+def run_server(
+    config: EngineConfig, server_config: ServerConfig, *, say: Callable[[str], None] | None, progress: bool = False
+) -> int:
     """Serve until a signal says otherwise; 0. The process's last act: signals stay with us when it returns.
 
+    `say` gets a line when the server listens, serves and ends; `progress`: bars on stderr while a model is fetched.
     Raises ConfigError, PortInUseError, what loading a model raises, and OctavoError where it cannot listen.
     """
     signals = Signals()
     server_config.check_exposure(server_config.keys())
     listeners = listen(server_config.host, server_config.port)
     try:
-        service = Service(config, server_config, progress=not quiet and sys.stderr.isatty())
-        return serve(service, create_app(service, server_config), listeners, server_config, signals, quiet=quiet)
+        service = Service(config, server_config, progress=progress)
+        app = create_app(service, server_config)
+        return serve(service, app, listeners, server_config, signals, say or _say_nothing)
     finally:
         for listener in listeners:
             listener.close()
@@ -85,11 +89,9 @@ def serve(
     listeners: Sequence[socket.socket],
     config: ServerConfig,
     signals: "Signals",
-    *,
-    quiet: bool,
+    say: Callable[[str], None],
 ) -> int:
     """Serve `app` on `listeners` for as long as `service` lives."""
-    say = _be_quiet if quiet else _say
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_Lifetime(service, app, config, signals, say).live(listeners))
     return 0
@@ -340,10 +342,5 @@ def _shown(host: str) -> str:
     return f"[{host}]" if ":" in host and not host.startswith("[") else host
 
 
-def _say(line: str) -> None:
-    with suppress(OSError, ValueError):  # whoever reads stderr may be gone
-        print(line, file=sys.stderr, flush=True)
-
-
-def _be_quiet(_line: str) -> None:
+def _say_nothing(_line: str) -> None:
     pass

@@ -64,6 +64,19 @@ def test_the_port_is_open_before_the_model_is_there(start_process):
     assert len(process.lines) <= 3, process.said  # between the two, what the engine made of its configuration
 
 
+def test_a_log_of_json_lines(start_process):
+    """Every line of stderr is an object, those that say where it serves and what was asked among them."""
+    process = start_process("--log-format", "json", "--log-level", "debug", "--log-requests").wait_for("Serving")
+    assert process.ask("POST", "/v1/completions", {"prompt": PROMPT, "max_tokens": 2})[0] == 200
+    process.signal()
+    assert process.end() == 0
+    records = [json.loads(line) for line in process.said.splitlines()]
+    messages = [record["message"] for record in records]
+    assert any("Serving" in message for message in messages)
+    assert any("completion_tokens=2" in message for message in messages)
+    assert {"debug", "info"} <= {record["level"] for record in records}
+
+
 def test_quiet(start_process):
     process = start_process("--quiet")
     end = time.monotonic() + 60
