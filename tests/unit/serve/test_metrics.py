@@ -61,7 +61,7 @@ def test_times_of_an_output(monkeypatch):
 def test_the_phases_of_a_step():
     metrics = Metrics(lambda: None)
     seconds = {"plan": 0.5, "run": 2.0}
-    engine = SimpleNamespace(engine=SimpleNamespace(clock=SimpleNamespace(seconds=seconds)))
+    engine = SimpleNamespace(engine=SimpleNamespace(timer=SimpleNamespace(seconds=seconds)))
     metrics.observe_step(engine)
     seconds["run"] = 5.0
     metrics.observe_step(engine)
