@@ -1,22 +1,17 @@
-"""The house of DESIGN section 2, held: who imports whom, how large things are, and what is written nowhere.
+"""The house, held: who may import whom (ARCHITECTURE.md has the same table), and which packages stand where.
 
 Reads the source only. Each rule is a function from a module to complaints, and is itself tested on a bad snippet.
 """
 
-import ast
 import re
-import statistics
 import sys
 import tomllib
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.source_tree import MODULES, NAMES, ROOT, Module, box_of, imports, own_imports, report
 
-# Box -> the boxes it may import (DESIGN section 2). A box may always import itself.
+# Box -> the boxes it may import (ARCHITECTURE.md, "Who may import whom"). A box may always import itself.
 VALUES = {"config", "params", "outputs", "errors"}
 MAY_IMPORT = {
     "llm": {"engine_thread", "llm_engine", "hub"} | VALUES,
@@ -64,86 +59,11 @@ ONLY_IN = {
 }
 IMPORT_NAMES = {"pyyaml": "yaml"}  # where a distribution's name is not its module's
 
-FORBIDDEN_MODULES = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}
-FORBIDDEN_CALLS = {"eval", "exec", "compile", "hasattr", "getattr", "setattr", "delattr", "__import__"}
-FORBIDDEN_METHODS = {"torch.load", "yaml.load", "yaml.unsafe_load", "yaml.full_load", "numpy.load", "np.load"}
-MAY_IMPORT_BY_NAME = {"octavo", "octavo.cli.main"}
-
-MAX_FUNCTION_LINES, MAX_FUNCTION_LINES_P90, MAX_PYTHON_LINES, MAX_CPP_LINES, MAX_PARAMETERS = 60, 30, 400, 500, 6
-# Public API whose parameters the contract fixes.
-MANY_PARAMETERS = {
-    "octavo.llm.LLM.chat",
-    "octavo.llm.AsyncLLM.chat",
-    "octavo.llm.AsyncLLM.generate",
-    "octavo.llm_engine.LLMEngine.add_request",
-}
-
-# At import a module may define and import, not act (a heuristic: it knows some calls that act).
-QUIET_STATEMENTS = (
-    ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef,
-    ast.TypeAlias if sys.version_info >= (3, 12) else ast.ClassDef,
-)  # fmt: skip
-BUSY_CALLS = re.compile(
-    r"(open|input|print|import_module|.*\.(read_text|read_bytes|exists|mkdir|write_text|write_bytes|start|run|Popen))"
-    r"|((time|platform|socket|subprocess|torch|psutil|random)\..*)|os\.(getenv|getcwd|listdir)"
-)
-
-
-@dataclass(frozen=True)
-class Module:
-    """One file of the package: its dotted name, and what is in it."""
-
-    name: str
-    source: str
-
-    @property
-    def tree(self) -> ast.Module:
-        return ast.parse(self.source)
-
-    @property
-    def box(self) -> str:
-        return box_of(self.name)
-
-
-def box_of(name: str) -> str:
-    parts = name.split(".")
-    return parts[1] if len(parts) > 1 else "octavo"
-
-
-def modules() -> list[Module]:
-    found = []
-    for path in sorted((ROOT / "src/octavo").rglob("*.py")):
-        parts = path.relative_to(ROOT / "src").with_suffix("").parts
-        parts = parts[:-1] if parts[-1] == "__init__" else parts
-        found.append(Module(".".join(parts), path.read_text(encoding="utf-8")))
-    return found
-
-
-MODULES = modules()
-NAMES = frozenset(module.name for module in MODULES)
-
-
-def imports(module: Module, names: frozenset[str] = NAMES) -> Iterator[str]:
-    """Every module that this one imports, anywhere in it: in functions and under TYPE_CHECKING too."""
-    for node in ast.walk(module.tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{module.name}:{node.lineno}: imports are absolute"
-            for alias in node.names:
-                whole = f"{node.module}.{alias.name}"
-                yield whole if whole in names else str(node.module)
-
-
-def own_imports(module: Module, names: frozenset[str] = NAMES) -> set[str]:
-    found = {name for name in imports(module, names) if name.split(".")[0] == "octavo"}
-    return found - {module.name}
-
 
 def wrong_floors(module: Module, names: frozenset[str] = NAMES) -> list[str]:
     allowed = MAY_IMPORT.get(module.box)
     if allowed is None:
-        return [f"{module.name}: DESIGN section 2 has no box {module.box!r}"]
+        return [f"{module.name}: MAY_IMPORT has no box {module.box!r}"]
     wrong = {name for name in own_imports(module, names) if box_of(name) not in allowed | {module.box}}
     if module.name in STATIONS:
         wrong |= own_imports(module, names) & STATIONS
@@ -157,91 +77,6 @@ def wrong_packages(module: Module, declared: frozenset[str]) -> list[str]:
             complaints.append(f"{module.name} imports {name}, which pyproject.toml does not name")
         if name in ONLY_IN and not re.fullmatch(ONLY_IN[name], module.name):
             complaints.append(f"{module.name} may not import {name}")
-    return complaints
-
-
-def dotted(node: ast.expr) -> str:
-    match node:
-        case ast.Name():
-            return node.id
-        case ast.Attribute():
-            return f"{dotted(node.value)}.{node.attr}"
-        case ast.Call():
-            return dotted(node.func)
-    return ""
-
-
-def forbidden(module: Module) -> list[str]:
-    complaints = [
-        f"{module.name} imports {name}" for name in imports(module) if name.split(".")[0] in FORBIDDEN_MODULES
-    ]
-    for node in ast.walk(module.tree):
-        where = f"{module.name}:{node.lineno}" if isinstance(node, (ast.stmt, ast.expr)) else module.name
-        if isinstance(node, ast.Global):
-            complaints.append(f"{where}: global")
-        elif isinstance(node, ast.Name) and node.id in FORBIDDEN_CALLS and isinstance(node.ctx, ast.Load):
-            complaints.append(f"{where}: {node.id}")
-        elif isinstance(node, ast.Attribute) and dotted(node) in FORBIDDEN_METHODS:
-            complaints.append(f"{where}: {dotted(node)}")
-        elif isinstance(node, ast.keyword) and node.arg in ("allow_pickle", "trust_remote_code"):
-            complaints.append(f"{where}: {node.arg}")
-        elif isinstance(node, ast.Call) and dotted(node).split(".")[-1] == "import_module":
-            complaints += [] if module.name in MAY_IMPORT_BY_NAME else [f"{where}: import_module"]
-    return complaints
-
-
-def busy_imports(module: Module) -> list[str]:
-    """What a module does at import beyond imports, constants and definitions."""
-    if module.name == "octavo.__main__":
-        return []
-    complaints = []
-    for node in module.tree.body:
-        is_docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-        is_typing = isinstance(node, ast.If) and dotted(node.test).split(".")[-1] == "TYPE_CHECKING"
-        if not is_docstring and not is_typing and not isinstance(node, QUIET_STATEMENTS):
-            complaints.append(f"{module.name}:{node.lineno}: {type(node).__name__} at import")
-        if isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value is not None:
-            parts = [part for part in ast.walk(node.value) if isinstance(part, ast.expr)]
-            names = [
-                dotted(part) for part in parts if isinstance(part, ast.Call) and BUSY_CALLS.fullmatch(dotted(part))
-            ]
-            names += [dotted(part) for part in parts if dotted(part) == "os.environ"]
-            complaints += [f"{module.name}:{node.lineno}: {name} at import" for name in names]
-    return complaints
-
-
-def functions(module: Module) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
-    """Every function with its dotted name, nested ones and methods too."""
-
-    def visit(node: ast.AST, prefix: str) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
-        for child in ast.iter_child_nodes(node):
-            if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)):
-                yield f"{prefix}.{child.name}", child
-                yield from visit(child, f"{prefix}.{child.name}")
-            elif isinstance(child, ast.ClassDef):
-                yield from visit(child, f"{prefix}.{child.name}")
-            else:
-                yield from visit(child, prefix)
-
-    yield from visit(module.tree, module.name)
-
-
-def num_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    return (function.end_lineno or function.lineno) - function.lineno + 1
-
-
-def oversized(module: Module) -> list[str]:
-    complaints = []
-    if len(module.source.splitlines()) > MAX_PYTHON_LINES:
-        complaints.append(f"{module.name} has {len(module.source.splitlines())} lines")
-    for name, function in functions(module):
-        if num_lines(function) > MAX_FUNCTION_LINES:
-            complaints.append(f"{name} has {num_lines(function)} lines")
-        given = function.args
-        parameters = [arg.arg for arg in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
-        count = len(parameters) - (parameters[:1] in (["self"], ["cls"]))
-        if count > MAX_PARAMETERS and name not in MANY_PARAMETERS:
-            complaints.append(f"{name} has {count} parameters")
     return complaints
 
 
@@ -271,10 +106,6 @@ def declared_packages() -> frozenset[str]:
     return frozenset(IMPORT_NAMES.get(name, name) for name in names)
 
 
-def report(complaints: list[str]) -> str:
-    return "\n" + "\n".join(complaints)
-
-
 def test_the_walk_sees_the_package():
     assert {"octavo", "octavo.config", "octavo.cli.main", "octavo.ops.hardware"} <= NAMES
 
@@ -302,31 +133,6 @@ def test_torch_is_pinned_wherever_it_is_named():
     torch = [line for line in lines if re.match(r"torch\b", line)]
     assert torch
     assert all(re.fullmatch(r"torch>=2\.(\d+),<2\.(\d+)", line) for line in torch), torch
-
-
-def test_nothing_forbidden_is_written():
-    complaints = [line for module in MODULES for line in forbidden(module)]
-    assert not complaints, report(complaints)
-
-
-def test_no_work_at_import():
-    complaints = [line for module in MODULES for line in busy_imports(module)]
-    assert not complaints, report(complaints)
-
-
-def test_sizes():
-    complaints = [line for module in MODULES for line in oversized(module)]
-    for path in (ROOT / "src/octavo").rglob("*"):
-        if path.suffix in (".cpp", ".h", ".hpp") and len(path.read_text().splitlines()) > MAX_CPP_LINES:
-            complaints.append(f"{path.name} has more than {MAX_CPP_LINES} lines")
-    assert not complaints, report(complaints)
-    sizes = [num_lines(function) for module in MODULES for _, function in functions(module)]
-    assert statistics.quantiles(sizes, n=10)[-1] <= MAX_FUNCTION_LINES_P90
-
-
-def test_every_file_says_what_it_is():
-    complaints = [module.name for module in MODULES if module.source and not ast.get_docstring(module.tree)]
-    assert not complaints, report(complaints)
 
 
 # --- the rules have teeth ---------------------------------------------------------------------------------------
@@ -359,66 +165,6 @@ def test_a_wrong_import_is_seen(name: str, source: str):
 )
 def test_a_wrong_package_is_seen(name: str, source: str):
     assert wrong_packages(Module(name, source), frozenset({"torch", "transformers"}))
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        "import pickle",
-        "def f():\n    from marshal import loads",
-        "x = eval('1')",
-        "def f(o):\n    return getattr(o, 'x', None)",
-        "if hasattr(1, 'x'):\n    pass",
-        "find = getattr",
-        "def f():\n    global x",
-        "import torch\nw = torch.load('x')",
-        "import yaml\nw = yaml.load('x')",
-        "import numpy as np\nw = np.load('x')",
-        "read(path, allow_pickle=True)",
-        "from importlib import import_module\nimport_module('x')",
-    ],
-)
-def test_what_is_forbidden_is_seen(source: str):
-    assert forbidden(Module("octavo.bad", source))
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        "print('hello')",
-        "for i in range(3):\n    pass",
-        "with open('x') as f:\n    pass",
-        "import os\nHOME = os.environ.get('HOME')",
-        "import os\nHOME = os.environ['HOME']",
-        "from pathlib import Path\nTEXT = Path('x').read_text()",
-        "import torch\nDEVICE = torch.device('cpu')",
-        "try:\n    import torch\nexcept ImportError:\n    torch = None",
-    ],
-)
-def test_work_at_import_is_seen(source: str):
-    assert busy_imports(Module("octavo.bad", source))
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        "def f():\n" + "    x = 1\n" * 60,
-        "x = 1\n" * 401,
-        "def f(a, b, c, d, /, e, *, g, h):\n    pass",
-        "class C:\n    def f(self, a, b, c, d, e, g, h):\n        pass",
-        "def f():\n    def g():\n" + "        x = 1\n" * 60,
-    ],
-)
-def test_what_is_too_large_is_seen(source: str):
-    assert oversized(Module("octavo.bad", source))
-
-
-def test_what_is_fine_is_left_alone():
-    source = '"""What it is."""\nimport re\nN = re.compile("x")\nT = torch.Tensor\n'
-    source += "class C:\n    def f(self, a, b, c, d, e, g):\n        pass\n"
-    module = Module("octavo.cache.fine", source + "def f():\n    from octavo.errors import ConfigError\n")
-    assert not wrong_floors(module, frozenset())
-    assert not forbidden(module) + busy_imports(module) + oversized(module)
 
 
 def test_a_cycle_is_found():
