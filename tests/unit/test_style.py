@@ -121,7 +121,7 @@ def test_every_file_says_what_it_is():
 
 
 def files_of_tests(module: Module) -> list[Path]:
-    """Its tests: octavo.engine.scheduler -> tests/unit/engine/test_scheduler.py; those of a package stand in its folder.
+    """Its tests: octavo.engine.scheduler -> tests/unit/engine/test_scheduler.py; those of a package are in its folder.
 
     What needs a socket or a process has tests of its name among the integration tests instead.
     """
