@@ -74,7 +74,8 @@ def _files() -> dict[str, tuple[bytes, str]]:
         "bool of 2": (value_file(BOOL, b"\2"), "neither 0 nor 1"),
         "bools of 2": (value_file(ARRAY, array(BOOL, 2, b"\1\2")), "neither 0 nor 1"),
         "string of 16 MiB and 1": (value_file(STRING, struct.pack("<Q", (16 << 20) + 1)), "limit is 16777216"),
-        "too many arrays": (value_file(ARRAY, array(ARRAY, 70_000, array(U8, 0, b"") * 70_000)), "more than 65536 arrays"),
+        "too many arrays": (
+            value_file(ARRAY, array(ARRAY, 70_000, array(U8, 0, b"") * 70_000)), "more than 65536 arrays"),
         "split model": (keys_file(key_value("split.count", Typed(2, 3))), "one of 3 parts"),
         "no dims": (tensor_file(("w", (), F32_TYPE, 0)), "has 0 dimensions"),
         "5 dims": (tensor_file(("w", (1,) * 5, F32_TYPE, 0)), "has 5 dimensions"),

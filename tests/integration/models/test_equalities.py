@@ -16,7 +16,7 @@ from octavo.ops import cpu
 from octavo.ops.cpu.graph import Program
 from octavo.ops.cpu.operations import Logits
 from octavo.tools.verify.compare import Comparison, Trace, compare
-from tests.unit.engine.test_engine import assert_at_rest, engine_for, run, workload
+from tests.support.engines import assert_at_rest, engine_for, run, workload
 
 NUM_PROMPTS = 64
 BUDGETS = (16, 64, 512, None)  # tokens a step; None: every prompt whole

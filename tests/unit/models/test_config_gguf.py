@@ -6,7 +6,6 @@ from octavo.errors import ModelFormatError
 from octavo.models.config_gguf import arch_from_gguf
 from octavo.weights.open import TensorInfo
 
-# GGUF
 METADATA = {
     "general.architecture": "llama",
     "llama.block_count": 2,
