@@ -153,3 +153,90 @@ def test_request_ids_and_metrics(tiny_model):
     assert output.seed >= 0
     again = engine.add_request([1, 2, 3], SamplingParams(max_tokens=3, ignore_eos=True, seed=output.seed))
     assert engine.run_until_complete()[again].outputs[0].token_ids == output.outputs[0].token_ids
+
+
+LONG = SamplingParams(max_tokens=50, temperature=0.0, ignore_eos=True)
+
+
+def test_an_aborted_request_gets_its_last_output_with_the_next_step(tiny_model):
+    engine = engine_for(tiny_model)
+    engine.add_request([1, 2, 3], LONG, request_id="leaves")
+    engine.add_request([4, 5, 6], LONG, request_id="stays")
+    engine.step()
+    engine.abort_request("leaves")
+    engine.abort_request("nobody")
+    assert engine.unfinished_ids() == ["stays"]
+    outputs = {output.request_id: output for output in engine.step()}
+    assert (outputs["leaves"].finished, outputs["leaves"].outputs[0].finish_reason) == (True, "abort")
+    assert len(outputs["leaves"].outputs[0].token_ids) == 1
+    assert not outputs["stays"].finished
+    engine.discard_request("stays")
+    assert not engine.has_unfinished_requests()
+    assert engine.step() == []
+    assert_at_rest(engine)
+
+
+def test_a_held_request_waits_for_its_caller(tiny_model):
+    engine = engine_for(tiny_model)
+    engine.add_request([1, 2, 3], LONG, request_id="held")
+    engine.step()
+    engine.hold_request("held", is_held=True)
+    engine.hold_request("nobody", is_held=True)
+    assert engine.has_unfinished_requests()
+    assert not engine.has_work()
+    assert engine.step() == []
+    engine.hold_request("held", is_held=False)
+    assert len(engine.run_until_complete()["held"].outputs[0].token_ids) == 50
+    assert_at_rest(engine)
+
+
+def test_a_score_request_has_prompt_logprobs_and_no_tokens(tiny_model):
+    engine = engine_for(tiny_model)
+    request_id = engine.add_score_request([5, 6, 7, 8])
+    output = engine.run_until_complete()[request_id]
+    assert (output.outputs[0].token_ids, output.outputs[0].finish_reason) == ([], "length")
+    assert output.prompt_logprobs[0] is None
+    assert [list(entry) for entry in output.prompt_logprobs[1:]] == [[6], [7], [8]]
+    assert all(entry[token].logprob < 0 for entry, token in zip(output.prompt_logprobs[1:], (6, 7, 8), strict=True))
+
+
+def test_a_prompt_may_be_cut_to_its_last_tokens(tiny_model):
+    engine = engine_for(tiny_model)
+    request_id = engine.add_request(list(range(100)), SamplingParams(max_tokens=1, truncate_prompt_tokens=8))
+    assert engine.run_until_complete()[request_id].prompt_token_ids == list(range(92, 100))
+
+
+def test_parameters_are_checked_once_for_many_requests(tiny_model):
+    engine = engine_for(tiny_model)
+    checked = engine.check_params(SamplingParams(max_tokens=2, ignore_eos=True, allowed_token_ids=[9, 3, 9], seed=4))
+    assert checked.allowed_ids.tolist() == [3, 9]
+    for name in ("a", "b"):
+        engine.submit(engine.prepare(name, [1, 2], checked))
+    finished = engine.run_until_complete()
+    assert finished["a"].outputs[0].token_ids == finished["b"].outputs[0].token_ids
+    assert set(finished["a"].outputs[0].token_ids) <= {3, 9}
+    with pytest.raises(RequestError, match="stop_token_ids"):
+        engine.check_params(SamplingParams(stop_token_ids=[-1]))
+
+
+def test_what_is_prepared_and_not_submitted_costs_nothing(tiny_model):
+    engine = engine_for(tiny_model)
+    engine.prepare("never", "hello", LONG)
+    assert not engine.has_unfinished_requests()
+    assert_at_rest(engine)
+    with pytest.raises(RequestError, match="max_model_len"):
+        engine.prepare("too long", [1] * 500, SamplingParams(max_tokens=100))
+
+
+def test_logprobs_name_their_tokens(tiny_model):
+    engine = engine_for(tiny_model)
+    params = SamplingParams(max_tokens=3, temperature=0.0, ignore_eos=True, logprobs=2)
+    request_id = engine.add_request([5, 6, 7], params)
+    completion = engine.run_until_complete()[request_id].outputs[0]
+    chosen = [entry[token] for entry, token in zip(completion.logprobs, completion.token_ids, strict=True)]
+    assert [entry.rank for entry in chosen] == [1, 1, 1]
+    assert all(len(entry) == 2 for entry in completion.logprobs)
+    assert completion.cumulative_logprob == pytest.approx(sum(entry.logprob for entry in chosen))
+    assert [entry.decoded_token for entry in chosen] == [
+        engine.tokenizer.decode_token(token) for token in completion.token_ids
+    ]

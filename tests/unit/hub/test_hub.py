@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from octavo import hub
-from octavo.errors import ConfigError, ModelFormatError, ModelNotFoundError, OctavoError
+from octavo.errors import ConfigError, ModelFormatError, ModelNotFoundError
 from octavo.hub import builtin
 from tests.support.fake_hub import TOKEN, Repository, StandIn
 
@@ -534,10 +534,3 @@ def test_hub_repositories_that_cannot_be_loaded(standin: StandIn, tmp_path: Path
     assert Path(found["o/ggufs:x-Q8_0.gguf"]).read_bytes() == b"Q8_0"
     assert "no file y.gguf" in found["o/ggufs:y.gguf"][1]
     assert sorted(standin.fetched()) == ["x-Q4_0.gguf", "x-Q8_0.gguf"]
-
-
-def test_importing_the_hub_imports_neither_library() -> None:
-    code = "import sys, octavo.hub; print(*sorted({'huggingface_hub', 'rich', 'torch', 'numpy'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == ""
-    assert issubclass(ModelNotFoundError, OctavoError)
