@@ -44,6 +44,7 @@ def test_metadata_is_the_same(smollm2_path: Path, reference: gguf.GGUFReader) ->
     assert checkpoint.metadata["tokenizer.ggml.token_type"].dtype == np.int32
 
 
+@pytest.mark.timed
 def test_it_opens_fast(smollm2_path: Path) -> None:
     """98,000 strings. In processor time and the best of a few tries, for the machine is shared."""
     seconds = []

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.support.hostile_gguf import HOSTILE
 
 _MEASURE = """
@@ -40,6 +42,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.timed
 def test_refusing_takes_no_time_and_no_memory(tmp_path: Path) -> None:
     """100 ms of processor time and 16 MiB, in a process of its own that sets its peak size back before each file."""
     files = {re.sub(r"\W", "_", name): content for name, (content, _) in HOSTILE.items()}

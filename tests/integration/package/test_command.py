@@ -11,7 +11,6 @@ import octavo
 from octavo.cli import main as cli
 
 
-# --- the command line -------------------------------------------------------------------------------------------
 def octavo_command(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "octavo", *arguments], capture_output=True, text=True, timeout=120)
 

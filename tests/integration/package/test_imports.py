@@ -23,7 +23,6 @@ def loaded_after(code: str) -> set[str]:
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 
-# --- import octavo ----------------------------------------------------------------------------------------------
 def test_import_is_light():
     loaded = loaded_after("import octavo")
     assert not loaded & set(HEAVY)
