@@ -24,8 +24,8 @@ from octavo.serve import render_pool
 from octavo.serve.render_pool import TemplateRenderer
 from octavo.text.chat import ChatTemplate
 from tests.support.chat_templates import TEMPLATES, conversations
+from tests.support.hostile_templates import BOMBS, INSIDES, PAYLOADS, loops
 from tests.support.serving import served
-from tests.unit.text.test_sandbox import BOMBS, INSIDES, PAYLOADS, loops
 
 USER = [{"role": "user", "content": "Hi"}]
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
