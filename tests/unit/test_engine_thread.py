@@ -22,6 +22,8 @@ class FakeEngine:
         self.outputs: deque[list[SimpleNamespace]] = deque()
         self.calls: list[tuple] = []
         self.num_steps = 0
+        self.pause = 0.0
+        self.is_stepping = threading.Event()
         self.error: Exception | None = None
         self.refusal: Exception | None = None
         self.threads: set[int] = set()
@@ -36,6 +38,8 @@ class FakeEngine:
         self.threads.add(threading.get_ident())
         if self.error is not None:
             raise self.error
+        self.is_stepping.set()
+        time.sleep(self.pause)
         self.num_steps += 1
         return self.outputs.popleft()
 
@@ -181,11 +185,13 @@ def test_commands_that_wait_are_run_before_the_thread_ends():
     ran = []
 
     async def check(bed: Bed) -> None:
-        bed.thread.send(lambda engine: time.sleep(0.05))
-        for number in range(3):
+        bed.engine.pause = 0.05
+        bed.thread.send(lambda engine: engine.outputs.append([]))
+        await asyncio.to_thread(bed.engine.is_stepping.wait)
+        for number in range(3):  # while a step runs, and the thread is told to stop before it ends
             bed.thread.send(lambda engine, number=number: ran.append(number))
 
-    on_a_thread(check)
+    assert on_a_thread(check).engine.num_steps == 1
     assert ran == [0, 1, 2]
 
 

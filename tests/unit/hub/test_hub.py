@@ -56,6 +56,7 @@ def test_local_paths(tmp_path: Path) -> None:
     assert hub.resolve(tokenizer) == Path(tokenizer)
     one = folder("one", "config.json", "x.Q4_0.gguf")
     assert hub.resolve(one) == Path(one, "x.Q4_0.gguf")
+    assert hub.resolve(one, weights=False) == Path(one), "without weights the directory has all that is wanted"
     assert hub.resolve(one + "/x.Q4_0.gguf") == Path(one, "x.Q4_0.gguf")
     with pytest.raises(ModelNotFoundError, match=r"2 GGUF files; name one of them: a\.gguf, b\.gguf"):
         hub.resolve(folder("two", "a.gguf", "b.gguf"))
