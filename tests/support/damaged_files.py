@@ -3,6 +3,7 @@
 import json
 import random
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -129,3 +130,17 @@ def random_mutation(rng: random.Random) -> tuple:
     }
     what = rng.choice(list(arguments))
     return what, rng.random(), arguments[what]
+
+
+def outcomes_of_extremes(path: Path, step: int = 1) -> Counter[str]:
+    """Exhaustive where chance is not: each byte of the file to 0, 127 and 255, and with three of its bits flipped."""
+    seed = SEEDS[path.name]
+    changes: list[Callable[[int], int]] = [lambda byte, to=to: to for to in (0, 127, 255)]
+    changes += [lambda byte, bit=bit: byte ^ (1 << bit) for bit in (0, 3, 7)]
+    outcomes: Counter[str] = Counter()
+    for at in range(0, len(seed), step):
+        for change in changes:
+            content = bytearray(seed)
+            content[at] = change(content[at])
+            outcomes[outcome_of(path, bytes(content))] += 1
+    return outcomes

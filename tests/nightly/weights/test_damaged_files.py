@@ -12,6 +12,7 @@ from tests.support.damaged_files import (
     mutate,
     outcome_of,
     outcomes_of_damage,
+    outcomes_of_extremes,
     random_mutation,
 )
 
@@ -20,6 +21,11 @@ pytestmark = [pytest.mark.nightly, pytest.mark.parametrize("name", SEEDS)]
 
 def test_damage_that_hypothesis_draws(tmp_path: Path, name: str) -> None:
     assert_both_happened(outcomes_of_damage(tmp_path / name, 1_500), 1_500)
+
+
+def test_every_byte_to_every_extreme(tmp_path: Path, name: str) -> None:
+    outcomes = outcomes_of_extremes(tmp_path / name)
+    assert min(outcomes["read"], outcomes["refused"]) > 200
 
 
 def test_much_random_damage(tmp_path: Path, name: str) -> None:

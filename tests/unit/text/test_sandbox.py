@@ -53,6 +53,8 @@ def test_errors_show_no_addresses() -> None:
         ("power", "computes an integer of more than 65536 bits"),
         ("center", "asks for a width of 1e.09; at most 100000"),
         ("percent star", "asks for a width of"),
+        ("batch", "asks for a width of"),
+        ("round", "asks for a width of"),
         ("format of copies", "has a format of more than 100000 characters"),
         ("tojson separator", "asks tojson for more than 64 characters"),
         ("rfind", "seeks 2000001 characters in 4000000"),
