@@ -97,9 +97,7 @@ def outcomes_of_damage(path: Path, examples: int) -> Counter[str]:
     """Runs Hypothesis over mutations of the seed of that file's name."""
     outcomes: Counter[str] = Counter()
 
-    @settings(
-        max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck), derandomize=True
-    )
+    @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(st.lists(_mutation, min_size=1, max_size=4))
     def run(mutations: list[tuple]) -> None:
         content = bytearray(SEEDS[path.name])
