@@ -4,12 +4,43 @@ import random
 from pathlib import Path
 from typing import Any
 
+from octavo.text.chat import ChatTemplate
+from octavo.text.meter import RenderLimits
+from octavo.text.template_text import TemplateText
+
 FOLDER = Path(__file__).parent / "fixtures" / "chat"
 TEMPLATES = {name: (FOLDER / f"{name}.jinja").read_text(encoding="utf-8") for name in (
     "chatml", "llama3", "mistral", "qwen", "various",
 )}  # fmt: skip
 # One template a line, each for a few features of Jinja.
 FEATURES = [line.replace("\\n", "\n") for line in (FOLDER / "features.txt").read_text(encoding="utf-8").splitlines()]
+
+USER = [{"role": "user", "content": "Hi"}]
+SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
+ROOMY = RenderLimits(seconds=20.0)  # for tests that are not about time: the machine is shared
+
+
+def template(source: str, **special: str) -> ChatTemplate:
+    """The template, compiled, with time enough."""
+    return ChatTemplate({"default": source}, special or SPECIAL, limits=ROOMY)
+
+
+def compiled(text: TemplateText | None) -> ChatTemplate | None:
+    """What a model has, compiled; None where it has none."""
+    return None if text is None else ChatTemplate(text.sources, text.special_tokens)
+
+
+def by_transformers(source: str, messages: list[Any], tools: list[Any] | None, **kwargs: Any) -> str | None:
+    """transformers' prompt; None where the template raises."""
+    from jinja2 import TemplateError
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    try:
+        prompts, _ = render_jinja_template([messages], tools, chat_template=source, **SPECIAL, **kwargs)
+    except (TemplateError, TypeError):
+        return None
+    return str(prompts[0])
+
 
 TOOLS: list[dict[str, Any]] = [
     {

@@ -162,3 +162,38 @@ def write_gguf(
     """`gguf_bytes` in a file. Returns `path`."""
     path.write_bytes(gguf_bytes(metadata, tensors, version=version, alignment=alignment))
     return path
+
+
+# A value of every type there is.
+SAMPLE_METADATA = {
+    "general.architecture": "llama",
+    "general.name": "Käse 🧀",
+    "a.u8": Typed(U8, 255),
+    "a.i8": Typed(I8, -128),
+    "a.u16": Typed(U16, 65_535),
+    "a.u32": 4_294_967_295,
+    "a.i32": -5,
+    "a.u64": Typed(U64, 2**64 - 1),
+    "a.i64": Typed(I64, -(2**63)),
+    "a.f32": 0.1,
+    "a.f64": Typed(F64, 0.1),
+    "a.true": True,
+    "a.false": False,
+    "b.strings": ["", "a", "Ġthe", "日本"],
+    "b.none": [],
+    "b.numbers": np.arange(1000, dtype=np.int32),
+    "b.floats": np.linspace(0, 1, 7, dtype=np.float32),
+    "b.bools": np.array([True, False, True]),
+    "b.wide": np.array([2**63], np.uint64),
+    "b.nested": [[["x"], ["y", "z"]], [[]]],
+}
+
+
+def sample_tensors() -> dict[str, tuple[tuple[int, ...], str, np.ndarray]]:
+    """Random tensors of three types, for `write_gguf`."""
+    rng = np.random.default_rng(0)
+    return {
+        "token_embd.weight": ((5, 64), "Q8_0", rng.standard_normal((5, 64))),
+        "norm.weight": ((3,), "F32", rng.standard_normal(3)),
+        "conv": ((2, 3, 4, 5), "F16", rng.standard_normal((2, 3, 4, 5))),
+    }

@@ -10,7 +10,7 @@ import pytest
 import uvloop
 
 from octavo.serve.render_pool import RenderPool
-from tests.unit.text.test_sandbox import loops
+from tests.support.hostile_templates import loops
 
 USER = [{"role": "user", "content": "Hi"}]
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}

@@ -275,7 +275,7 @@ class Answer:
         return self.request.sequences[0]
 
 
-class Bench:
+class Harness:
     """A real engine on a fake model, which checks itself at every step."""
 
     def __init__(self, setup: Setup = Setup()) -> None:

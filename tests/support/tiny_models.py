@@ -4,11 +4,12 @@ transformers and torch are imported only by the functions that need them.
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from octavo.models.config import ArchConfig
 from octavo.models.config_huggingface import arch_from_huggingface
@@ -94,6 +95,16 @@ def tiny_model_dir(path: Path, family: str = "llama", *, seed: int = 0, **overri
     save_file(tiny_weights(arch_from_huggingface(config, {}), seed), path / "model.safetensors", {"format": "pt"})
     write_tokenizer(path)
     return path
+
+
+DOWN_PROJECTION = "model.layers.1.mlp.down_proj.weight"
+
+
+def rewrite_tensors(path: Path, change: Callable[[dict[str, np.ndarray]], object]) -> None:
+    """Lets `change` have the tensors of the model at `path`, and writes what it leaves."""
+    tensors = load_file(path / "model.safetensors")
+    change(tensors)
+    save_file(tensors, path / "model.safetensors")
 
 
 def write_tokenizer(path: Path) -> None:
@@ -237,8 +248,6 @@ def _add_rope_scaling(writer: Any, arch: ArchConfig) -> None:
 
 
 def _gguf_tensors(arch: ArchConfig, model_dir: Path) -> dict[str, np.ndarray]:
-    from safetensors.numpy import load_file
-
     from octavo.models.families import GGUF_NAMES
 
     loaded = load_file(model_dir / "model.safetensors")

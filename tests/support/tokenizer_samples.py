@@ -2,11 +2,15 @@
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from octavo.text.tokenizer import Tokenizer as OurTokenizer
+from octavo.text.tokenizer_gguf import tokenizer_from_gguf
+from octavo.weights.open import open_checkpoint
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -42,6 +46,39 @@ def random_texts(count: int, seed: int) -> Iterator[str]:
 def fixture(name: str) -> dict[str, Any]:
     value: dict[str, Any] = json.loads((FIXTURES / name).read_text(encoding="utf-8"))
     return value
+
+
+# What llama.cpp was asked, and what it said; see fixtures/record_llamacpp.py.
+BYTES, SPM = fixture("llamacpp_bytes.json"), fixture("llamacpp_spm.json")
+GGML = "tokenizer.ggml."
+TYPES = GGML + "token_type"
+
+
+def bytes_metadata(pre: str = "gpt-2", **changes: object) -> dict[str, Any]:
+    """GGUF metadata of a byte-level vocabulary with these keys changed."""
+    return BYTES["metadata"] | {GGML + "pre": pre} | {GGML + key: value for key, value in changes.items()}
+
+
+def spm_metadata(**changes: object) -> dict[str, Any]:
+    """The same of a SentencePiece vocabulary."""
+    return SPM["metadata"] | {GGML + key: value for key, value in changes.items()}
+
+
+def tokenizer_of(path: Path) -> OurTokenizer:
+    """Octavo's tokenizer of a GGUF file."""
+    checkpoint = open_checkpoint(path)
+    try:
+        return tokenizer_from_gguf(checkpoint.metadata)
+    finally:
+        checkpoint.close()
+
+
+def transformers_encoder(path: Path) -> Callable[[str], list[int]]:
+    """What transformers makes of a text, with its own conversion of the GGUF file at `path`."""
+    from transformers import AutoTokenizer
+
+    theirs = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    return lambda text: theirs(text)["input_ids"]
 
 
 def byte_level_tokenizer() -> Tokenizer:

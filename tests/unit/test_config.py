@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, settings
 
 from octavo.cli import flags
 from octavo.cli.main import main
@@ -23,6 +21,7 @@ from octavo.config import (
     parse_bytes,
 )
 from octavo.errors import ConfigError, DoesNotFitError
+from tests.support.configurations import assert_there_and_back, configs
 
 ALL_FIELDS = {item.name: item for kind in PARTS.values() for item in dataclasses.fields(kind)}
 NAN, INF = float("nan"), float("inf")
@@ -162,30 +161,10 @@ def test_not_fitting_is_a_kind_of_wrong_configuration_with_its_own_exit_code():
     assert (ConfigError.exit_code, DoesNotFitError.exit_code) == (2, 78)
 
 
-# --- there and back ---------------------------------------------------------------------------------------------
-
-configs = st.fixed_dictionaries(
-    {},
-    optional={
-        "model": st.text(min_size=1).filter(lambda text: "\0" not in text),
-        "revision": st.none() | st.text(),
-        "dtype": st.sampled_from(["auto", "float32", "half"]),
-        "max_model_len": st.none() | st.integers(1, 2**31 - 1),
-        "memory_fraction": st.floats(0, 1, exclude_min=True) | st.just(1),
-        "kv_cache_memory": st.none() | st.integers(1, 2**62) | st.sampled_from(["1GiB", "500 MB", "12"]),
-        "enable_prefix_caching": st.booleans(),
-        "policy": st.sampled_from(["fcfs", "priority"]),
-        "max_num_seqs": st.integers(1, 10_000),
-    },
-)
-
-
+@settings(max_examples=30)
 @given(configs)
 def test_there_and_back(values: dict[str, Any]):
-    config = EngineConfig.from_fields(**values)
-    assert EngineConfig.from_dict(config.to_dict()) == config
-    assert EngineConfig.from_json(config.to_json()) == config
-    assert EngineConfig.from_yaml(yaml.safe_dump(config.to_dict())) == config
+    assert_there_and_back(values)
 
 
 def test_files(tmp_path: Path):

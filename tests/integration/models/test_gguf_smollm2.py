@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from octavo.errors import ModelFormatError
+from octavo.models.load import read_arch, read_model, weight_bytes
+from octavo.models.tensor_sources import Precision
 from octavo.weights.open import open_checkpoint
 
 
@@ -42,6 +44,7 @@ def test_metadata_is_the_same(smollm2_path: Path, reference: gguf.GGUFReader) ->
     assert checkpoint.metadata["tokenizer.ggml.token_type"].dtype == np.int32
 
 
+@pytest.mark.timed
 def test_it_opens_fast(smollm2_path: Path) -> None:
     """98,000 strings. In processor time and the best of a few tries, for the machine is shared."""
     seconds = []
@@ -62,3 +65,19 @@ def test_cut_anywhere_it_is_refused(smollm2_path: Path, tmp_path: Path) -> None:
         os.truncate(path, place)
         with pytest.raises(ModelFormatError, match=r"m\.gguf: "):
             open_checkpoint(path)
+
+
+def test_weight_bytes_of_the_built_in_model(smollm2_path: Path) -> None:
+    arch = read_arch(smollm2_path)
+    assert arch.eos_ids == (2,)
+    num_values = 49152 * 576 + 30 * (2 * 576 * 576 + 2 * 192 * 576 + 3 * 576 * 1536)
+    norms = 61 * 576
+    assert weight_bytes(arch, Precision("bfloat16")) == 2 * num_values + 4 * norms
+    assert weight_bytes(arch, Precision("float32")) == 4 * (num_values + norms)
+    # The file has the embedding in Q8_0 (34 bytes for 32 values) and all else in Q4_1 (20 bytes for 32).
+    head, rest = 49152 * 576, num_values - 49152 * 576
+    stored = read_model(smollm2_path).stored
+    assert weight_bytes(arch, Precision("bfloat16", None), stored) == head * 34 // 32 + rest * 20 // 32 + 4 * norms
+    # Groups of 64 with a scale of 2 bytes; groups of 32 with two.
+    assert weight_bytes(arch, Precision("bfloat16", "int8"), stored) == num_values * 66 // 64 + 4 * norms
+    assert weight_bytes(arch, Precision("bfloat16", "int4")) == head * 66 // 64 + rest * 20 // 32 + 4 * norms

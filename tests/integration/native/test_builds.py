@@ -78,7 +78,7 @@ def test_wide_sampling(stand_ins):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("isa", WIDE)
 def test_all_of_the_wide_kernels(stand_ins, isa):
@@ -86,7 +86,7 @@ def test_all_of_the_wide_kernels(stand_ins, isa):
     check(stand_ins, *files, "-k", f"-{isa}- or [{isa}")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("isa", WIDE)
 def test_wide_equalities(stand_ins, isa):
@@ -147,7 +147,7 @@ cpu.download(cpu.attention(cpu.upload(device, np.ones((1, 8), np.float32)), kv, 
     assert "AddressSanitizer: use-after-poison" in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("file", ["kernels", "quantized", "sampling", "graph"])
 def test_sanitizers_find_nothing_anywhere(sanitized, file):

@@ -19,6 +19,7 @@ import pytest
 from octavo.errors import ModelFormatError, RequestError
 from octavo.serve import render_pool
 from octavo.serve.render_pool import RenderPool
+from tests.support.hostile_templates import BOMBS, INSIDES, PAYLOADS
 from tests.support.render_pools import (
     FORKED,
     PLAIN,
@@ -32,7 +33,6 @@ from tests.support.render_pools import (
     with_pool,
 )
 from tests.support.serving import served
-from tests.unit.text.test_sandbox import BOMBS, INSIDES, PAYLOADS
 
 __all__ = ["earlier_children", "run"]
 

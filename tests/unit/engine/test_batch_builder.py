@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from octavo.engine.batch_builder import pack
-from octavo.engine.runner import _sampled
-from octavo.engine.sequence import Draw, Plan, Row, Score, TokenLogprobs
+from octavo.engine.sequence import Draw, Plan, Row, Score
 from octavo.params import SamplingParams
 
 PARAMS = SamplingParams().resolved()
@@ -79,25 +78,3 @@ def test_slots_of_a_large_cache_do_not_overflow():
     """2^28 blocks of 16 tokens: more slots than an int32 counts."""
     row = Row("s", 0, [1], ((2**28,),), None)
     assert pack(Plan((row,)), 16).batch.groups[0].slots.tolist() == [2**32]
-
-
-def test_outcomes_go_back_to_their_rows_and_a_bad_one_spoils_its_own():
-    draw = Draw(PARAMS, 0, 3)
-    rows = (
-        Row("a", 0, [1, 2, 3], ((0,),), draw, Score(0, [2, 3], 0)),
-        Row("b", 0, [1, 2], ((1,),), None, Score(1, [3], 1)),
-        Row("c", 0, [1], ((2,),), draw),
-        Row("d", 0, [1], ((3,),), None),
-    )
-    packed = pack(Plan(rows), 16)
-    good = [TokenLogprobs(i, -1.0, 1) for i in range(5)]
-    results = _sampled(packed, [good[0], good[1], good[2], good[3], good[4]]).rows
-    assert [(r.tokens, r.prompt, r.error) for r in results] == [
-        ((good[0],), (good[2], good[3]), None),
-        ((), (good[4],), None),
-        ((good[1],), (), None),
-        ((), (), None),
-    ]
-    results = _sampled(packed, [good[0], good[1], good[2], "bad", good[4]]).rows
-    assert [r.error for r in results] == ["bad", None, None, None]
-    assert (results[0].tokens, results[0].prompt) == ((), ())

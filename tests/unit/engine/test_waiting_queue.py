@@ -4,82 +4,82 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from octavo.engine.waiting_queue import FairTurns
-from tests.support.scheduler_harness import Bench, Setup, params_of
+from tests.support.scheduler_harness import Harness, Setup, params_of
 
 
-def order_of_service(bench: Bench) -> list[str]:
+def order_of_service(harness: Harness) -> list[str]:
     """The clients in the order in which their requests first ran, one request at a time."""
     served: list[str] = []
-    while bench.engine.has_unfinished():
-        for row in bench.step().rows:
+    while harness.engine.has_unfinished():
+        for row in harness.step().rows:
             request_id = row.sequence_id.rpartition("-")[0]
             if request_id not in served:
                 served.append(request_id)
-    return [bench.answers[request_id].request.client or "-" for request_id in served]
+    return [harness.answers[request_id].request.client or "-" for request_id in served]
 
 
-def one_at_a_time() -> Bench:
-    return Bench(Setup(num_seqs=1, num_blocks=64, budget=64))
+def one_at_a_time() -> Harness:
+    return Harness(Setup(num_seqs=1, num_blocks=64, budget=64))
 
 
 def test_clients_take_turns():
-    bench = one_at_a_time()
+    harness = one_at_a_time()
     for index in range(6):
-        bench.ask([2, 3], 2, params_of(ignore_eos=True), client="flood", arrival_time=float(index))
+        harness.ask([2, 3], 2, params_of(ignore_eos=True), client="flood", arrival_time=float(index))
     for index in range(2):
-        bench.ask([2, 3], 2, params_of(ignore_eos=True), client="other", arrival_time=10.0 + index)
-    order = order_of_service(bench)
+        harness.ask([2, 3], 2, params_of(ignore_eos=True), client="other", arrival_time=10.0 + index)
+    order = order_of_service(harness)
     assert order == ["flood", "other", "flood", "other", "flood", "flood", "flood", "flood"]
 
 
 def test_who_comes_late_is_served_next_and_not_before_those_that_run():
-    bench = one_at_a_time()
+    harness = one_at_a_time()
     for _ in range(5):
-        bench.ask([2, 3], 4, params_of(ignore_eos=True), client="flood")
-    bench.step()
-    bench.ask([2, 3], 1, client="late", arrival_time=99.0)
-    assert bench.step().rows[0].sequence_id == "r0-0", "the one that runs goes on"
-    order = order_of_service(bench)
+        harness.ask([2, 3], 4, params_of(ignore_eos=True), client="flood")
+    harness.step()
+    harness.ask([2, 3], 1, client="late", arrival_time=99.0)
+    assert harness.step().rows[0].sequence_id == "r0-0", "the one that runs goes on"
+    order = order_of_service(harness)
     assert order[:3] == ["flood", "flood", "late"] or order[:2] == ["flood", "late"]
 
 
 def test_without_clients_arrival_decides():
-    bench = one_at_a_time()
+    harness = one_at_a_time()
     for arrival in (3.0, 1.0, 2.0):
-        bench.ask([2, 3], 1, arrival_time=arrival)
+        harness.ask([2, 3], 1, arrival_time=arrival)
     ran = []
-    while bench.engine.has_unfinished():
-        ran += [row.sequence_id for row in bench.step().rows]
+    while harness.engine.has_unfinished():
+        ran += [row.sequence_id for row in harness.step().rows]
     assert ran == ["r1-0", "r2-0", "r0-0"]
 
 
 def test_a_held_sequence_has_no_blocks_and_goes_on_where_it_was():
-    bench = Bench(Setup(num_seqs=4, num_blocks=64, budget=64))
-    held = bench.ask([2, 3, 4], 30, params_of(ignore_eos=True))
-    beside = bench.ask([5, 6, 7], 6, params_of(ignore_eos=True))
-    bench.step()
-    bench.engine.hold(held.sequence, is_held=True)
-    bench.engine.hold(held.sequence, is_held=True)
-    assert bench.engine.stats()["running"] == 1
+    harness = Harness(Setup(num_seqs=4, num_blocks=64, budget=64))
+    held = harness.ask([2, 3, 4], 30, params_of(ignore_eos=True))
+    beside = harness.ask([5, 6, 7], 6, params_of(ignore_eos=True))
+    harness.step()
+    harness.engine.hold(held.sequence, is_held=True)
+    harness.engine.hold(held.sequence, is_held=True)
+    assert harness.engine.stats()["running"] == 1
     assert not held.sequence.block_ids
     while not beside.sequence.status.is_finished():
-        assert [row.sequence_id for row in bench.step().rows] == [beside.sequence.id]
-    assert not bench.engine.has_work()
-    assert bench.engine.has_unfinished()
-    bench.engine.hold(held.sequence, is_held=False)
-    bench.engine.hold(held.sequence, is_held=False)
-    bench.run()
-    bench.check_at_rest()
+        assert [row.sequence_id for row in harness.step().rows] == [beside.sequence.id]
+    assert not harness.engine.has_work()
+    assert harness.engine.has_unfinished()
+    harness.engine.hold(held.sequence, is_held=False)
+    harness.engine.hold(held.sequence, is_held=False)
+    harness.run()
+    harness.check_at_rest()
 
 
 def test_a_held_sequence_can_be_aborted():
-    bench = Bench(Setup(num_blocks=64))
-    answer = bench.ask([2, 3, 4], 30)
-    bench.engine.hold(answer.sequence, is_held=True)
-    bench.abort(answer)
-    assert bench.scheduler.num_held == 0
-    assert not bench.engine.has_unfinished()
-    bench.check_at_rest()
+    harness = Harness(Setup(num_blocks=64))
+    answer = harness.ask([2, 3, 4], 30)
+    harness.engine.hold(answer.sequence, is_held=True)
+    harness.abort(answer)
+    assert harness.scheduler.num_held == 0
+    assert not harness.engine.has_unfinished()
+    harness.check_at_rest()
 
 
 @given(st.lists(st.sampled_from(["serve", "a", "b", "c", "d"]), max_size=200))

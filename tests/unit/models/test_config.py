@@ -1,273 +1,44 @@
-"""Configurations: broken values are refused by name, variants mean what transformers means by them."""
+"""An architecture is consistent at birth; layers with one window are one KV group."""
 
-import json
-from pathlib import Path
+from dataclasses import replace
 
-import numpy as np
 import pytest
 
-from octavo.errors import ModelFormatError, ModelNotFoundError
-from octavo.models.config_gguf import arch_from_gguf
-from octavo.models.config_huggingface import arch_from_huggingface, generation_defaults
-from octavo.models.load import read_arch, read_model, weight_bytes
-from octavo.models.rope import RopeConfig, inverse_frequencies, yarn_attention_factor
-from octavo.models.tensor_sources import Precision
-from octavo.weights.open import TensorInfo
-from tests.support.tiny_models import tiny_config, tiny_model_dir
+from octavo.errors import ModelFormatError
+from octavo.models.config import KVGroup, group_layers
+from octavo.models.config_huggingface import arch_from_huggingface
+from tests.support.tiny_models import tiny_config
 
-BROKEN = [
-    ({"num_key_value_heads": 0}, "num_key_value_heads"),
-    ({"num_key_value_heads": 3}, "num_key_value_heads"),
-    ({"num_key_value_heads": 2**63}, "num_key_value_heads"),
-    ({"num_attention_heads": 7}, "num_attention_heads"),
-    ({"num_attention_heads": None}, "num_attention_heads is missing"),
-    ({"head_dim": -24}, "head_dim"),
-    ({"head_dim": 23}, "head_dim"),
-    ({"hidden_size": "120"}, "hidden_size"),
-    ({"hidden_size": 120.0}, "hidden_size"),
-    ({"hidden_size": True}, "hidden_size"),
-    ({"hidden_size": 2**40}, "hidden_size"),
-    ({"num_hidden_layers": 10**9}, "num_hidden_layers"),
-    ({"num_hidden_layers": 0}, "num_hidden_layers"),
-    ({"vocab_size": 0}, "vocab_size"),
-    ({"intermediate_size": -1}, "intermediate_size"),
-    ({"rms_norm_eps": -1e-5}, "rms_norm_eps"),
-    ({"rms_norm_eps": "1e-5"}, "rms_norm_eps"),
-    ({"rope_theta": float("nan")}, "rope_theta"),
-    ({"rope_theta": float("inf")}, "rope_theta"),
-    ({"rope_theta": 0}, "rope_theta"),
-    ({"max_position_embeddings": 0}, "max_position_embeddings"),
-    ({"tie_word_embeddings": "yes"}, "tie_word_embeddings"),
-    ({"torch_dtype": "int8"}, "torch_dtype"),
-    ({"dtype": "float64"}, "dtype"),
-    ({"hidden_act": "gelu"}, "hidden_act"),
-    ({"architectures": ["MambaForCausalLM"]}, "MambaForCausalLM"),
-    ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),
-    ({"architectures": "LlamaForCausalLM"}, "architectures"),
-    ({"architectures": None, "model_type": "gpt2"}, "gpt2"),
-    ({"quantization_config": {"quant_method": "gptq"}}, "gptq"),
-    ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
-    ({"eos_token_id": -1}, "eos_token_id"),
-    ({"eos_token_id": ["2"]}, "eos_token_id"),
-    ({"rope_scaling": []}, "rope_scaling"),
-    ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "dynamic"),
-    ({"rope_scaling": {"rope_type": "longrope"}}, "longrope"),
-    ({"rope_scaling": {"rope_type": 3}}, "rope_type"),
-    ({"rope_scaling": {"type": "linear"}}, "factor is missing"),
-    ({"rope_scaling": {"type": "linear", "factor": 0.5}}, "factor"),
-    ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "low_freq_factor"),
-    (
-        {"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0, "high_freq_factor": 4.0}},
-        "high_freq_factor",
-    ),
-    ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "rope_parameters"),
-]
-
-
-@pytest.mark.parametrize(("overrides", "name"), BROKEN, ids=[str(case[0])[:60] for case in BROKEN])
-def test_broken_values_are_refused_by_name(overrides, name):
-    with pytest.raises(ModelFormatError, match=name):
-        arch_from_huggingface(tiny_config("llama", **overrides), {})
+ARCH = arch_from_huggingface(tiny_config("llama"), {})
 
 
 @pytest.mark.parametrize(
-    ("family", "overrides", "name"),
+    ("changes", "message"),
     [
-        ("mistral", {"sliding_window": 0}, "sliding_window"),
-        ("mistral", {"sliding_window": "all"}, "sliding_window"),
-        ("qwen2", {"use_sliding_window": 1}, "use_sliding_window"),
-        ("qwen2", {"layer_types": ["full_attention"]}, "layer_types"),
-        ("qwen2", {"layer_types": ["full_attention"] * 2 + ["linear_attention"]}, "linear_attention"),
-        ("qwen3", {"layer_types": ["sliding_attention"] * 3}, "sliding_window"),
+        ({"num_heads": 5, "num_kv_heads": 2}, "5 attention heads cannot share 2 KV heads"),
+        ({"num_heads": 1, "num_kv_heads": 5}, "not a multiple"),
+        ({"head_dim": 23}, "head_dim=23: must be even"),
     ],
 )
-def test_broken_windows_are_refused_by_name(family, overrides, name):
-    with pytest.raises(ModelFormatError, match=name):
-        arch_from_huggingface(tiny_config(family, **overrides), {})
+def test_sizes_that_do_not_go_together_are_refused(changes, message):
+    with pytest.raises(ModelFormatError, match=message):
+        replace(ARCH, **changes)
 
 
-def test_defaults_are_those_of_transformers():
-    """A config.json that leaves out all it may."""
-    needed = ("architectures", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
-    for family, head_dim, window, positions in (
-        ("llama", 24, None, 2048), ("mistral", 24, 4096, 131072),
-        ("qwen2", 24, None, 32768), ("qwen3", 128, None, 32768),
-    ):  # fmt: skip
-        values = {name: tiny_config(family)[name] for name in needed} | {"num_attention_heads": 5}
-        arch = arch_from_huggingface(values, {})
-        assert (arch.head_dim, arch.kv_groups[0].window, arch.max_position) == (head_dim, window, positions)
-        assert (arch.num_kv_heads, arch.rms_norm_eps, arch.tie_embeddings, arch.dtype) == (5, 1e-6, False, "float32")
-        assert arch.rope == RopeConfig()
-        assert (arch.qkv_bias, arch.output_bias, arch.mlp_bias) == (family == "qwen2", False, False)
+@pytest.mark.parametrize("layers", [(0, 1), (0, 1, 2, 3), (0, 1, 1)])
+def test_each_layer_is_in_one_group(layers):
+    """ARCH has three layers; a group that lacks one, or has one twice, is our own bug."""
+    with pytest.raises(AssertionError):
+        replace(ARCH, kv_groups=(KVGroup(layers, None),))
+    with pytest.raises(AssertionError):
+        replace(ARCH, kv_groups=(KVGroup((0, 1), None), KVGroup((1, 2), 8)))
 
 
-def test_transformers_5_spelling():
-    old = tiny_config("llama", rope_theta=5e5, rope_scaling={"type": "linear", "factor": 2.0}, torch_dtype="bfloat16")
-    new = {k: v for k, v in old.items() if k not in ("rope_theta", "rope_scaling", "torch_dtype")}
-    new |= {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 5e5}, "dtype": "bfloat16"}
-    assert arch_from_huggingface(old, {}) == arch_from_huggingface(new, {})
+def test_layers_of_one_window_are_a_group():
+    groups = group_layers([None, 8, None, 8, 16], max_position=100)
+    assert groups == (KVGroup((0, 2), None), KVGroup((1, 3), 8), KVGroup((4,), 16))
 
 
-def test_a_window_as_long_as_the_model_is_none():
-    assert arch_from_huggingface(tiny_config("mistral", sliding_window=2048), {}).kv_groups[0].window is None
-    assert arch_from_huggingface(tiny_config("mistral", sliding_window=2047), {}).kv_groups[0].window == 2047
-
-
-def test_a_stretched_context_has_more_positions():
-    yarn = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048}
-    assert arch_from_huggingface(tiny_config("qwen2", rope_scaling=yarn), {}).max_position == 8192
-    llama3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-    assert arch_from_huggingface(tiny_config("llama", rope_scaling=llama3), {}).max_position == 2048
-
-
-def test_eos_of_the_generation_config_counts_first():
-    values = tiny_config("llama", eos_token_id=5)
-    assert arch_from_huggingface(values, {}).eos_ids == (5,)
-    assert arch_from_huggingface(values, {"eos_token_id": [7, 0, 7]}).eos_ids == (7, 0)
-
-
-def test_yarn_attention_factor():
-    assert yarn_attention_factor(1.0) == 1.0
-    assert yarn_attention_factor(4.0) == pytest.approx(1.1386294)
-    assert yarn_attention_factor(40.0, 0.707, 0.707) == 1.0
-
-
-def test_frequencies():
-    np.testing.assert_allclose(inverse_frequencies(RopeConfig(theta=100.0), 4), [1.0, 0.1], rtol=1e-6)
-    divided = inverse_frequencies(RopeConfig(theta=100.0), 4, np.array([1.0, 4.0], np.float32))
-    np.testing.assert_allclose(divided, [1.0, 0.025], rtol=1e-6)
-    linear = inverse_frequencies(RopeConfig("linear", 100.0, 4.0), 4)
-    np.testing.assert_allclose(linear, [0.25, 0.025], rtol=1e-6)
-
-
-# GGUF
-
-METADATA = {
-    "general.architecture": "llama",
-    "llama.block_count": 2,
-    "llama.context_length": 512,
-    "llama.embedding_length": 48,
-    "llama.feed_forward_length": 64,
-    "llama.attention.head_count": 4,
-    "llama.attention.head_count_kv": 2,
-    "llama.attention.layer_norm_rms_epsilon": 1e-5,
-    "llama.vocab_size": 90,
-    "tokenizer.ggml.eos_token_id": 2,
-    "tokenizer.ggml.eot_token_id": 7,
-}
-TENSORS = {
-    "token_embd.weight": TensorInfo("token_embd.weight", (90, 48), "Q8_0"),
-    "blk.0.attn_q.weight": TensorInfo("blk.0.attn_q.weight", (48, 48), "Q4_1"),
-}
-
-
-def test_gguf_metadata():
-    arch = arch_from_gguf(METADATA, TENSORS)
-    assert (arch.family, arch.vocab_size, arch.head_dim, arch.num_kv_heads) == ("llama", 90, 12, 2)
-    assert (arch.tie_embeddings, arch.dtype, arch.eos_ids, arch.max_position) == (True, "bfloat16", (2, 7), 512)
-    plain = TENSORS | {
-        "blk.0.attn_q.weight": TensorInfo("", (48, 48), "F32"),
-        "output.weight": TensorInfo("", (90, 48), "F32"),
-    }
-    arch = arch_from_gguf(METADATA, plain)
-    assert (arch.tie_embeddings, arch.dtype) == (False, "float32")
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("general.architecture", "mamba"),
-        ("general.architecture", None),
-        ("llama.block_count", 10**9),
-        ("llama.block_count", [2, 2]),
-        ("llama.attention.head_count", 0),
-        ("llama.attention.head_count", 5),
-        ("llama.attention.head_count_kv", 2**63),
-        ("llama.attention.head_count_kv", 3),
-        ("llama.attention.key_length", 13),
-        ("llama.attention.value_length", 16),
-        ("llama.rope.dimension_count", 6),
-        ("llama.rope.freq_base", float("nan")),
-        ("llama.rope.scaling.type", "longrope"),
-        ("llama.attention.layer_norm_rms_epsilon", None),
-        ("llama.vocab_size", 89),
-        ("llama.vocab_size", 91),
-        ("llama.expert_count", 8),
-        ("llama.context_length", "512"),
-        ("tokenizer.ggml.tokens", ["x"] * 91),
-        ("tokenizer.ggml.eos_token_id", -1),
-    ],
-)
-def test_broken_gguf_metadata_are_refused_by_name(key, value):
-    with pytest.raises(ModelFormatError, match="head_count_kv|head_dim" if value in (3, 13) else key):
-        arch_from_gguf(METADATA | {key: value}, TENSORS)
-
-
-def test_a_gguf_without_embedding_is_refused():
-    with pytest.raises(ModelFormatError, match=r"token_embd\.weight"):
-        arch_from_gguf(METADATA, {})
-
-
-# Files
-
-
-def test_paths_that_are_no_model(tmp_path):
-    with pytest.raises(ModelNotFoundError, match="nowhere"):
-        read_arch(tmp_path / "nowhere")
-    with pytest.raises(ModelFormatError, match=r"config\.json"):
-        read_arch(tmp_path)
-
-
-@pytest.mark.parametrize(
-    "text", ["", "[]", "{", "null", "[" * 5000, '{"a":' * 5000, '{"vocab_size": NaN}', '{"a": 1, "a": 2}', "\xff\xfe"]
-)
-def test_a_config_that_is_no_json_object(tmp_path, text):
-    (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
-    with pytest.raises(ModelFormatError, match=r"config\.json"):
-        read_arch(tmp_path)
-
-
-def test_dtype_of_the_weights_where_the_config_has_none(tmp_path):
-    path = tiny_model_dir(tmp_path, torch_dtype=None)
-    assert read_arch(path).dtype == "float32"
-
-
-def write_generation(path: Path, values: object) -> Path:
-    (path / "generation_config.json").write_text(json.dumps(values))
-    return path
-
-
-def test_generation_defaults(tmp_path):
-    assert generation_defaults(tmp_path) == {}
-    given = {"temperature": 0.7, "top_k": 20, "top_p": 0.8, "repetition_penalty": 1.05, "eos_token_id": 2}
-    expected = {name: value for name, value in given.items() if name != "eos_token_id"}
-    assert generation_defaults(write_generation(tmp_path, given | {"do_sample": True})) == expected
-    assert generation_defaults(write_generation(tmp_path, given | {"min_p": None})) == expected
-    assert generation_defaults(write_generation(tmp_path, given | {"do_sample": False})) == {}
-    assert generation_defaults(tmp_path / "model.gguf") == {}
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("temperature", -1), ("temperature", "0.7"), ("top_k", 1.5), ("top_p", 0), ("top_p", 1.1), ("min_p", 2),
-     ("repetition_penalty", 0), ("do_sample", "no")],
-)  # fmt: skip
-def test_broken_generation_defaults_are_refused_by_name(tmp_path, name, value):
-    with pytest.raises(ModelFormatError, match=name):
-        generation_defaults(write_generation(tmp_path, {name: value}))
-
-
-def test_weight_bytes_of_the_built_in_model(smollm2_path):
-    arch = read_arch(smollm2_path)
-    assert arch.eos_ids == (2,)
-    num_values = 49152 * 576 + 30 * (2 * 576 * 576 + 2 * 192 * 576 + 3 * 576 * 1536)
-    norms = 61 * 576
-    assert weight_bytes(arch, Precision("bfloat16")) == 2 * num_values + 4 * norms
-    assert weight_bytes(arch, Precision("float32")) == 4 * (num_values + norms)
-    # The file has the embedding in Q8_0 (34 bytes for 32 values) and all else in Q4_1 (20 bytes for 32).
-    head, rest = 49152 * 576, num_values - 49152 * 576
-    stored = read_model(smollm2_path).stored
-    assert weight_bytes(arch, Precision("bfloat16", None), stored) == head * 34 // 32 + rest * 20 // 32 + 4 * norms
-    # Groups of 64 with a scale of 2 bytes; groups of 32 with two.
-    assert weight_bytes(arch, Precision("bfloat16", "int8"), stored) == num_values * 66 // 64 + 4 * norms
-    assert weight_bytes(arch, Precision("bfloat16", "int4")) == head * 66 // 64 + rest * 20 // 32 + 4 * norms
+def test_a_window_that_spans_every_position_is_none():
+    assert group_layers([99, 100, 101], max_position=100) == (KVGroup((0,), 99), KVGroup((1, 2), None))
+    assert group_layers([], max_position=100) == ()

@@ -1,26 +1,13 @@
-"""RoPE frequencies: the same 32-bit words on every processor, and the correctly rounded ones."""
+"""RoPE frequencies: the recorded 32-bit words, the correctly rounded ones, and how each kind scales them."""
 
-import os
-import subprocess
-import sys
 from decimal import Decimal, localcontext
 
 import numpy as np
 import pytest
 
-from octavo.models.rope import RopeConfig, inverse_frequencies
+from octavo.models.rope import RopeConfig, inverse_frequencies, yarn_attention_factor
+from tests.support.rope_cases import CASES
 
-LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position": 8192}
-YARN = {"factor": 4.0, "original_max_position": 32768, "attention_factor": 1.1386294}
-CASES = {
-    "llama-2": (RopeConfig(), 128),
-    "qwen2": (RopeConfig(theta=1e6), 64),
-    "qwen3": (RopeConfig(theta=1e6), 128),
-    "smollm2": (RopeConfig(theta=1e5), 64),
-    "llama-3.1": (RopeConfig("llama3", theta=5e5, **LLAMA3), 128),
-    "linear": (RopeConfig("linear", factor=4.0), 96),
-    "yarn": (RopeConfig("yarn", theta=1e6, **YARN), 128),
-}
 # The tables as 32-bit words in hexadecimal. Their powers are those of arithmetic with 60 digits (see below).
 WORDS = {
     "llama-2": (
@@ -92,15 +79,15 @@ def test_powers_are_rounded_once(theta, head_dim):
     np.testing.assert_array_equal(inverse_frequencies(RopeConfig(theta=theta), head_dim), expected)
 
 
-def test_tables_do_not_depend_on_vector_instructions():
-    """A process whose NumPy has all optional instruction sets switched off makes the same tables."""
-    from numpy._core._multiarray_umath import __cpu_dispatch__, __cpu_features__
+def test_yarn_attention_factor():
+    assert yarn_attention_factor(1.0) == 1.0
+    assert yarn_attention_factor(4.0) == pytest.approx(1.1386294)
+    assert yarn_attention_factor(40.0, 0.707, 0.707) == 1.0
 
-    optional = [name for name in __cpu_dispatch__ if __cpu_features__.get(name)]
-    code = (
-        "from octavo.models.rope import *\n"
-        f"for case in {list(CASES.values())!r}: print(inverse_frequencies(*case).tobytes().hex())"
-    )
-    environment = os.environ | {"NPY_DISABLE_CPU_FEATURES": " ".join(optional)}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
-    assert done.stdout.split() == [inverse_frequencies(*case).tobytes().hex() for case in CASES.values()]
+
+def test_frequencies():
+    np.testing.assert_allclose(inverse_frequencies(RopeConfig(theta=100.0), 4), [1.0, 0.1], rtol=1e-6)
+    divided = inverse_frequencies(RopeConfig(theta=100.0), 4, np.array([1.0, 4.0], np.float32))
+    np.testing.assert_allclose(divided, [1.0, 0.025], rtol=1e-6)
+    linear = inverse_frequencies(RopeConfig("linear", 100.0, 4.0), 4)
+    np.testing.assert_allclose(linear, [0.25, 0.025], rtol=1e-6)

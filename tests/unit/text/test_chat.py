@@ -1,148 +1,16 @@
-"""Chat templates: the prompts of transformers, where templates are found, and what a request may and may not say."""
+"""Messages to a prompt: what the template says of them, and what a request may and may not say beside them."""
 
-import json
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from octavo.errors import ModelFormatError, RequestError, UnsupportedError
+from octavo.errors import RequestError
 from octavo.text.chat import ChatTemplate
-from octavo.text.meter import RenderLimits
-from octavo.text.template_text import TemplateText, template_text_from_directory, template_text_from_gguf
-from octavo.weights.open import open_checkpoint
-from tests.support.chat_templates import FEATURES, TEMPLATES, TOOLS, conversations
-
-USER = [{"role": "user", "content": "Hi"}]
-SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
-ROOMY = RenderLimits(seconds=20.0)  # these are not about time, and the machine is shared
-
-
-def template(source: str, **special: str) -> ChatTemplate:
-    return ChatTemplate({"default": source}, special or SPECIAL, limits=ROOMY)
-
-
-def _compiled(text: TemplateText | None) -> ChatTemplate | None:
-    return None if text is None else ChatTemplate(text.sources, text.special_tokens)
-
-
-def by_transformers(source: str, messages: list[Any], tools: list[Any] | None, **kwargs: Any) -> str | None:
-    """transformers' prompt; None where the template raises."""
-    from jinja2 import TemplateError
-    from transformers.utils.chat_template_utils import render_jinja_template
-
-    try:
-        prompts, _ = render_jinja_template([messages], tools, chat_template=source, **SPECIAL, **kwargs)
-    except (TemplateError, TypeError):
-        return None
-    return str(prompts[0])
-
-
-def ours(compiled: ChatTemplate, messages: list[Any], tools: list[Any] | None, **kwargs: Any) -> str | None:
-    try:
-        return compiled.render(messages, tools=tools, **kwargs)
-    except RequestError:
-        return None
-
-
-class TestTransformers:
-    @pytest.mark.parametrize("name", TEMPLATES)
-    @pytest.mark.parametrize("add_generation_prompt", [True, False])
-    def test_prompts_of_50_conversations(self, name: str, add_generation_prompt: bool) -> None:
-        compiled = template(TEMPLATES[name])
-        num_refused = 0
-        for messages, tools in conversations(50):
-            theirs = by_transformers(TEMPLATES[name], messages, tools, add_generation_prompt=add_generation_prompt)
-            assert ours(compiled, messages, tools, add_generation_prompt=add_generation_prompt) == theirs
-            num_refused += theirs is None
-        assert num_refused < 40
-
-    @pytest.mark.parametrize("kwargs", [{"enable_thinking": False}, {"enable_thinking": True}, {"nonsense": [1]}])
-    def test_kwargs(self, kwargs: dict[str, Any]) -> None:
-        for messages, tools in conversations(10, seed=2):
-            theirs = by_transformers(TEMPLATES["qwen"], messages, tools, add_generation_prompt=True, **kwargs)
-            assert template(TEMPLATES["qwen"]).render(messages, tools=tools, kwargs=kwargs) == theirs
-
-    def test_smollm2(self, smollm2_path: Path) -> None:
-        checkpoint = open_checkpoint(smollm2_path)
-        compiled = _compiled(template_text_from_gguf(checkpoint.metadata))
-        source = checkpoint.metadata["tokenizer.chat_template"]
-        checkpoint.close()
-        assert compiled is not None
-        for messages, _ in conversations(50):
-            theirs = by_transformers(str(source), messages, None, add_generation_prompt=True)
-            assert compiled.render(messages) == theirs
-
-    @pytest.mark.parametrize("source", FEATURES)
-    def test_single_features(self, source: str) -> None:
-        theirs = by_transformers(source, USER, None)
-        if source == "{{ lipsum is defined }}":  # the one global that we leave out: a generator of nonsense
-            theirs = "False"
-        assert template(source).render(USER) == theirs
+from tests.support.chat_templates import ROOMY, SPECIAL, TEMPLATES, USER, template
 
 
 class TestMessages:
-    @pytest.mark.parametrize(
-        ("messages", "message"),
-        [
-            ([], "messages: the list is empty"),
-            ("Hi", "messages: expected a list, found str"),
-            ({"role": "user"}, "messages: expected a list, found dict"),
-            (None, "messages: expected a list, found NoneType"),
-            ([USER[0]] * 40_000, "messages: 40000 messages; at most 32768 are allowed"),
-            (["Hi"], r"messages\[0\]: expected an object, found str"),
-            ([{"content": "Hi"}], r"messages\[0\].role: None is not a role"),
-            ([{"role": 3, "content": "Hi"}], r"messages\[0\].role: 3"),
-            ([{"role": "", "content": "Hi"}], r"messages\[0\].role: ''"),
-            ([*USER, {"role": "user"}], r"messages\[1\].content: expected a string or a list of parts, found nothing"),
-            ([{"role": "user", "content": 3}], r"messages\[0\].content: .*found int"),
-            ([{"role": "user", "content": {"text": "x"}}], r"messages\[0\].content: .*found dict"),
-            ([{"role": "user", "content": ["x"]}], r"messages\[0\].content\[0\]: expected an object with a type"),
-            ([{"role": "user", "content": [{"type": "text"}]}], r"content\[0\].text: expected a string"),
-            ([{"role": "user", "content": "x", "extra": object()}], "messages: object is not a JSON value"),
-            ([{"role": "user", "content": "x", 3: "y"}], "a key that is not a string"),
-        ],
-    )
-    def test_refused(self, messages: Any, message: str) -> None:
-        with pytest.raises(RequestError, match=message) as caught:
-            template(TEMPLATES["chatml"]).render(messages)
-        assert caught.value.param == "messages"
-
-    @pytest.mark.parametrize("type", ["image_url", "input_audio", "video", "file"])
-    def test_parts_that_are_not_text(self, type: str) -> None:
-        with pytest.raises(UnsupportedError, match=rf"content\[0\]: parts of type '{type}' are not supported"):
-            template(TEMPLATES["chatml"]).render(
-                [{"role": "user", "content": [{"type": type, type: {"url": "file:///"}}]}]
-            )
-
-    def test_nested_too_deep(self) -> None:
-        value: Any = "x"
-        for _ in range(200):
-            value = [value]
-        with pytest.raises(RequestError, match="nested more than 64 levels"):
-            template(TEMPLATES["chatml"]).render([{"role": "user", "content": "x", "extra": value}])
-
-    def test_parts_become_lines_where_the_template_wants_text(self) -> None:
-        parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
-        expected = template(TEMPLATES["chatml"]).render([{"role": "user", "content": "one\ntwo"}])
-        assert template(TEMPLATES["chatml"]).render([{"role": "user", "content": parts}]) == expected
-
-    MACRO = "{% macro m(content) %}{% for p in content %}{{ p.text }}+{% endfor %}{% endmacro %}"
-
-    @pytest.mark.parametrize(
-        "source",
-        [
-            "{% for m in messages %}{% for p in m.content %}{{ p.text }}+{% endfor %}{% endfor %}",
-            "{% for m in messages %}{% for p in m['content'] | list %}{{ p['text'] }}+{% endfor %}{% endfor %}",
-            "{% for m in messages %}{% set c = m.content %}{% for p in c %}{{ p.text }}+{% endfor %}{% endfor %}",
-            MACRO + "{{ m(messages[0].content) }}",
-        ],
-    )  # fmt: skip
-    def test_parts_stay_where_the_template_loops_over_them(self, source: str) -> None:
-        parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
-        assert template(source).render([{"role": "user", "content": parts}]) == "one+two+"
-
     def test_content_may_be_missing_beside_tool_calls(self) -> None:
         calls = [{"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}]
         prompt = template(TEMPLATES["qwen"]).render(
@@ -158,16 +26,6 @@ class TestMessages:
     def test_what_the_template_fails_on(self) -> None:
         with pytest.raises(RequestError, match="fails on them: TypeError"):
             template("{{ 1 + messages[0].content }}").render(USER)
-
-    def test_values_are_copies_of_plain_types(self) -> None:
-        class Text(str):
-            __slots__ = ()
-
-            def secret(self) -> str:
-                return "secret"
-
-        prompt = template("{{ messages[0].content.secret }}").render([{"role": "user", "content": Text("x")}])
-        assert prompt == ""
 
 
 class TestKwargs:
@@ -206,78 +64,6 @@ class TestKwargs:
     def test_tools(self, tools: Any) -> None:
         with pytest.raises(RequestError, match="tools: expected a list of objects"):
             template(TEMPLATES["chatml"]).render(USER, tools=tools)
-
-
-class TestWhereTemplatesAre:
-    def test_config_as_text(self, tmp_path: Path) -> None:
-        config = {"chat_template": "{{ bos_token }}{{ messages[0].content }}", "bos_token": {"content": "<s>"}}
-        (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-        compiled = _compiled(template_text_from_directory(tmp_path))
-        assert compiled is not None
-        assert compiled.render(USER) == "<s>Hi"
-
-    def test_config_as_list(self, tmp_path: Path) -> None:
-        named = [{"name": "default", "template": "plain"}, {"name": "tool_use", "template": "tools"}]
-        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
-        compiled = _compiled(template_text_from_directory(tmp_path))
-        assert compiled is not None
-        assert compiled.render(USER) == "plain"
-        assert compiled.render(USER, tools=[]) == "plain"
-        assert compiled.render(USER, tools=TOOLS) == "tools"
-
-    def test_files_win(self, tmp_path: Path) -> None:
-        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": "config"}))
-        (tmp_path / "chat_template.jinja").write_text("file é", encoding="utf-8")
-        (tmp_path / "additional_chat_templates").mkdir()
-        (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text("tools")
-        compiled = _compiled(template_text_from_directory(tmp_path))
-        assert compiled is not None
-        assert compiled.render(USER) == "file é"
-        assert compiled.render(USER, tools=TOOLS) == "tools"
-
-    @pytest.mark.parametrize("config", [{}, {"chat_template": None}, {"chat_template": ""}, {"chat_template": []}])
-    def test_none(self, config: dict[str, Any], tmp_path: Path) -> None:
-        (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-        assert template_text_from_directory(tmp_path) is None
-        assert template_text_from_gguf({}) is None
-
-    def test_gguf(self) -> None:
-        metadata: dict[str, object] = {
-            "tokenizer.ggml.tokens": ["<u>", "<s>", "</s>", "<p>"],
-            "tokenizer.ggml.bos_token_id": 1,
-            "tokenizer.ggml.eos_token_id": 2,
-            "tokenizer.ggml.padding_token_id": 3,
-            "tokenizer.chat_template": "{{ bos_token }}{{ eos_token }}{{ pad_token }}{{ unk_token }}",
-            "tokenizer.chat_template.tool_use": "tools",
-        }
-        compiled = _compiled(template_text_from_gguf(metadata))
-        assert compiled is not None
-        assert compiled.render(USER) == "<s></s><p>"
-        assert compiled.render(USER, tools=TOOLS) == "tools"
-
-    @pytest.mark.parametrize(
-        ("value", "message"),
-        [
-            (3, "chat_template: expected a string or a list, found int"),
-            ([{"name": "x"}], "an entry without a name"),
-            ([{"name": "rag", "template": "x"}], "chat_template: none is called default, only rag"),
-            ("{% for %}", "does not compile"),
-            ("{{ x | no_such_filter }}", "No filter named 'no_such_filter'"),
-            ("{% include 'x' %}", "Include is not offered"),
-            ("{% import 'x' as y %}", "Import is not offered"),
-            ("{% extends 'x' %}", "Extends is not offered"),
-            ("{% autoescape true %}{% endautoescape %}", "is not offered"),
-            ("x" * 70_000, "longer than"),
-            ("{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}", "too deeply nested"),
-            ("{{ " + "not " * 3000 + "1 }}", "too deeply nested"),
-            ("{{ x" + ".a" * 3000 + " }}", "too deeply nested"),
-            ("{% if x %}" * 300 + "{% endif %}" * 300, "compile"),
-        ],
-    )
-    def test_broken(self, value: Any, message: str, tmp_path: Path) -> None:
-        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": value}))
-        with pytest.raises(ModelFormatError, match=message):
-            _compiled(template_text_from_directory(tmp_path))
 
 
 def test_the_clock() -> None:

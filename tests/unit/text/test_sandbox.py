@@ -1,92 +1,16 @@
-"""Hostile chat templates: none reaches Python, none takes long, none takes much memory."""
+"""Hostile chat templates: none reaches Python, and what would take gigabytes is refused before it is done.
 
-import os
-import subprocess
-import sys
-import threading
-import time
+That none takes long or much memory is measured in tests/integration/text/test_template_bombs.py.
+"""
+
 from pathlib import Path
 
 import pytest
 
 from octavo.errors import ModelFormatError, OctavoError, RequestError
 from octavo.text.chat import ChatTemplate
-from octavo.text.meter import RenderLimits
-
-USER = [{"role": "user", "content": "Hi"}]
-
-# Published server-side template injections and their relatives. CMD stands for a shell command that writes a file.
-PAYLOADS = """
-{{ ''.__class__.__mro__[1].__subclasses__() }}
-{{ ''.__class__.__base__.__subclasses__()[140]('CMD', shell=True) }}
-{{ ''['__class__']['__mro__'][1]['__subclasses__']() }}
-{{ ''|attr('__class__')|attr('__mro__')|last|attr('__subclasses__')() }}
-{{ ''|attr('\\x5f\\x5fclass\\x5f\\x5f') }}
-{{ [].__class__.__base__.__subclasses__()[104].__init__.__globals__['sys'].modules['os'].system('CMD') }}
-{{ self.__init__.__globals__.__builtins__.__import__('os').popen('CMD').read() }}
-{{ self._TemplateReference__context.cycler.__init__.__globals__.os.popen('CMD').read() }}
-{{ self._TemplateReference__context.joiner.__init__.__globals__.os.popen('CMD').read() }}
-{{ self._TemplateReference__context.namespace.__init__.__globals__.os.popen('CMD').read() }}
-{{ cycler.__init__.__globals__.os.popen('CMD').read() }}
-{{ joiner.__init__.__globals__.os.popen('CMD').read() }}
-{{ namespace.__init__.__globals__.os.popen('CMD').read() }}
-{{ lipsum.__globals__['os'].popen('CMD').read() }}
-{{ lipsum.__globals__.os.system('CMD') }}
-{{ range.__globals__ }}
-{{ dict.__base__.__subclasses__() }}
-{{ dict.mro() }}
-{{ raise_exception.__globals__['os'] }}
-{{ raise_exception.__code__ }}
-{{ strftime_now.func.__globals__ }}
-{{ strftime_now.__self__ }}
-{{ (strftime_now.args | first).__self__ }}
-{{ messages.__class__.__init__.__globals__ }}
-{{ messages.append('x') }}
-{{ messages[0].update({'role': 'x'}) }}
-{{ messages[0].clear() }}
-{{ '{0.__class__.__mro__}'.format('') }}
-{{ '{x.__class__.__init__.__globals__}'.format(x=cycler) }}
-{{ '{0.__class__}'.format_map({'0': ''}) }}
-{{ ('{0.__cl' ~ 'ass__}').format('') }}
-{{ ('{0.__class__}' | safe).format('') }}
-{{ [''.__class__] | map(attribute='__mro__') | list }}
-{{ [messages] | map(attribute='__class__.__init__') | list }}
-{{ ['{0.__class__}'] | map('format', '') | list }}
-{{ 'x' | attr('format') }}
-{{ ['a'] | map('attr', '__class__') | list }}
-{{ [cycler] | sort(attribute='__init__.__globals__') }}
-{% set x = namespace(__class__=1) %}{{ x.__class__ }}
-{% set ns = namespace() %}{% set ns.__init__ = 1 %}{{ ns.__dict__ }}
-{% macro m() %}{% endmacro %}{{ m._environment }}{{ m.__globals__ }}{{ m._func.__globals__ }}
-{% for i in [1] %}{{ loop._iterator.gi_frame.f_globals }}{{ loop.__class__ }}{{ loop._iterator }}{% endfor %}
-{% set g = messages | map('upper') %}{{ g.gi_frame.f_builtins }}{{ g.gi_code }}
-{% include '/etc/passwd' %}
-{% import 'os' as os %}{{ os.system('CMD') }}
-{% extends '/etc/passwd' %}
-{{ get_flashed_messages.__globals__.__builtins__.open('/etc/passwd').read() }}
-{{ url_for.__globals__.os.system('CMD') }}
-{{ config.items() }}{{ request.application.__globals__ }}
-{{ __builtins__ }}{{ __import__('os').system('CMD') }}{{ open('/etc/passwd').read() }}
-{{ environment }}{{ context }}{{ resolve }}{{ exec('CMD') }}{{ eval('1') }}
-{{ 'os' | import }}
-{{ x.__class__ }}{{ undefined_thing.__init__.__globals__ }}
-{{ (1).__class__.__base__.__subclasses__() }}{{ none.__class__ }}{{ true.__class__.__mro__ }}
-{{ 'a'.encode().__class__ }}{{ 'a'.translate({97: 'b'}) }}{{ {}.fromkeys([1]) }}
-{{ messages[0].get.__self__ }}{{ ''.join.__self__ }}{{ ''.join.__objclass__ }}
-""".strip().splitlines()
-
-# What must not be in a prompt: a name that only Python's inside has. (None of the payloads spells one of these.)
-INSIDES = (
-    "<class '",
-    "built-in function",
-    "<module",
-    "<code",
-    "<frame",
-    " object at 0x",
-    "root:",
-    "'sys'",
-    "__build_class__",
-)
+from tests.support.chat_templates import USER
+from tests.support.hostile_templates import BOMBS, INSIDES, PAYLOADS
 
 
 @pytest.mark.parametrize("payload", PAYLOADS)
@@ -112,235 +36,36 @@ def test_injections_in_messages_are_text() -> None:
         assert text == payload
 
 
-def sixty(start: str, step: str, end: str = "") -> str:
-    """A value `n.a` that is made into another sixty times."""
-    return f"{{% set n = namespace(a={start}) %}}{{% for i in range(60) %}}{{% set n.a = {step} %}}{{% endfor %}}{end}"
+def test_errors_show_no_addresses() -> None:
+    for source in ("{{ range }}", "{{ messages.index }}", "{{ messages | map('upper') }}", "{{ cycler() + 1 }}"):
+        with pytest.raises(RequestError) as caught:
+            ChatTemplate({"default": source}, {}).render(USER)
+        assert "0x" not in str(caught.value)
 
 
-def loops(body: str, times: int = 99_999) -> str:
-    """Two loops, one in the other."""
-    return f"{{% for i in range({times}) %}}{{% for j in range({times}) %}}{body}{{% endfor %}}{{% endfor %}}"
-
-
-# Each takes minutes or gigabytes in a plain sandbox.
-BOMBS = {
-    "nested loops": "{% for i in range(2000) %}{% for j in range(2000) %}{% for k in range(2000) %}"
-    "{% endfor %}{% endfor %}{% endfor %}",
-    "wide loops": loops("{% if j > i %}{% endif %}"),
-    "loops that write": loops("xxxxxxxxxxxxxxxx"),
-    "loops in a set block": "{% set x %}" + loops("x") + "{% endset %}",
-    "recursive loop": "{% for i in range(900) recursive %}{{ loop(range(900)) if loop.depth < 9 }}{% endfor %}",
-    "loop with filter": "{% for i in range(99999) if not range(99999) | list %}{% endfor %}",
-    "loop over a string": "{% for c in 'x' * 8000000 %}{% for d in 'x' * 8000000 %}{% endfor %}{% endfor %}",
-    "macro": "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(50) }}",
-    "endless macro": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
-    "macro that grows": "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% else %}xxxxxxxx{% endif %}"
-    "{% endmacro %}{{ f(28) | length }}",
-    "block": "{% block a %}{{ self.a() }}{{ self.a() }}{% endblock %}",
-    "times": "{{ 'x' * 300000000 }}",
-    "times from the left": "{{ 300000000 * 'x' }}",
-    "times, unused": "{% set x = 'x' * 300000000 %}",
-    "times a list": "{{ [0] * 300000000 }}",
-    "times of times": "{{ ('x' * 1000000) * 1000000 }}",
-    "doubling": sixty("'xx'", "n.a + n.a", "{{ n.a | length }}"),
-    "doubling with ~": sixty("'xx'", "n.a ~ n.a", "{{ n.a | length }}"),
-    "doubling lists": sixty("[1]", "n.a + n.a"),
-    "doubling in format": sixty("'xx'", "'{0}{0}'.format(n.a)"),
-    "doubling in %": sixty("'xx'", "'%s%s' % (n.a, n.a)"),
-    "doubling in join": sixty("'xx'", "[n.a, n.a] | join"),
-    "doubling in replace": sixty("'xx'", "n.a.replace('x', 'xx')"),
-    "lists of lists": sixty("[1]", "[n.a, n.a]", "{{ n.a }}"),
-    "dicts of dicts": sixty("{}", "{'a': n.a, 'b': n.a}", "{{ n.a | tojson }}"),
-    "dict() of dict()": sixty("{}", "dict(a=n.a, b=n.a)", "{{ n.a | string }}"),
-    "views of views": sixty("{}", "{'a': n.a.items(), 'b': n.a.items()}", "{{ n.a }}"),
-    "namespaces": sixty("1", "namespace(a=n.a, b=n.a)", "{{ n.a }}"),
-    "equal trees": "{% set n = namespace(a=[1], b=[1]) %}{% for i in range(60) %}{% set n.a = [n.a, n.a] %}"
-    "{% set n.b = [n.b, n.b] %}"
-    "{% endfor %}{{ n.a == n.b }}",
-    "deep tuple": sixty("()", "(n.a,)", "{{ {n.a: 1} | length }}").replace("range(60)", "range(90000)"),
-    "deep list": sixty("[]", "[n.a]", "{{ n.a }}").replace("range(60)", "range(90000)"),
-    "power": "{{ 9 ** 99999999 }}",
-    "power of power": "{{ ((9 ** 999) ** 999) ** 999 }}",
-    "product": sixty("7", "n.a * n.a", "{{ n.a }}"),
-    "join method": "{{ ('x' * 100000).join(range(99999) | map('string')) | length }}",
-    "join filter": "{{ range(99999) | join('x' * 100000) | length }}",
-    "join of copies": "{{ (['x' * 1000000] * 10000) | join | length }}",
-    "join of a string": "{{ ('x' * 4000000) | join('yyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyy') | length }}",
-    "replace method": "{{ ('x' * 100000).replace('x', 'y' * 100000) | length }}",
-    "replace of nothing": "{{ ('x' * 100000).replace('', 'y' * 100000) | length }}",
-    "replace filter": "{{ ('x' * 100000) | replace('x', 'y' * 100000) | length }}",
-    "center": "{{ 'x' | center(999999999) | length }}",
-    "center method": "{{ 'x'.center(999999999) | length }}",
-    "ljust": "{{ 'x'.ljust(999999999) | length }}",
-    "zfill": "{{ 'x'.zfill(999999999) | length }}",
-    "expandtabs": "{{ '\\t'.expandtabs(999999999) | length }}",
-    "expandtabs of many": "{{ ('\\t' * 99999).expandtabs(99999) | length }}",
-    "indent": "{{ ('x\\n' * 99999) | indent(99999) | length }}",
-    "indent by text": "{{ ('x\\n' * 99999) | indent('y' * 99999) | length }}",
-    "wordwrap": "{{ ('x y ' * 99999) | wordwrap(1, wrapstring='y' * 99999) | length }}",
-    "percent width": "{{ '%999999999d' % 1 }}",
-    "percent star": "{{ '%*d' % (999999999, 1) }}",
-    "percent precision": "{{ '%.999999999f' % 1 }}",
-    "percent of a mapping": "{{ ('%(a)s' * 99999) % {'a': 'x' * 99999} }}",
-    "percent of copies": "{{ ('%s' * 99999) | format(*(['x' * 99999] * 99999)) }}",
-    "format width": "{{ '{:999999999}'.format(1) }}",
-    "format nested width": "{{ '{:{w}}'.format(1, w=999999999) }}",
-    "format precision": "{{ '{:.999999999f}'.format(1.0) }}",
-    "format of copies": "{{ ('{0}' * 99999).format('x' * 99999) }}",
-    "format_map": "{{ ('{a}' * 99999).format_map({'a': 'x' * 99999}) }}",
-    "batch": "{{ [1] | batch(999999999, 0) | list | length }}",
-    "slice": "{{ [1] | slice(999999999, 0) | list | length }}",
-    "map center": "{{ range(99999) | map('center', 99999) | list | length }}",
-    "map default": "{{ range(99999) | map(attribute='x', default='y' * 9999999) | list | sort | length }}",
-    "sum of lists": "{{ ([[1]] * 99999) | sum(start=[]) | length }}",
-    "list of a string": "{{ ('𝒳' * 4000000) | list | length }}",
-    "split": "{{ ('x ' * 9000000).split() | length }}",
-    "slices": "{% set x = 'x' * 4000000 %}{{ [" + "x[1:], " * 1500 + "] | length }}",
-    "output of slices": "{% set x = 'x' * 4000000 %}{% set y %}" + "{{ x[1:] }}" * 1000 + "{% endset %}",
-    "tojson indent": "{{ ([1] * 99999) | tojson(indent=999999) | length }}",
-    "tojson separator": "{{ ([1] * 99999) | tojson(separators=('x' * 999999, ':')) | length }}",
-    "tojson often": "{% set x = [1] * 99999 %}{% for i in range(99999) %}{% set y = x | tojson %}{% endfor %}",
-    "sort often": "{% set x = range(99999) | list %}" + loops("{% set y = x | sort(reverse=true) %}"),
-    "in a list, often": "{% set x = range(99999) | list %}{% for i in range(99999) %}{{ -1 in x }}{% endfor %}",
-    "strftime": "{{ strftime_now('%999999999d' * 1000) }}",
-    "lipsum": "{{ lipsum(n=9999999) }}",
-    "pprint": sixty("[1]", "[n.a, n.a]", "{{ n.a | pprint }}"),
-    "urlize": "{{ ('www.a.bc ' * 99999) | urlize(target='x' * 99999) }}",
-    "xmlattr": "{{ {'a': 'x' * 9999999} | xmlattr }}",
-    "escape": sixty("'&' * 99999", "n.a | forceescape", "{{ n.a | length }}"),
-    "safe strings": sixty("'<' | safe", "n.a + n.a", "{{ n.a | length }}"),
-    "safe join": "{{ (('<' * 9999) | safe).join(['<' * 999] * 999) | length }}",
-    "generation": "{% generation %}" + loops("{{ 1 if j > i }}") + "{% endgeneration %}",
-    "call block": "{% macro m() %}{% for i in range(99999) %}{{ caller() }}{% endfor %}{% endmacro %}"
-    "{% call m() %}{{ 'x' * 9999 }}{% endcall %}",
-    "filter block": "{% filter upper %}{% for i in range(99999) %}{{ 'x' * 9999 }}{% endfor %}{% endfilter %}",
-    "cycler": "{% set c = cycler('x' * 999999) %}{% for i in range(99999) %}{{ c.next() }}{% endfor %}",
-    "to_bytes": "{{ (1).to_bytes(999999999, 'big') | length }}",
-    "translate": "{{ ('a' * 99999).translate({97: 'x' * 99999}) | length }}",
-    "fromkeys": "{{ {}.fromkeys('x' * 9000000) }}",
-    "rfind": "{{ ('a' * 4000000).rfind('b' ~ 'a' * 2000000) }}",
-    "rsplit": "{{ ('a' * 4000000).rsplit('b' ~ 'a' * 2000000) | length }}",
-    "strip": "{{ ('a' * 4000000).strip('b' * 2000000 ~ 'a') }}",
-    "trim": "{{ ('a' * 4000000) | trim('b' * 2000000 ~ 'a') }}",
-    "round": "{{ 1 | round(999999999, 'ceil') }}",
-    "long integers": "{{ ('f' * 4000000) | int(base=16) is divisibleby ('f' * 2000000) | int(base=16) }}",
-    "select": "{% set x = range(99999) | list %}{{ range(99999) | map('string') | select('in', x) | list }}",
-    "reject": "{% set x = (range(99999) | list) + ['a'] %}{{ (['a'] * 99999) | reject('in', x) | list }}",
-    "sum of a selection": "{% set x = range(99999) | list %}{{ (['a'] * 99999) | select('in', x) | first }}",
-    "format of braces": "{{ ('{{' * 4000000).format() | length }}",
-    "percents": "{{ ('%%' * 4000000) % () | length }}",
-    "wordwrap of a word": "{{ ('x' * 4000000) | wordwrap(1) | length }}",
-    "urlencode": "{{ ('&' * 9000000) | urlencode | length }}",
-    "title": "{{ ('a ' * 9000000) | title | length }}",
-    "wordcount": "{{ ('a ' * 9000000) | wordcount }}",
-    "varargs, deep": "{% set n = namespace(a=()) %}{% macro f() %}{% set n.a = varargs %}{% endmacro %}"
-    "{% for i in range(90000) %}{{ f(n.a) }}{% endfor %}{{ {n.a: 1} | length }}",
-    "varargs, wide": "{% set n = namespace(a=()) %}{% macro f() %}{% set n.a = varargs %}{% endmacro %}"
-    "{% for i in range(60) %}{{ f(n.a, n.a) }}{% endfor %}{{ {n.a: 1} | length }}",
-    "kwargs": "{% set n = namespace(a={}, b={}) %}{% macro f() %}{% set n.a = kwargs %}{% endmacro %}"
-    "{% for i in range(60) %}{{ f(a=n.a, b=n.a) }}{% endfor %}{{ n.a == 1 }}",
-    "cycler's items": sixty("()", "cycler(n.a, n.a).items", "{{ {n.a: 1} | length }}"),
-    "escape a list": "{{ (['<' * 999] * 9999) | escape | length }}",
-}  # fmt: skip
-
-
-def run_in_a_thread(source: str) -> tuple[float, str]:
-    """Seconds to compile and render, and the outcome."""
-    begun = time.monotonic()
-    try:
-        outcome = f"{len(ChatTemplate({'default': source}, {}).render(USER))} characters"
-    except OctavoError as error:
-        outcome = f"{type(error).__name__}: {error}"
-    return time.monotonic() - begun, outcome
-
-
-def test_bombs() -> None:
-    """In a process of its own, so that its memory can be measured. Each error comes in time, none costs much."""
-    code = "from tests.unit.text.test_sandbox import run_all; run_all()"
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
-    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=200)
-    assert result.returncode == 0, result.stderr[-2000:]
-    lines = [line.split("\t") for line in result.stdout.splitlines()]
-    assert [name for name, *_ in lines] == list(BOMBS)
-    slow = [line for line in lines if float(line[1]) > 2.0]
-    assert not slow
-    harmless = {"namespaces"}  # they have no text to speak of
-    assert not [line for line in lines if "Error: " not in line[3] and line[0] not in harmless]
-    assert max(int(line[2]) for line in lines) <= 256, max(lines, key=lambda line: int(line[2]))
-
-
-def run_all() -> None:
-    """Name, seconds, MiB that the process grew by at most, outcome."""
-    import resource
-
-    run_in_a_thread("{{ messages }}")
-    start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for name, source in BOMBS.items():
-        seconds, outcome = run_in_a_thread(source)
-        growth = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start) >> 10
-        print(f"{name}\t{seconds:.3f}\t{growth}\t{outcome[:100]}", flush=True)
-
-
-class TestLimits:
-    def test_output(self) -> None:
-        limits = RenderLimits(seconds=20.0, output_chars=100)
-        compiled = ChatTemplate({"default": "{{ messages[0].content }}"}, {}, limits=limits)
-        assert len(compiled.render([{"role": "user", "content": "x" * 100}])) == 100
-        with pytest.raises(RequestError, match="writes more than 100 characters"):
-            compiled.render([{"role": "user", "content": "x" * 101}])
-
-    def test_time(self) -> None:
-        compiled = ChatTemplate(
-            {"default": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"}, {},
-            limits=RenderLimits(seconds=0.1),
-        )  # fmt: skip
-        begun = time.monotonic()
-        with pytest.raises(RequestError, match=r"takes longer than 0\.1 s"):
-            compiled.render(USER)
-        assert time.monotonic() - begun < 1.0
-
-    def test_memory(self) -> None:
-        limits = RenderLimits(seconds=20.0, memory_bytes=1 << 20)
-        compiled = ChatTemplate({"default": "{{ 'x' * 2000000 }}"}, {}, limits=limits)
-        with pytest.raises(RequestError, match="makes more than 1 MiB of values"):
-            compiled.render(USER)
-
-    def test_a_long_conversation_is_no_bomb(self) -> None:
-        """3 million characters in 300 messages, through an ordinary template's string work."""
-        source = "{% for m in messages %}{{ '<|' + m.role + '|>\n' }}"
-        source += "{{ m.content.split('</think>')[-1].strip() ~ '\n' }}{% endfor %}"
-        messages = [{"role": "user", "content": "word " * 2000} for _ in range(300)]
-        limits = RenderLimits(seconds=20.0)
-        text = ChatTemplate({"default": source}, {}, limits=limits).render(messages)
-        assert text.count("<|user|>") == 300
-
-    def test_one_rendering_costs_the_next_nothing(self) -> None:
-        compiled = ChatTemplate({"default": "{{ messages[0].content * 3000000 }}"}, {})
-        for _ in range(20):
-            assert len(compiled.render([{"role": "user", "content": "x"}])) == 3_000_000
-
-    def test_threads_have_meters_of_their_own(self) -> None:
-        source = "{% for i in range(messages[0].content | int) %}{% for j in range(1000) %}{% endfor %}{% endfor %}ok"
-        compiled = ChatTemplate({"default": source}, {}, limits=RenderLimits(seconds=1.0))
-        outcomes: dict[int, str] = {}
-
-        def render(number: int) -> None:
-            content = "90000" if number % 2 else "1"
-            try:
-                outcomes[number] = compiled.render([{"role": "user", "content": content}])
-            except RequestError as error:
-                outcomes[number] = str(error)
-
-        threads = [threading.Thread(target=render, args=(number,)) for number in range(6)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert {outcomes[number] for number in (0, 2, 4)} == {"ok"}
-        assert all("takes longer than 1 s" in outcomes[number] for number in (1, 3, 5))
-
-    def test_errors_show_no_addresses(self) -> None:
-        for source in ("{{ range }}", "{{ messages.index }}", "{{ messages | map('upper') }}", "{{ cycler() + 1 }}"):
-            with pytest.raises(RequestError) as caught:
-                ChatTemplate({"default": source}, {}).render(USER)
-            assert "0x" not in str(caught.value)
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("times", "makes more than 128 MiB of values"),
+        ("join of copies", "makes more than 128 MiB of values"),
+        ("lists of lists", "makes a value of more than 32 MiB"),
+        ("deep tuple", "more than 100 levels deep"),
+        ("power", "computes an integer of more than 65536 bits"),
+        ("center", "asks for a width of 1e.09; at most 100000"),
+        ("percent star", "asks for a width of"),
+        ("batch", "asks for a width of"),
+        ("round", "asks for a width of"),
+        ("format of copies", "has a format of more than 100000 characters"),
+        ("tojson separator", "asks tojson for more than 64 characters"),
+        ("rfind", "seeks 2000001 characters in 4000000"),
+        ("endless macro", "RecursionError"),
+        ("strftime", "strftime_now: a format of more than 200 characters"),
+        ("lipsum", "'lipsum' is undefined"),
+        ("to_bytes", r"calls int\.to_bytes"),
+        ("translate", r"calls str\.translate"),
+        ("urlize", "No filter named 'urlize'"),
+    ],
+)
+def test_what_would_take_too_much_is_refused_before_it_is_done(name: str, message: str) -> None:
+    with pytest.raises(OctavoError, match=message):
+        ChatTemplate({"default": BOMBS[name]}, {}).render(USER)

@@ -1,13 +1,10 @@
-"""Tokenizers from GGUF metadata: the ids of llama.cpp (recorded) and of transformers' conversion of the same file.
+"""Tokenizers from GGUF metadata: llama.cpp's ids for SentencePiece vocabularies, what single keys do, what is broken.
 
-Where the two disagree, this says with whom we go, and why. llama.cpp's recordings come from
-`support/fixtures/record_llamacpp.py`.
+llama.cpp's recordings come from `support/fixtures/record_llamacpp.py`. Byte-level vocabularies are compared with them
+in test_pretokenizers.py, and with transformers in tests/integration/text.
 """
 
 import json
-import unicodedata
-from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,69 +13,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octavo.errors import ModelFormatError
-from octavo.text.pretokenizers import known_names
-from octavo.text.tokenizer import Tokenizer
 from octavo.text.tokenizer_gguf import tokenizer_from_gguf
-from octavo.weights.open import open_checkpoint
-from tests.support.tokenizer_samples import fixture, llama2_tokenizer, random_texts, write_vocab_gguf
-
-BYTES, SPM = fixture("llamacpp_bytes.json"), fixture("llamacpp_spm.json")
-GGML = "tokenizer.ggml."
-TYPES = GGML + "token_type"
-
-
-def bytes_metadata(pre: str = "gpt-2", **changes: object) -> dict[str, Any]:
-    return BYTES["metadata"] | {GGML + "pre": pre} | {GGML + key: value for key, value in changes.items()}
-
-
-def spm_metadata(**changes: object) -> dict[str, Any]:
-    return SPM["metadata"] | {GGML + key: value for key, value in changes.items()}
+from tests.support.tokenizer_samples import (
+    BYTES,
+    GGML,
+    SPM,
+    TYPES,
+    bytes_metadata,
+    llama2_tokenizer,
+    random_texts,
+    spm_metadata,
+)
 
 
-@pytest.fixture(scope="module")
-def smollm2(smollm2_path: Path) -> Tokenizer:
-    checkpoint = open_checkpoint(smollm2_path)
-    try:
-        return tokenizer_from_gguf(checkpoint.metadata)
-    finally:
-        checkpoint.close()
-
-
-def by_transformers(path: Path) -> Callable[[str], list[int]]:
-    from transformers import AutoTokenizer
-
-    theirs = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    return lambda text: theirs(text)["input_ids"]
-
-
-class TestLlamaCpp:
-    """Recorded ids: equal, or different for a reason that is named."""
-
-    # llama.cpp's regular expressions know no sub-categories of letters: for these two it wrote its own ones, with
-    # ASCII's cases and no combining marks, and says so beside them. Ours are those of the models' tokenizer.json.
-    CASES_AND_MARKS = ("tekken", "gpt-4o")
-    # For \s llama.cpp replaces spaces beyond ASCII before it matches, and then does not find U+3000 in its CJK range.
-    CJK_SPACES = ("deepseek-llm", "deepseek-coder")
-
-    def test_smollm2(self, smollm2: Tokenizer) -> None:
-        recorded = fixture("llamacpp_smollm2.json")
-        assert len(recorded["texts"]) >= 290
-        for text, ids in zip(recorded["texts"], recorded["ids"], strict=True):
-            assert smollm2.encode(text, add_special=False) == ids, text
-
-    @pytest.mark.parametrize("pre", BYTES["ids"])
-    def test_byte_level(self, pre: str) -> None:
-        ours = tokenizer_from_gguf(bytes_metadata(pre))
-        compared = 0
-        for text, ids in zip(BYTES["texts"], BYTES["ids"][pre], strict=True):
-            if not self._known_difference(pre, text):
-                assert ours.encode(text, add_special=False) == ids, text
-                compared += 1
-        assert compared >= 100
-
-    def test_the_pre_tokenizers_are_told_apart(self) -> None:
-        different = {json.dumps(ids) for ids in BYTES["ids"].values()}
-        assert len(different) >= len(BYTES["ids"]) - 2  # olmo cuts as gpt-2 does, bailingmoe almost as qwen2
+class TestSentencePiece:
+    """The ids that llama.cpp recorded, and those of a tokenizer.json of the same vocabulary."""
 
     def test_sentencepiece(self) -> None:
         ours = tokenizer_from_gguf(spm_metadata())
@@ -90,53 +39,6 @@ class TestLlamaCpp:
         for text, ids in zip(SPM["texts"], SPM["ids_without_prefix"], strict=False):
             assert ours.encode(text, add_special=False) == ids, text
 
-    def _known_difference(self, pre: str, text: str) -> bool:
-        categories = {unicodedata.category(char) for char in text if not char.isascii()}
-        if pre in self.CASES_AND_MARKS:
-            return bool(categories & {"Mn", "Mc", "Lu", "Lt"})
-        return pre in self.CJK_SPACES and "\u3000" in text
-
-
-class TestTransformers:
-    """The ids of transformers' own conversion of the same file, on 2,000 texts; exceptions have a reason."""
-
-    @pytest.mark.parametrize("pre", ["gpt-2", "qwen2", "gpt-4o", "qwen35"])
-    def test_byte_level(self, pre: str, tmp_path: Path) -> None:
-        metadata = bytes_metadata(pre)
-        theirs = by_transformers(write_vocab_gguf(tmp_path / "vocabulary.gguf", metadata))
-        ours = tokenizer_from_gguf(metadata)
-        for text in random_texts(2000, 11):
-            # It loses this user-defined token, whose text it takes for one in the byte alphabet; llama.cpp finds it.
-            if "  \t" not in text:
-                assert ours.encode(text) == theirs(text), text
-
-    @pytest.mark.parametrize("pre", ["llama-bpe", "tekken"])
-    def test_whole_words_skip_the_merges(self, pre: str, tmp_path: Path) -> None:
-        """transformers does not know that these models have `ignore_merges`, nor that they put BOS in front where the
-        file does not say; llama.cpp and their tokenizer.json do both. Without such words, all agree."""
-        metadata = bytes_metadata(pre, add_bos_token=True)
-        theirs = by_transformers(write_vocab_gguf(tmp_path / "vocabulary.gguf", metadata))
-        ours = tokenizer_from_gguf(metadata)
-        words = set(ours_only_whole(metadata))
-        for text in random_texts(2000, 12):
-            if not any(word in text for word in (*words, "  \t")):
-                assert ours.encode(text) == theirs(text), text
-        assert ours.encode(" qzjx", add_special=False) == [metadata[GGML + "tokens"].index("Ġqzjx")]
-        assert tokenizer_from_gguf(bytes_metadata(pre)).adds_bos
-
-    def test_sentencepiece(self, tmp_path: Path) -> None:
-        """transformers puts the leading space only at the start, and not before a space; llama.cpp and the
-        tokenizer.json of Llama 2 put it always, and after special tokens too."""
-        metadata = spm_metadata()
-        theirs = by_transformers(write_vocab_gguf(tmp_path / "vocabulary.gguf", metadata))
-        ours = tokenizer_from_gguf(metadata)
-        compared = 0
-        for text in random_texts(2600, 13):
-            if text[:1] not in (" ", "▁") and not any(token in text for token in ("<s>", "</s>", "<think>")):
-                assert ours.encode(text) == theirs(text), text
-                compared += 1
-        assert compared >= 1500
-
     def test_sentencepiece_as_tokenizer_json(self) -> None:
         """All 2,000 texts, spaces and special tokens anywhere, against what Llama 2's tokenizer.json has."""
         ours, theirs = tokenizer_from_gguf(spm_metadata()), llama2_tokenizer()
@@ -144,48 +46,6 @@ class TestTransformers:
             ids = theirs.encode(text).ids
             assert ours.encode(text) == ids, text
             assert ours.decode(ids) == theirs.decode(ids)
-
-    def test_smollm2(self, smollm2: Tokenizer, smollm2_path: Path) -> None:
-        """transformers forgets that SmolLM2 cuts numbers into digits; llama.cpp's recordings have plenty of them."""
-        theirs = by_transformers(smollm2_path)
-        num_different = 0
-        for text in random_texts(2000, 15):
-            if smollm2.encode(text) != theirs(text):
-                assert any(unicodedata.category(char).startswith("N") for char in text), text
-                num_different += 1
-        assert 0 < num_different < 100
-
-
-def ours_only_whole(metadata: Mapping[str, Any]) -> list[str]:
-    """Texts of the tokens that no merge makes."""
-    made = {merge.replace(" ", "", 1) for merge in metadata[GGML + "merges"]}
-    whole = tokenizer_from_gguf(metadata)
-    tokens = metadata[GGML + "tokens"]
-    return [whole.decode_token(id) for id, token in enumerate(tokens) if len(token) > 1 and token not in made]
-
-
-class TestSmolLM2:
-    def test_attributes(self, smollm2: Tokenizer) -> None:
-        assert smollm2.vocab_size == 49152
-        assert smollm2.bos_id == 1
-        assert smollm2.eos_ids == (0, 2)  # <|im_end|> by the file; <|endoftext|> because it ends every text
-        assert not smollm2.adds_bos
-        assert {0, 1, 2} <= smollm2.special_ids
-
-    def test_texts_come_back(self, smollm2: Tokenizer) -> None:
-        for text in (
-            "The capital of France is",
-            "\n\n  naïve café 日本語 🙂👨‍👩‍👧‍👦\t",
-            "<|im_start|>user\nHi<|im_end|>",
-        ):
-            ids = smollm2.encode(text)
-            assert smollm2.decode(ids, skip_special=False) == text
-            assert b"".join(smollm2.token_bytes(id) for id in ids) == text.encode()
-
-    def test_special_tokens(self, smollm2: Tokenizer) -> None:
-        ids = smollm2.encode("<|im_start|>user\nHi<|im_end|>")
-        assert (ids[0], ids[-1]) == (1, 2)
-        assert smollm2.decode(ids) == "user\nHi"
 
 
 class TestKeys:
@@ -262,12 +122,6 @@ class TestKeys:
         ours = tokenizer_from_gguf(spm_metadata(scores=[-1000.0] * size, merges=merges))
         for text, ids in zip(SPM["texts"], SPM["ids"], strict=True):
             assert ours.encode(text) == ids, text
-
-    def test_every_known_name_builds(self) -> None:
-        assert len(known_names()) >= 40
-        for name in known_names():
-            ours = tokenizer_from_gguf(bytes_metadata(name))
-            assert ours.decode(ours.encode("It's 1234 ok\n\n über", add_special=False)) == "It's 1234 ok\n\n über"
 
 
 SIZE = len(BYTES["metadata"][GGML + "tokens"])

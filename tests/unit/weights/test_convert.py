@@ -1,21 +1,16 @@
-"""The C++ conversion of weights at its border: odd sizes, every rounding, what is not finite, threads, wrong lengths.
+"""The C++ conversion of weights at its border: odd sizes, every rounding, what is not finite, wrong lengths.
 
-That blocks come out bit for bit as the `gguf` package makes them is `test_gguf_dequant`'s.
+That blocks come out bit for bit as the `gguf` package makes them is `test_formats`'.
 """
-
-import threading
-from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
 
-from octavo.errors import ModelFormatError
 from octavo.weights import _convert
 from octavo.weights.bf16 import from_bf16, to_bf16
 from octavo.weights.formats import FORMATS, TARGETS, all_finite, convert_into
-from octavo.weights.open import open_checkpoint
-from tests.support.gguf_files import TENSOR_TYPES, random_blocks, write_gguf
+from tests.support.gguf_files import TENSOR_TYPES, random_blocks
 
 NOT_FINITE = (np.nan, np.inf, -np.inf)
 
@@ -107,53 +102,6 @@ def test_a_bad_scale_in_the_last_block_is_seen(stored: str) -> None:
     first = 208 if stored == "Q6_K" else 0
     data.reshape(40, -1)[-1, first : first + 2] = (0x00, 0x7C)
     assert not _converted(data, stored, "bfloat16")[1]
-
-
-@pytest.mark.parametrize("stored", FORMATS)
-@pytest.mark.parametrize("dtype", TARGETS)
-def test_threads_change_nothing(tmp_path: Path, stored: str, dtype: str) -> None:
-    shape = (3 * 457, 512)  # five chunks and a half: parts of different lengths
-    data = random_blocks(stored, shape[0] * shape[1], np.random.default_rng(2))
-    path = write_gguf(tmp_path / "m.gguf", {}, {"w": (shape, stored, data)})
-    results = []
-    for threads in (1, 2, 3, 64):
-        with open_checkpoint(path) as checkpoint:
-            checkpoint.threads = threads
-            results.append(checkpoint.read("w", dtype, only_finite=True).tobytes())
-    assert len(set(results)) == 1
-
-
-@pytest.mark.parametrize("stored", ["F32", "Q8_0"])
-@pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("row", [0, 699, 1399])
-def test_what_is_not_finite_is_named_whichever_thread_finds_it(tmp_path: Path, stored: str, threads: int, row: int):
-    data = np.frombuffer(random_blocks(stored, 1400 * 512, np.random.default_rng(3)), np.uint8).copy()
-    data.reshape(1400, -1)[row, :4] = (0x00, 0x7C, 0x80, 0x7F)  # infinity, as a float16 scale and as a float32
-    path = write_gguf(tmp_path / "m.gguf", {}, {"w": ((1400, 512), stored, data.tobytes())})
-    with open_checkpoint(path) as checkpoint:
-        checkpoint.threads = threads
-        with pytest.raises(ModelFormatError, match=r"m\.gguf: tensor 'w' holds values that are not finite in float32"):
-            checkpoint.read("w", "float32", only_finite=True)
-        assert not np.isfinite(checkpoint.read("w", "float32")).all()
-
-
-def test_a_file_that_shrinks_is_an_error_on_every_thread(tmp_path: Path) -> None:
-    path = write_gguf(tmp_path / "m.gguf", {}, {"w": ((1400, 512), "F32", bytes(1400 * 512 * 4))})
-    with open_checkpoint(path) as checkpoint:
-        checkpoint.threads = 4
-        path.write_bytes(path.read_bytes()[:100_000])
-        with pytest.raises(ModelFormatError, match="changed while in use"):
-            checkpoint.read("w", "bfloat16")
-
-
-def test_no_thread_outlives_the_checkpoint(tmp_path: Path) -> None:
-    path = write_gguf(tmp_path / "m.gguf", {}, {"w": ((1400, 512), "F32", bytes(1400 * 512 * 4))})
-    before = threading.active_count()
-    with open_checkpoint(path) as checkpoint:
-        checkpoint.threads = 4
-        checkpoint.read("w", "bfloat16")
-        assert threading.active_count() > before
-    assert threading.active_count() == before
 
 
 @pytest.mark.parametrize(

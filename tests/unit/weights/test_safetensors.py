@@ -161,19 +161,3 @@ def test_a_file_that_shrinks_is_an_error_and_no_crash(tmp_path: Path) -> None:
         os.truncate(path, 1000)
         with pytest.raises(ModelFormatError, match="changed while in use"):
             checkpoint.read("w", "float32")
-
-
-def test_a_fifo_or_a_directory_is_no_file(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "m.safetensors")
-    os.mkfifo(tmp_path / "m.gguf")
-    for name in ("m.safetensors", "m.gguf"):
-        with pytest.raises(ModelFormatError, match="is not a regular file"):
-            open_checkpoint(tmp_path / name)
-
-
-@pytest.mark.parametrize("suffix", [".bin", ".pt", ".pth", ".ckpt"])
-def test_a_pickle_is_refused(tmp_path: Path, suffix: str) -> None:
-    path = tmp_path / f"pytorch_model{suffix}"
-    path.write_bytes(b"\x80\x04")
-    with pytest.raises(ModelFormatError, match=rf"pytorch_model\{suffix}: .* convert them to safetensors"):
-        open_checkpoint(path)

@@ -1,14 +1,12 @@
-"""GGUF and safetensors files with random damage: a ModelFormatError or a clean reading, and never anything else."""
+"""Random damage to a small GGUF and a small safetensors file, and what opening the result comes to."""
 
 import json
-import os
 import random
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -50,22 +48,21 @@ def _safetensors_seed() -> bytes:
 
 
 SEEDS = {"m.gguf": _gguf_seed(), "m.safetensors": _safetensors_seed()}
-
-_device = st.floats(0, 1, exclude_max=True)
+_place = st.floats(0, 1, exclude_max=True)
 _mutation = st.one_of(
-    st.tuples(st.just("flip"), _device, st.integers(0, 7)),
-    st.tuples(st.just("byte"), _device, st.integers(0, 255)),
-    st.tuples(st.just("number"), _device, st.sampled_from(_INTERESTING)),
-    st.tuples(st.just("insert"), _device, st.binary(min_size=1, max_size=12)),
-    st.tuples(st.just("delete"), _device, st.integers(1, 12)),
-    st.tuples(st.just("cut"), _device, st.none()),
-    st.tuples(st.just("repeat"), _device, st.integers(1, 64)),
+    st.tuples(st.just("flip"), _place, st.integers(0, 7)),
+    st.tuples(st.just("byte"), _place, st.integers(0, 255)),
+    st.tuples(st.just("number"), _place, st.sampled_from(_INTERESTING)),
+    st.tuples(st.just("insert"), _place, st.binary(min_size=1, max_size=12)),
+    st.tuples(st.just("delete"), _place, st.integers(1, 12)),
+    st.tuples(st.just("cut"), _place, st.none()),
+    st.tuples(st.just("repeat"), _place, st.integers(1, 64)),
 )
 
 
-def _mutate(content: bytearray, mutation: tuple) -> None:
-    what, device, argument = mutation
-    at = int(device * len(content))
+def mutate(content: bytearray, mutation: tuple) -> None:
+    what, place, argument = mutation
+    at = int(place * len(content))
     match what:
         case "flip" if content:
             content[at] ^= 1 << argument
@@ -84,7 +81,7 @@ def _mutate(content: bytearray, mutation: tuple) -> None:
             content[at:at] = content[at : at + argument]
 
 
-def _outcome(path: Path, content: bytes) -> str:
+def outcome_of(path: Path, content: bytes) -> str:
     path.write_bytes(content)
     try:
         with open_checkpoint(path) as checkpoint:
@@ -96,52 +93,30 @@ def _outcome(path: Path, content: bytes) -> str:
     return "read"
 
 
-def _fuzz(path: Path, examples: int) -> Counter[str]:
+def outcomes_of_damage(path: Path, examples: int) -> Counter[str]:
     """Runs Hypothesis over mutations of the seed of that file's name."""
     outcomes: Counter[str] = Counter()
 
-    @settings(
-        max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck), derandomize=True
-    )
+    @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(st.lists(_mutation, min_size=1, max_size=4))
     def run(mutations: list[tuple]) -> None:
         content = bytearray(SEEDS[path.name])
         for mutation in mutations:
-            _mutate(content, mutation)
-        outcomes[_outcome(path, bytes(content))] += 1
+            mutate(content, mutation)
+        outcomes[outcome_of(path, bytes(content))] += 1
 
     run()
     return outcomes
 
 
-def _assert_both_happened(outcomes: Counter[str], examples: int) -> None:
+def assert_both_happened(outcomes: Counter[str], examples: int) -> None:
     """A fuzzer whose every file is refused at the first byte would prove nothing."""
     assert outcomes.total() >= examples
     assert outcomes["read"] > examples * 0.01
     assert outcomes["refused"] > examples * 0.3
 
 
-@pytest.mark.parametrize("name", SEEDS)
-def test_random_damage(tmp_path: Path, name: str) -> None:
-    assert _outcome(tmp_path / name, SEEDS[name]) == "read"
-    _assert_both_happened(_fuzz(tmp_path / name, 1_500), 1_500)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", SEEDS)
-def test_much_random_damage(tmp_path: Path, name: str) -> None:
-    """The same damage from a plain generator, ten times as fast as Hypothesis; `case` is its seed."""
-    outcomes: Counter[str] = Counter()
-    for case in range(30_000):
-        rng = random.Random(case)
-        content = bytearray(SEEDS[name])
-        for _ in range(rng.randint(1, 4)):
-            _mutate(content, _random_mutation(rng))
-        outcomes[_outcome(tmp_path / name, bytes(content))] += 1
-    _assert_both_happened(outcomes, 30_000)
-
-
-def _random_mutation(rng: random.Random) -> tuple:
+def random_mutation(rng: random.Random) -> tuple:
     arguments = {
         "flip": rng.randrange(8),
         "byte": rng.randrange(256),
@@ -155,25 +130,15 @@ def _random_mutation(rng: random.Random) -> tuple:
     return what, rng.random(), arguments[what]
 
 
-@pytest.mark.parametrize("name", SEEDS)
-def test_every_byte_to_every_extreme(tmp_path: Path, name: str) -> None:
+def outcomes_of_extremes(path: Path, step: int = 1) -> Counter[str]:
     """Exhaustive where chance is not: each byte of the file to 0, 127 and 255, and with three of its bits flipped."""
-    seed, path = SEEDS[name], tmp_path / name
+    seed = SEEDS[path.name]
     changes: list[Callable[[int], int]] = [lambda byte, to=to: to for to in (0, 127, 255)]
     changes += [lambda byte, bit=bit: byte ^ (1 << bit) for bit in (0, 3, 7)]
     outcomes: Counter[str] = Counter()
-    for at in range(len(seed)):
+    for at in range(0, len(seed), step):
         for change in changes:
             content = bytearray(seed)
             content[at] = change(content[at])
-            outcomes[_outcome(path, bytes(content))] += 1
-    assert min(outcomes["read"], outcomes["refused"]) > 200
-
-
-@pytest.mark.parametrize("name", SEEDS)
-def test_no_file_is_left_open(tmp_path: Path, name: str) -> None:
-    before = sorted(os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.is_symlink())
-    for size in range(len(SEEDS[name])):
-        _outcome(tmp_path / name, SEEDS[name][:size])
-    after = sorted(os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.is_symlink())
-    assert [path for path in after if str(tmp_path) in path] == [path for path in before if str(tmp_path) in path]
+            outcomes[outcome_of(path, bytes(content))] += 1
+    return outcomes
