@@ -21,7 +21,7 @@ from tests.support.hostile import (
 )
 from tests.support.raw_http import Prober, connect, read_answer, request
 
-pytestmark = pytest.mark.usefixtures("undisturbed")
+pytestmark = [pytest.mark.usefixtures("undisturbed"), pytest.mark.timed]
 
 
 def test_slow_heads_and_bodies_are_cut_and_hold_up_nobody(hostile_server):

@@ -14,6 +14,8 @@ import pytest
 
 from tests.support.serve_process import LONG, PROMPT, Client, Process, begin, signalled_under_load
 
+pytestmark = pytest.mark.timed
+
 
 def test_a_port_in_use(start_process):
     with socket.create_server(("127.0.0.1", 0)) as taken:

@@ -4,9 +4,13 @@ import asyncio
 import time
 from contextlib import ExitStack
 
+import pytest
+
 from tests.support.load import Outcome, ask, connect, request_bytes
 from tests.support.load_scenes import ask_all, check_dropped_connections, completion, overload, soak
 from tests.support.serving import served
+
+pytestmark = pytest.mark.timed
 
 
 def test_256_streams_are_all_served_alike(load_server):

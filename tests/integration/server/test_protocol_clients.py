@@ -10,6 +10,8 @@ import pytest
 
 from tests.support.protocol_server import GET, HEAD, error_of, post, read_all, read_until, reset, status, within
 
+pytestmark = pytest.mark.timed
+
 
 def test_a_reader_that_never_reads_is_cut(start):
     server = start()

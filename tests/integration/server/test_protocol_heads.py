@@ -7,6 +7,8 @@ import pytest
 
 from tests.support.protocol_server import GET, HEAD, error_of, post, read_all, read_until, send_what_is_taken, status
 
+pytestmark = pytest.mark.timed
+
 
 @pytest.mark.parametrize("sent", [b"", b"\r\n", b"GET /echo HT", GET[:-2]])
 def test_a_head_that_does_not_end_gets_408(start, sent):

@@ -34,6 +34,8 @@ from tests.support.render_pools import (
 )
 from tests.support.serving import served
 
+pytestmark = pytest.mark.timed
+
 __all__ = ["earlier_children", "run"]
 
 

@@ -26,6 +26,8 @@ from tests.support.render_pools import (
     with_pool,
 )
 
+pytestmark = pytest.mark.timed
+
 __all__ = ["earlier_children", "run"]
 
 

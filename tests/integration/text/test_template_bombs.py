@@ -7,6 +7,8 @@ import pytest
 
 from tests.support.template_bombs import assert_bombs_are_defused
 
+pytestmark = pytest.mark.timed
+
 
 @pytest.mark.timed
 def test_bombs_with_little_time():
