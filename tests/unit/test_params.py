@@ -6,7 +6,7 @@ import inspect
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octavo.cli import flags
@@ -21,6 +21,7 @@ from octavo.params import (
     UNSET,
     SamplingParams,
 )
+from tests.support.counts import examples
 
 NAN, INF = float("nan"), float("inf")
 FIELDS = {item.name: item for item in dataclasses.fields(SamplingParams)}
@@ -208,6 +209,7 @@ anything = st.recursive(
 )
 
 
+@settings(max_examples=examples(40))
 @given(st.sampled_from(sorted(FIELDS)), anything)
 def test_any_value_is_taken_or_refused_by_name(name: str, value: Any):
     try:

@@ -460,41 +460,42 @@ CHUNKED = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("case", CHUNKED)
-def test_a_query_is_the_same_in_any_chunk_and_company(device, isa, case):
-    compare_chunks(device, isa, case, device.dtype)
+def test_a_query_is_the_same_in_any_chunk_and_company(device, isa, case, threads):
+    compare_chunks(device, device_on(isa, device.dtype, threads), case, device.dtype)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("case", CHUNKED)
-def test_a_query_is_the_same_in_any_chunk_over_int8(isa, case):
-    compare_chunks(device_on(isa, "float32"), isa, case, "int8")
+def test_a_query_is_the_same_in_any_chunk_over_int8(isa, case, threads):
+    compare_chunks(device_on(isa, "float32"), device_on(isa, "float32", threads), case, "int8")
 
 
-def compare_chunks(device: Device, isa: str, case: str, kv_dtype: str) -> None:
-    """A long prompt whole, and in chunks of many sizes beside others, on two threads too."""
-    length, both = CHUNKED[case], device_on(isa, device.dtype, threads=2)
+def compare_chunks(device: Device, other: Device, case: str, kv_dtype: str) -> None:
+    """A long prompt whole on one device, and in chunks of many sizes beside others on the other one."""
+    length = CHUNKED[case]
     spans = [(length, length), (length // 2, 1), (77, 40), (1, 1)]
     *sizes, window, soft_cap = ATTENTION[case]
     attended = Attended(device, kv_dtype, spans, (*sizes, None, soft_cap))
     attended.shape = replace(attended.shape, window=window)
     whole, rows = attended.run(device), attended.rows
-    assert same_bits(attended.run(both), whole)
+    assert same_bits(attended.run(other), whole)
     rng = np.random.default_rng(3)
-    for at in (device, both):
-        done = 0
-        while done < length:
-            count = min(int(rng.choice([1, 2, 3, 4, 5, 17, 48, 49, 300])), length - done)
-            # This prompt's next tokens, with some of the others' rows before and behind them.
-            before, behind = rng.integers(0, 4, 2)
-            order = [*rng.choice([1, 2, 3], before), 0, *rng.choice([1, 2, 3], behind)]
-            places = [
-                np.arange(done, done + count) if row == 0 else np.arange(rows.row_starts[row], rows.row_starts[row + 1])
-                for row in order
-            ]
-            contexts = np.where(np.array(order) == 0, done + count, rows.context_lens[order]).astype(np.int32)
-            starts = np.concatenate([[0], np.cumsum([len(part) for part in places])]).astype(np.int32)
-            chosen = np.concatenate(places)
-            step = RowSpans(rows.slots[chosen], starts, contexts, rows.block_table[order])
-            found = attended.run(at, step, attended.q[chosen])
-            assert same_bits(found, whole[chosen]), (done, count, order)
-            done += count
+    done = 0
+    while done < length:
+        count = min(int(rng.choice([1, 2, 3, 4, 5, 17, 48, 49, 300])), length - done)
+        # This prompt's next tokens, with some of the others' rows before and behind them.
+        before, behind = rng.integers(0, 4, 2)
+        order = [*rng.choice([1, 2, 3], before), 0, *rng.choice([1, 2, 3], behind)]
+        places = [
+            np.arange(done, done + count) if row == 0 else np.arange(rows.row_starts[row], rows.row_starts[row + 1])
+            for row in order
+        ]
+        contexts = np.where(np.array(order) == 0, done + count, rows.context_lens[order]).astype(np.int32)
+        starts = np.concatenate([[0], np.cumsum([len(part) for part in places])]).astype(np.int32)
+        chosen = np.concatenate(places)
+        step = RowSpans(rows.slots[chosen], starts, contexts, rows.block_table[order])
+        found = attended.run(other, step, attended.q[chosen])
+        assert same_bits(found, whole[chosen]), (done, count, order)
+        done += count

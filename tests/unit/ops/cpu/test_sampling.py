@@ -15,6 +15,7 @@ from octavo.ops import _cpu
 from octavo.ops.cpu import sampling as cpu
 from octavo.ops.reference import sampling as reference
 from octavo.ops.sampling import RowStatus, Scored
+from tests.support.counts import examples
 from tests.unit.ops.reference.test_sampling import Rule, inverse, probabilities, random_rule, rules_of
 
 RULE_VOCAB = 37  # of `random_rule`: the ids in its rules are below
@@ -184,7 +185,7 @@ def cases(draw_from) -> tuple[np.ndarray, list[Rule]]:
     return floats(logits), draw_from(st.lists(rules, min_size=num_rows, max_size=num_rows))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(cases())
 def test_whatever_comes(case):
     logits, rows = case

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from octavo.serve.errors import ApiError
 from octavo.serve.http.json_body import MAX_DEPTH, MAX_DIGITS, ClientDisconnected, parse_json, read_body, read_json
+from tests.support.counts import examples
 
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
 SCALARS = st.one_of(
@@ -46,7 +47,7 @@ def parsed(body):
     return None
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(50))
 @given(OBJECTS, st.booleans(), st.sampled_from([None, 1, "\t"]))
 def test_every_object_survives(value, is_ascii, indent):
     body = json.dumps(value, ensure_ascii=is_ascii, indent=indent).encode()
@@ -54,7 +55,7 @@ def test_every_object_survives(value, is_ascii, indent):
     assert repr(found) == repr(value)  # repr: -0.0 is not 0, True is not 1, and the order is kept
 
 
-@settings(max_examples=250)
+@settings(max_examples=examples(125))
 @given(
     st.binary(max_size=60) | TEXT.map(str.encode) | st.text('{}[]":,\\u0d8e-+.1tfnalsr ', max_size=40).map(str.encode)
 )
@@ -73,7 +74,7 @@ def test_whatever_comes_is_an_object_or_a_400(body):
         assert found == expected
 
 
-@settings(max_examples=100)
+@settings(max_examples=examples(50))
 @given(OBJECTS, st.randoms(use_true_random=False))
 def test_damaged_json_is_refused_where_the_oracle_refuses_it(value, random):
     body = bytearray(json.dumps(value, ensure_ascii=False).encode())
@@ -88,7 +89,7 @@ def test_damaged_json_is_refused_where_the_oracle_refuses_it(value, random):
     assert parsed(bytes(body)) in (None, expected)
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(30))
 @given(OBJECTS.filter(bool), st.randoms(use_true_random=False))
 def test_a_key_twice_is_refused_at_every_level(value, random):
     key = random.choice(list(value))
@@ -149,7 +150,7 @@ def test_whole_pairs_and_escaped_backslashes_are_text():
     assert parse_json(rb'{"a":"\ud83d\ude00","b":"\\ud800"}') == {"a": "\U0001f600", "b": "\\ud800"}
 
 
-@settings(max_examples=250)
+@settings(max_examples=examples(125))
 @given(
     st.lists(
         st.sampled_from([r"\ud83d", r"\uDE00", r"\uD7ff", r"\ue000", r"\\", r"\n", "ud83d", r"\"", "x"]), max_size=9
