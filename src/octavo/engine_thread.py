@@ -1,6 +1,6 @@
 """The thread that owns an engine: commands go in, outputs come out, one wake-up of the event loop for each step.
 
-Knows the runtime and an event loop; knows nothing of who asks (a Python iterator, an HTTP request).
+Knows LLMEngine and an event loop; knows nothing of who asks (a Python iterator, an HTTP request).
 """
 
 import asyncio

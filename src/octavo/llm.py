@@ -1,6 +1,6 @@
 """LLM and AsyncLLM: the Python faces of the engine, for scripts and for event loops.
 
-Know the runtime; know nothing of steps, blocks or tensors.
+Know LLMEngine; know nothing of steps, blocks or tensors.
 """
 
 import asyncio

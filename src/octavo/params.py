@@ -1,6 +1,6 @@
 """SamplingParams: what a request asks of the sampler and when it stops. Validated on construction.
 
-A field that is not given holds `UNSET` until the runtime resolves it (`resolved`): from the model's own
+A field that is not given holds `UNSET` until LLMEngine resolves it (`resolved`): from the model's own
 `generation_config.json` where that has one, else from `DEFAULTS`.
 """
 

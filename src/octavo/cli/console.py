@@ -1,6 +1,6 @@
 """What the commands that run a model share: an engine with its notes on stderr, and text to stdout.
 
-Knows the runtime's engine; knows nothing of where prompts come from.
+Knows LLMEngine; knows nothing of where prompts come from.
 """
 
 import argparse

@@ -16,7 +16,7 @@ from octavo.tools.planning.report import plan_report
 
 _LIMITS_NOTE = """\
 Limits: the bytes that a step must read, at the rate of a bare read of as many; its operations, at that of
-floating-point products in registers (those of whole numbers can be faster). Speeds are of this moment on this machine,
+floating-point products in registers (integer products can be faster). Speeds are of this moment on this machine,
 greedy, and without text: tokenizer and stop strings come on top."""
 _TABLE_NOTE = """\
 Decoded tokens/s of one sequence (of all together), by tokens of context each and number of sequences.

@@ -1,1 +1,1 @@
-"""The engine: plan, pack, run, commit. It speaks token ids; text is the runtime's."""
+"""The engine: plan, pack, run, commit. It speaks token ids; text is LLMEngine's."""

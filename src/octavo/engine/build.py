@@ -23,7 +23,7 @@ from octavo.errors import ConfigError, DoesNotFitError
 from octavo.models.config import ArchConfig
 from octavo.models.config_huggingface import generation_defaults
 from octavo.models.load import LoadOptions, ModelFiles, load_decoder, weight_groups
-from octavo.models.load import read_model as read_model  # the runtime begins here: what the files say, then an engine
+from octavo.models.load import read_model as read_model  # LLMEngine begins here: what the files say, then an engine
 from octavo.models.tensor_sources import Precision
 from octavo.ops import cpu, hardware
 from octavo.ops.interface import Device, KVShape, Ops
@@ -43,7 +43,7 @@ class Resolved:
     device: str
     dtype: str
     asked_dtype: str  # differs where the device has no arithmetic for it
-    quantization: str | None  # of the weights; see models.sources.Precision
+    quantization: str | None  # of the weights; see models.tensor_sources.Precision
     kv_dtype: str
     num_blocks: int
     block_size: int

@@ -146,7 +146,7 @@ def _fetch(wanted: Wanted, progress: bool) -> Path:
     missing = [name for name in chosen if not (Path(folder) / name).is_file()]
     if missing:
         raise ModelNotFoundError(f"{wanted.repository}: {len(missing)} files did not arrive, {missing[0]} first")
-    return _device(Path(folder), chosen)
+    return _folder_of(Path(folder), chosen)
 
 
 def _from_cache(wanted: Wanted) -> Path:
@@ -169,10 +169,10 @@ def _from_cache(wanted: Wanted) -> Path:
                 raise ModelNotFoundError(
                     f"{wanted.repository}: the copy in the cache is incomplete, {missing} is missing; fetch it online"
                 )
-    return _device(folder, chosen)
+    return _folder_of(folder, chosen)
 
 
-def _device(folder: Path, chosen: Sequence[str]) -> Path:
+def _folder_of(folder: Path, chosen: Sequence[str]) -> Path:
     return folder / chosen[0] if len(chosen) == 1 and chosen[0].endswith(".gguf") else folder
 
 

@@ -38,7 +38,7 @@ def random_codes(format: str, shape: tuple[int, ...], pool: NDArray[np.int8]) ->
 
 
 class RandomSource:
-    """Random tensors in formats that are given part by part. A `Source` (see `models.sources`)."""
+    """Random tensors in formats that are given part by part. A `Source` (see `models.tensor_sources`)."""
 
     def __init__(self, arch: ArchConfig, formats: Mapping[tuple[str, int | None], str], dtype: str) -> None:
         """`formats` of parts, by name and layer: see `Precision.format_of`. `dtype`: of the load."""

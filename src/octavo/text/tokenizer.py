@@ -1,7 +1,7 @@
 """One tokenizer for every model: strings to ids and back, over the `tokenizers` library.
 
 Knows how a tokenizer behaves once it is built. Where it came from (a Hugging Face directory, GGUF metadata) is known
-to `directory` and `gguf_tokenizer`; how ids become a stream of safe text is known to `stream`.
+to `tokenizer_hf` and `tokenizer_gguf`; how ids become a stream of safe text is known to `stream`.
 """
 
 import json

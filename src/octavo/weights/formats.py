@@ -1,6 +1,6 @@
 """The formats that weights are stored in, and the step from one of them to the numbers that are asked for.
 
-Knows one contiguous piece of blocks at a time; files, shapes and chunking are `stored`'s. What the bytes of a block
+Knows one contiguous piece of blocks at a time; files, shapes and chunking are `checkpoint`'s. What the bytes of a block
 mean is written down in `csrc/weights/formats.h`, where the work is done.
 """
 

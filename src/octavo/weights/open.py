@@ -32,11 +32,11 @@ class Checkpoint(Protocol):
     threads: int
 
     def read(self, name: str, dtype: str, *, only_finite: bool = False) -> npt.NDArray[Any]:
-        """See `stored.FileCheckpoint.read`."""
+        """See `checkpoint.FileCheckpoint.read`."""
         ...
 
     def read_codes(self, name: str) -> CodeArrays:
-        """See `stored.FileCheckpoint.read_codes`."""
+        """See `checkpoint.FileCheckpoint.read_codes`."""
         ...
 
     def close(self) -> None:

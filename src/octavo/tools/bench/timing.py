@@ -1,6 +1,6 @@
 """Running a workload through an engine and taking times: when each token came, and what that amounts to.
 
-Knows the runtime's engine and its counters; knows no flags and prints nothing. All times are seconds.
+Knows LLMEngine and its counters; knows no flags and prints nothing. All times are seconds.
 """
 
 import time
