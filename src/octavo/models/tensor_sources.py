@@ -47,7 +47,7 @@ class Precision:
     quantization: str | None = "none"
 
     def format_of(self, part: Part, stored: str | None) -> str:
-        """The dtype that a part is held in, or the name of its layout in `quantization.LAYOUTS`. `stored`: its dtype there."""
+        """The dtype that a part is held in, or its layout's name in `quantization.LAYOUTS`. `stored`: its dtype there."""
         if part.name in FLOAT32_PARTS:
             return "float32"
         if len(part.shape) != 2 or self.quantization == "none":

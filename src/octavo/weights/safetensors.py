@@ -19,7 +19,7 @@ _MAX_HEADER_BYTES = 100_000_000  # the library's own limit
 _MAX_MARKS = 1 << 22  # brackets and commas in a JSON document: each may cost an object of 64 bytes or so
 _MAX_DIMS = 8
 
-# Bits of one value, for every dtype of the format; those that `checkpoint` cannot read as floats may lie in a file unread.
+# Bits of one value, for every dtype of the format; those that `checkpoint` cannot read may lie in a file unread.
 _DTYPE_BITS = {
     "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8,
     "F8_E5M2FNUZ": 8, "F8_E4M3FNUZ": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32,
