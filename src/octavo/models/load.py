@@ -17,8 +17,9 @@ from octavo.models.config_huggingface import arch_from_huggingface, read_json, r
 from octavo.models.decoder import Decoder, DecoderWeights
 from octavo.models.families import GGUF_NAMES, Part, parts_of
 from octavo.models.layers import Attention, FeedForward, Layer
+from octavo.models.random_weights import DummySource
 from octavo.models.rope import inverse_frequencies
-from octavo.models.tensor_sources import CheckpointSource, DummySource, Host, Precision, Source
+from octavo.models.tensor_sources import CheckpointSource, Host, Precision, Source
 from octavo.ops import hardware
 from octavo.ops.interface import Device, FinalNorm, HeadNorms, Ops, Quantized, Weight
 from octavo.weights.open import Checkpoint, open_checkpoint

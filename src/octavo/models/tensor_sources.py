@@ -1,4 +1,4 @@
-"""Where a decoder's tensors come from: a checkpoint, every tensor of it checked first, or a generator of random ones.
+"""Where a decoder's tensors come from: a checkpoint, every tensor of it checked before the first is read.
 
 Knows the names and quirks that `families` lists, and which matrices are held quantized. Does not know what is
 done with the tensors.
@@ -23,7 +23,6 @@ from octavo.models.families import (
     parts_of,
 )
 from octavo.ops.interface import Quantized
-from octavo.weights.bf16 import to_bf16
 from octavo.weights.file import quote
 from octavo.weights.open import Checkpoint
 from octavo.weights.quantization import LAYOUTS, OWN_LAYOUTS, CodeArrays, quantize, reorder
@@ -31,7 +30,6 @@ from octavo.weights.quantization import LAYOUTS, OWN_LAYOUTS, CodeArrays, quanti
 Host = NDArray[Any]
 
 _LISTED = 5  # names in a message
-_POOL = 4_194_301  # random values that a dummy's tensors are cut from; a prime, so that the rows of a matrix differ
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +45,7 @@ class Precision:
     quantization: str | None = "none"
 
     def format_of(self, part: Part, stored: str | None) -> str:
-        """The dtype that a part is held in, or its layout's name in `quantization.LAYOUTS`. `stored`: its dtype there."""
+        """The dtype that a part is held in, or its layout in `quantization.LAYOUTS`. `stored`: its dtype there."""
         if part.name in FLOAT32_PARTS:
             return "float32"
         if len(part.shape) != 2 or self.quantization == "none":
@@ -168,60 +166,3 @@ def _deinterleave(values: Host, num_heads: int) -> Host:
     """Rows of each head from RoPE's order of neighboring pairs, (0, 1), (2, 3) .., to that of halves, (0, n/2) .."""
     pairs = values.reshape(num_heads, values.shape[0] // num_heads // 2, 2, *values.shape[1:])
     return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(values.shape)
-
-
-class DummySource:
-    """Random tensors, the same for the same seed: matrices that keep the size of what they are given, norms of ones.
-
-    Logits have a standard deviation of about 3, so that no distribution is flat. All tensors are cut from one pool of
-    normal values at changing places, which makes gigabytes of them in seconds.
-    """
-
-    def __init__(self, arch: ArchConfig, seed: int, precision: Precision, threads: int = 1) -> None:
-        self._parts = {(part.name, part.layer): part for part in parts_of(arch)}
-        self._generator = np.random.default_rng(seed)
-        self._values = self._generator.standard_normal(_POOL, np.float32)
-        self._precision = precision
-        self._threads = threads
-        self._pools: dict[tuple[float, str], Host] = {}
-
-    def shape(self, name: str, layer: int | None) -> tuple[int, ...]:
-        """The part's shape, row-major."""
-        return self._parts[name, layer].shape
-
-    def format(self, name: str, layer: int | None) -> str:
-        """See `Precision.format_of`; nothing is stored."""
-        return self._precision.format_of(self._parts[name, layer], None)
-
-    def read(self, name: str, layer: int | None) -> Host | Quantized:
-        """The part, drawn anew."""
-        format = self.format(name, layer)
-        if format not in LAYOUTS:
-            return self.read_floats(name, layer)
-        return quantized(self._draw(name, layer, "float32"), format, self._threads, name)
-
-    def read_floats(self, name: str, layer: int | None) -> Host:
-        """The part, drawn anew, in the dtype of the load."""
-        if name in FLOAT32_PARTS:
-            return np.ones(self.shape(name, layer), np.float32)
-        return self._draw(name, layer, self._precision.dtype)
-
-    def _draw(self, name: str, layer: int | None, dtype: str) -> Host:
-        shape = self.shape(name, layer)
-        gain = 3.0 if name in ("embedding", "head") else 1.0
-        pool = self._pool(0.1 if name.endswith("_bias") else gain / shape[1] ** 0.5, dtype)
-        tensor = np.empty(shape, pool.dtype)
-        flat = tensor.reshape(-1)
-        start = int(self._generator.integers(len(pool)))
-        num_done = 0
-        while num_done < len(flat):
-            piece = pool[start : start + len(flat) - num_done]
-            flat[num_done : num_done + len(piece)] = piece
-            num_done, start = num_done + len(piece), 0
-        return tensor
-
-    def _pool(self, deviation: float, dtype: str) -> Host:
-        if (deviation, dtype) not in self._pools:
-            scaled = self._values * np.float32(deviation)
-            self._pools[deviation, dtype] = to_bf16(scaled) if dtype == "bfloat16" else scaled.astype(dtype)
-        return self._pools[deviation, dtype]

@@ -5,7 +5,8 @@ import pytest
 
 from octavo.models.config_huggingface import arch_from_huggingface
 from octavo.models.families import FLOAT32_PARTS, parts_of
-from octavo.models.random_weights import RandomSource, random_bytes, random_codes
+from octavo.models.random_weights import DummySource, RandomSource, random_bytes, random_codes
+from octavo.models.tensor_sources import Precision
 from octavo.ops.interface import Quantized
 from octavo.weights.quantization import LAYOUTS
 from tests.support.tiny_models import tiny_config
@@ -58,3 +59,23 @@ def test_norms_are_ones_and_the_rest_is_random():
     matrix = random.read("down", 0)
     assert 0.015 < matrix.std() < 0.025
     assert np.array_equal(matrix, source("float32").read("down", 0)), "the same every time"
+
+
+@pytest.mark.parametrize("precision", [Precision("float32"), Precision("bfloat16"), Precision("float32", "int8")])
+def test_a_dummy_gives_what_its_seed_says(precision):
+    arch = arch_from_huggingface(tiny_config(), {})
+
+    def drawn(seed: int) -> list[np.ndarray]:
+        dummy, found = DummySource(arch, seed, precision), []
+        for part in list(parts_of(arch))[:6]:
+            assert dummy.shape(part.name, part.layer) == part.shape
+            tensor = dummy.read(part.name, part.layer)
+            assert isinstance(tensor, Quantized) == (dummy.format(part.name, part.layer) == "int8")
+            found.append(tensor.values() if isinstance(tensor, Quantized) else tensor)
+        return found
+
+    first, again, other = drawn(0), drawn(0), drawn(1)
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not np.array_equal(first[0], other[0])
+    assert first[0].shape == (331, 120)
+    assert (first[1] == 1).all(), "norms are ones"

@@ -9,7 +9,7 @@ from octavo.errors import ModelFormatError
 from octavo.models.config_huggingface import arch_from_huggingface
 from octavo.models.families import GGUF_NAMES, Part, parts_of
 from octavo.models.load import LoadOptions, load_decoder, read_arch
-from octavo.models.tensor_sources import CheckpointSource, DummySource, Precision, quantized
+from octavo.models.tensor_sources import CheckpointSource, Precision, quantized
 from octavo.ops import reference
 from octavo.ops.interface import Quantized
 from octavo.weights.checkpoint import FileCheckpoint
@@ -144,23 +144,3 @@ def test_what_a_format_cannot_hold_is_refused_by_the_name_of_its_tensor():
     values[2, 7] = 1e10
     with pytest.raises(ModelFormatError, match="tensor 'w' has values beyond what int8 can hold"):
         quantized(values, "int8", 1, "'w'")
-
-
-@pytest.mark.parametrize("precision", [Precision("float32"), Precision("bfloat16"), Precision("float32", "int8")])
-def test_a_dummy_gives_what_its_seed_says(precision):
-    arch = arch_from_huggingface(tiny_config(), {})
-
-    def drawn(seed: int) -> list[np.ndarray]:
-        dummy, found = DummySource(arch, seed, precision), []
-        for part in list(parts_of(arch))[:6]:
-            assert dummy.shape(part.name, part.layer) == part.shape
-            tensor = dummy.read(part.name, part.layer)
-            assert isinstance(tensor, Quantized) == (dummy.format(part.name, part.layer) == "int8")
-            found.append(tensor.values() if isinstance(tensor, Quantized) else tensor)
-        return found
-
-    first, again, other = drawn(0), drawn(0), drawn(1)
-    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
-    assert not np.array_equal(first[0], other[0])
-    assert first[0].shape == (331, 120)
-    assert (first[1] == 1).all(), "norms are ones"
