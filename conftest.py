@@ -5,6 +5,8 @@ import os
 from hypothesis import settings
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads and our forks do not go together
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # each core has a worker: PyTorch's threads would only wait
 
 # No deadline: the machine is shared. The same examples every time, so that a red run is a red commit;
 # HYPOTHESIS_PROFILE=explore draws new ones.

@@ -40,7 +40,7 @@ def greedy_outputs(path: Path, prompts: Sequence[str], num_tokens: int) -> list[
 @torch.inference_mode()
 def check_choices(path: Path, outputs: Sequence[RequestOutput]) -> None:
     """Teacher-forced on our own tokens: each must be transformers' choice wherever it has a clear one."""
-    model = transformers_model_from_gguf(path)
+    model = transformers_model_from_gguf(path).float()  # near enough for a lead of GAP, and twice as fast
     num_clear = num_tokens = 0
     for output in outputs:
         ids = output.prompt_token_ids + output.outputs[0].token_ids

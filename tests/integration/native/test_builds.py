@@ -33,6 +33,7 @@ def check(module: Path, *words: str, **variables: str) -> str:
         "-q",
         "-p",
         "no:cacheprovider",
+        "-n0",
         "-W",
         "error",
     ]
