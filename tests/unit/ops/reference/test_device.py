@@ -7,6 +7,7 @@ import torch
 from octavo.errors import ConfigError
 from octavo.ops import hardware, reference
 from octavo.ops.interface import KVShape
+from octavo.ops.reference.device import SCRATCH
 from octavo.weights.bf16 import from_bf16, to_bf16
 from tests.support.cpu_devices import normal
 from tests.support.quantized_rows import random_rows
@@ -44,6 +45,13 @@ def test_threads_are_those_asked_for_or_all(monkeypatch):
     for threads in (2, 1, None):
         reference.open_device("cpu", "float32", threads)
     assert taken == [2, 1, 3]
+
+
+def test_only_16_bit_weights_take_memory_to_be_widened_in():
+    sizes = {"float32": None, "bfloat16": SCRATCH}
+    for dtype, size in sizes.items():
+        scratch = reference.open_device("cpu", dtype, 1).handle.scratch
+        assert (None if scratch is None else len(scratch)) == size
 
 
 def test_memory_is_counted(device):
