@@ -4,7 +4,7 @@ Nothing happens by itself: the stubs write down what they are asked, and a test 
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from time import monotonic
 from types import SimpleNamespace
@@ -174,6 +174,21 @@ async def running(service: Service, template: TemplateText | None = None) -> Asy
             yield service.engine_thread
         finally:
             await service.stop()
+
+
+def run_scene(
+    scene: Callable[[Service, Any], Awaitable[Any]],
+    service: Service | None = None,
+    template: TemplateText | None = None,
+) -> Any:
+    """What `scene(service, thread)` gives, of a service that is ready."""
+
+    async def whole() -> Any:
+        made = service or make_service()
+        async with running(made, template) as thread:
+            return await scene(made, thread)
+
+    return asyncio.run(asyncio.wait_for(whole(), 10))
 
 
 def app_of(service: Service) -> Any:

@@ -14,7 +14,7 @@ from octavo.serve.output_stream import RequestFailed
 from octavo.serve.service import DEFAULT_QUEUE, INLINE_WEIGHT, NUM_HELPERS, Service, name_of
 from octavo.text.template_text import TemplateText
 from tests.support.outputs import make_output
-from tests.support.stub_service import BOS, TEMPLATE, StubEngine, StubRenderPool, make_service, running
+from tests.support.stub_service import BOS, TEMPLATE, StubEngine, StubRenderPool, make_service, run_scene, running
 
 
 def make_job(*prompts, num_choices: int = 1, client: str = "me", params=None, **fields) -> GenerationJob:
@@ -28,17 +28,6 @@ def refusal(function, *args) -> tuple[int, str | None]:
         function(*args)
     assert int(caught.value.headers["retry-after"]) > 0
     return caught.value.status, caught.value.code
-
-
-def run_scene(scene, service: Service | None = None, template: TemplateText | None = None) -> None:
-    """Run `scene(service, thread)` with a service that is ready."""
-
-    async def whole() -> None:
-        made = service or make_service()
-        async with running(made, template) as thread:
-            await scene(made, thread)
-
-    asyncio.run(asyncio.wait_for(whole(), 10))
 
 
 def finished(service: Service, reason: str) -> float:

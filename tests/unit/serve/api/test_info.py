@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
 from time import monotonic
 from types import SimpleNamespace
 from typing import Any
@@ -11,21 +10,8 @@ from octavo import __version__
 from octavo.errors import EngineError
 from octavo.serve.api.info import MAX_VIEWERS
 from octavo.serve.api.openapi import openapi
-from octavo.serve.service import Service
 from tests.support.asgi import Peer, call, make_scope, request
-from tests.support.stub_service import app_of, empty_app, empty_service, make_service, running
-
-
-def asked(scene: Callable[[Service, Any, Any], Awaitable[Any]], service: Service | None = None) -> Any:
-    """What `scene(service, app, thread)` gives, of a service that is ready."""
-
-    async def whole() -> Any:
-        made = service or make_service()
-        async with running(made) as thread:
-            return await scene(made, app_of(made), thread)
-
-    return asyncio.run(asyncio.wait_for(whole(), 10))
-
+from tests.support.stub_service import app_of, empty_app, empty_service, make_service, run_scene
 
 # --- health -------------------------------------------------------------------------------------------------------
 
@@ -42,7 +28,8 @@ async def codes(app: Any) -> list[tuple[int, str | None]]:
 def test_health_in_each_state():
     service = make_service({"stall_timeout": 4.0})
 
-    async def scene(service, app, thread):
+    async def scene(service, thread):
+        app = app_of(service)
         assert await codes(app) == [(200, None), (200, None)]
         thread.is_busy, thread.beat = True, monotonic() - 5
         live, (ready, _) = await codes(app)
@@ -53,18 +40,19 @@ def test_health_in_each_state():
         assert await codes(app) == [(200, None), (503, "draining")]
 
     assert asyncio.run(codes(app_of(service))) == [(200, None), (503, "starting")]
-    asked(scene, service)
+    run_scene(scene, service)
     assert asyncio.run(codes(app_of(service))) == [(200, None), (503, "stopped")]
 
 
 def test_an_engine_that_failed_is_neither_live_nor_ready():
-    async def scene(service, app, thread):
+    async def scene(service, thread):
+        app = app_of(service)
         thread.failure = EngineError("the engine failed: secret")
         live, (ready, _) = await codes(app)
         assert (live, ready) == ((503, "stalled"), 503)
         assert b"secret" not in (await request(app, "/health/live")).sent
 
-    asked(scene)
+    run_scene(scene)
 
 
 def test_what_health_says():
@@ -91,7 +79,8 @@ def test_the_version():
 def test_models():
     """Under its own name, which may hold slashes, and under the model's; the card says the first."""
 
-    async def scene(service, app, thread):
+    async def scene(service, thread):
+        app = app_of(service)
         before = int(time.time())
         listed = (await request(app, "/v1/models")).json()
         assert listed == {"object": "list", "data": [listed["data"][0]]}
@@ -110,7 +99,7 @@ def test_models():
             assert (missing.status, error["code"], error["param"]) == (404, "model_not_found", "model")
             assert error["type"] == "not_found_error"
 
-    asked(scene, make_service(served_model_name="tiny/model"))
+    run_scene(scene, make_service(served_model_name="tiny/model"))
 
 
 def test_a_model_that_loads_has_no_card():
@@ -119,11 +108,12 @@ def test_a_model_that_loads_has_no_card():
 
 
 def test_metrics():
-    async def scene(service, app, thread):
+    async def scene(service, thread):
+        app = app_of(service)
         thread.stats = thread.stats | {"running": 3, "steps": 7}
         return await request(app, "/metrics")
 
-    before, peer = call(app_of(make_service()), "/metrics"), asked(scene)
+    before, peer = call(app_of(make_service()), "/metrics"), run_scene(scene)
     for found in (before, peer):
         assert found.status == 200
         assert found.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
@@ -184,7 +174,8 @@ def test_head_asks_for_no_frames():
 
 
 def test_a_viewer_who_leaves_is_let_go():
-    async def scene(service, app, thread):
+    async def scene(service, thread):
+        app = app_of(service)
         peer = Peer()
         looking = asyncio.create_task(app(make_scope("/events"), peer.receive, peer.send))
         while not service.feed.num_viewers:
@@ -195,7 +186,7 @@ def test_a_viewer_who_leaves_is_let_go():
         assert service.feed.num_viewers == 0
         assert len(peer.messages) == 1  # there is nobody to end it for
 
-    asked(scene)
+    run_scene(scene)
 
 
 def test_a_viewer_who_leaves_while_a_frame_is_sent_is_let_go_at_once():
