@@ -65,12 +65,15 @@ class Peer:
         return json.loads(self.sent)
 
 
-def call(app: Any, path: str, method: str = "GET", headers: Sequence[Header] = (HOST,), body: bytes = b"") -> Peer:
+async def request(
+    app: Any, path: str, method: str = "GET", headers: Sequence[Header] = (HOST,), body: bytes = b""
+) -> Peer:
     """The peer of one request to `app`, once it has been handled."""
+    peer = Peer(body)
+    await app(make_scope(path, method, headers), peer.receive, peer.send)
+    return peer
 
-    async def handled() -> Peer:
-        peer = Peer(body)
-        await app(make_scope(path, method, headers), peer.receive, peer.send)
-        return peer
 
-    return asyncio.run(handled())
+def call(app: Any, path: str, method: str = "GET", headers: Sequence[Header] = (HOST,), body: bytes = b"") -> Peer:
+    """The same, on an event loop of its own."""
+    return asyncio.run(request(app, path, method, headers, body))

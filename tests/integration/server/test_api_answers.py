@@ -153,11 +153,3 @@ def test_what_asks_for_what_is_done_anyway_is_taken(server):
         server.post("/v1/chat/completions", body | {"function_call": "none", "tool_choice": "auto"}).status_code == 200
     )
     assert server.post("/v1/completions", {"prompt": "a", "max_tokens": 1, "suffix": ""}).status_code == 200
-
-
-def test_ignored_fields_are_named(server):
-    response = server.post(
-        "/v1/completions", {"prompt": "a", "max_tokens": 1, "user": "me", "store": True, "metadata": None}
-    )
-    assert response.headers["x-octavo-ignored"] == "user, store"
-    assert [warning.partition(":")[0] for warning in response.json()["warnings"]] == ["user", "store"]

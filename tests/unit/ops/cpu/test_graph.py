@@ -1,4 +1,4 @@
-"""Recorded graphs: what is fused and which buffers are shared changes no result; a record is run for its own key only.
+"""Compiled graphs: what is fused and which buffers are shared changes no result.
 
 The measure is the same graph step by step: every operation computed by itself before the next takes its numbers.
 """
@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from octavo.ops import cpu
 from octavo.ops.cpu.graph import Tensor, compile_graph
-from octavo.ops.interface import AttentionShape, Device, FinalNorm, KVShape, RowSpans
-from tests.support.cpu_devices import device_on, host, normal, poisoned
+from octavo.ops.interface import Device
+from tests.support.cpu_devices import device_on, host, normal
 
 EPS = 1e-5
 WIDTHS = (24, 64, 33)  # of activations; SwiGLU of 64 is fused, of the others it cannot be
@@ -231,122 +231,3 @@ class TestFusing:
         assert cpu.download(early).tobytes() == given.tobytes()
         parts = [cpu.linear(cpu.linear(cpu.linear(early, square), square), square), cpu.linear(late, square)]
         assert first.tobytes() == np.add(*map(cpu.download, parts)).tobytes()
-
-
-# --- records --------------------------------------------------------------------------------------------------------
-
-
-class Model:
-    """Embedding and one product: a graph with tokens, and how often it was recorded."""
-
-    def __init__(self, device: Device, seed: int) -> None:
-        self.device, self.num_recorded = device, 0
-        self.matrix = normal(seed, 50, 24)
-        self.embedding = cpu.pack_embedding(device, host(self.matrix, device.dtype))
-        self.weight = cpu.pack_linear(device, (40, 24), [host(normal(seed + 1, 40, 24), device.dtype)], None)
-
-    def record(self, tokens) -> Tensor:
-        self.num_recorded += 1
-        return cpu.linear(cpu.embed(self.embedding, tokens), self.weight)
-
-    def forward(self, ids: np.ndarray, *key: object):
-        tokens = cpu.plan_tokens(self.device, ids)
-        return cpu.replay(self.device, (self, *key), lambda: self.record(tokens))
-
-    def expected(self, ids: np.ndarray) -> np.ndarray:
-        x = cpu.upload(self.device, cpu.download(cpu.embed(self.embedding, cpu.plan_tokens(self.device, ids))))
-        return cpu.download(cpu.linear(x, self.weight))
-
-
-def some_ids(seed: int, count: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 50, count).astype(np.int32)
-
-
-@pytest.fixture
-def fresh(device) -> Device:
-    """A device that nothing was recorded on."""
-    return device_on(cpu_isa(), device.dtype, threads=2)
-
-
-def test_a_record_is_run_with_any_number_of_tokens(fresh):
-    model = Model(fresh, 1)
-    for seed, count in enumerate((3, 1, 200, 2, 500, 3)):
-        ids = some_ids(seed, count)
-        found = cpu.download(model.forward(ids))
-        assert found.shape == (count, 40)
-        assert found.tobytes() == model.expected(ids).tobytes()
-    assert model.num_recorded == 1
-
-
-def test_each_key_has_its_record(fresh):
-    """Keys are told apart by identity, and by all of their parts; more of them than are kept, too."""
-    models = [Model(fresh, 10 * seed) for seed in range(7)]
-    for round_number in range(3):
-        for number, model in enumerate(models):
-            ids = some_ids(number + round_number, 5)
-            assert cpu.download(model.forward(ids)).tobytes() == model.expected(ids).tobytes()
-    model, ids = Model(fresh, 5), some_ids(1, 4)
-    first, second = [], []  # equal, and not the same
-    for key, recorded in (((first,), 1), ((second,), 2), ((first,), 2), ((), 3), ((first, second), 4), ((second,), 4)):
-        cpu.download(model.forward(ids, *key))
-        assert model.num_recorded == recorded, key
-
-
-def test_one_place_does_not_know_the_records_of_another(fresh, device):
-    ids, one = some_ids(1, 6), Model(fresh, 1)
-    cpu.download(one.forward(ids))
-    other = Model(device_on(cpu_isa(), device.dtype), 2)
-    assert cpu.download(other.forward(ids)).tobytes() == other.expected(ids).tobytes()
-
-
-def test_what_was_downloaded_is_a_copy_and_what_was_not_is_of_the_last_step(fresh):
-    model = Model(fresh, 1)
-    one, two = some_ids(1, 30), some_ids(2, 30)
-    hidden = model.forward(one)
-    first = cpu.download(hidden)
-    before = first.copy()
-    second = cpu.download(model.forward(two))
-    assert first.tobytes() == before.tobytes() != second.tobytes()
-
-
-def test_logits_of_a_step_may_be_asked_for_in_any_order_until_the_next(fresh):
-    """In tiles, as the runner asks; what one tile's are worth is copied before the next."""
-    model, ids = Model(fresh, 1), some_ids(3, 90)
-    hidden = model.forward(ids)
-    norm = FinalNorm(cpu.pack_vector(fresh, 1 + 0.3 * normal(4, 40)), EPS)
-    head = cpu.pack_embedding(fresh, host(normal(5, 77, 40), fresh.dtype))
-    rows = np.arange(90, dtype=np.int32)
-    whole = cpu.download(cpu.logits(hidden, rows, norm, head))
-    tiles = [rows[60:90], rows[:7], rows[7:60], rows[[3, 3, 89]]]
-    asked = [cpu.logits(hidden, tile, norm, head) for tile in tiles]
-    for tile, logits in [*zip(tiles, asked, strict=True)][::-1]:
-        assert cpu.download(logits).tobytes() == whole[tile].tobytes()
-
-
-def test_plans_may_change_under_a_record(fresh):
-    """RoPE, cache writes and attention are recorded once; positions, slots and rows are each step's own."""
-    shape, kv_shape = AttentionShape(2, 1, 8, 0.5), KVShape(6, 4, 1, 8)
-    frequencies, tables = 0.3 ** np.arange(4, dtype=np.float32), np.array([[3, 1, 5]], np.int32)
-    embedding = cpu.pack_embedding(fresh, host(normal(1, 50, 32), fresh.dtype))
-    ids = some_ids(2, 12)
-
-    def computed(shares: list[int], key: object) -> bytes:
-        (kv,), rope, done, out = poisoned(fresh, kv_shape, "float32"), cpu.pack_rope(fresh, frequencies, 1.0), 0, []
-        for share in shares:
-            at = np.arange(done, done + share, dtype=np.int32)
-            slots = tables[0, at // 4].astype(np.int64) * 4 + at % 4
-            rows = RowSpans(slots, np.array([0, share], np.int32), np.array([done + share], np.int32), tables)
-            tokens = cpu.plan_tokens(fresh, ids[at])
-            plans = cpu.plan_rope(rope, at), cpu.plan_attention(kv, rows, shape)
-
-            def record(tokens=tokens, plans=plans):
-                q = cpu.rope_and_cache(cpu.embed(embedding, tokens), *plans, kv, None)
-                return cpu.attention(q, kv, plans[1])
-
-            out.append(cpu.download(cpu.replay(fresh, (key,), record)))
-            done += share
-        return np.concatenate(out).tobytes()
-
-    whole = computed([12], "whole")
-    assert computed([1] * 12, object()) == whole
-    assert computed([5, 1, 6], object()) == whole

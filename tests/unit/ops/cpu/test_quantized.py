@@ -10,41 +10,14 @@ import pytest
 
 from octavo.ops import cpu, reference
 from octavo.ops.cpu.device import isa_names
-from octavo.ops.interface import SUPER_BLOCK_LEN, Device, FinalNorm, Quantized
+from octavo.ops.interface import Device, FinalNorm, Quantized
 from tests.support.cpu_devices import UNIT, device_on, normal
+from tests.support.quantized_rows import KINDS, random_rows
 from tests.unit.ops.cpu.test_kernels import EPS, MANY, assert_within, same_bits
 
-# kind: bits, inputs of a group, minimums, steps
-KINDS = {
-    "Q4_0": (4, 32, False, False), "Q4_1": (4, 32, True, False), "Q4_K": (4, 32, True, True),
-    "Q5_1": (8, 32, True, False), "Q5_K": (8, 32, True, True), "Q6_K": (8, 16, False, True),
-    "Q8_0": (8, 32, False, False), "int8": (8, 64, False, False),
-}  # fmt: skip
 COUNTS = (*range(1, 20), 33, 64, 95, 96, 97, MANY)
 SHAPES = ((1, 256), (33, 512), (96, 768), (70, 1280))  # [out, in]
 ODD_SHAPES = ((7, 31), (40, 100), (65, 65), (31, 1025))
-
-
-def quantized(kind: str, seed: int, rows: int, width: int) -> Quantized:
-    """Random codes over all of their range, scales of both signs and many sizes."""
-    bits, group_len, has_mins, has_sub_scales = KINDS[kind]
-    rng = np.random.default_rng(seed)
-    groups = -(-width // group_len)
-    scales = width // SUPER_BLOCK_LEN if has_sub_scales else groups
-    low, high = (-128, 127) if bits == 8 else (0, 15) if has_mins else (-8, 7)
-
-    def halves() -> np.ndarray:
-        sizes = 2.0 ** rng.integers(-20, -3, (rows, scales))
-        return (rng.standard_normal((rows, scales)) * sizes).astype(np.float16)
-
-    def sub_scales() -> np.ndarray:
-        return rng.integers(-128, 128, (rows, groups)).astype(np.int8)
-
-    return Quantized(
-        bits, group_len, rng.integers(low, high + 1, (rows, width)).astype(np.int8), halves(),
-        halves() if has_mins else None,
-        sub_scales() if has_sub_scales else None, sub_scales() if has_sub_scales and has_mins else None,
-    )  # fmt: skip
 
 
 def shapes_of(kind: str) -> tuple[tuple[int, int], ...]:
@@ -79,7 +52,7 @@ def bound_of(weight: list[Quantized], x: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize(("kind", "shape"), CASES)
 def test_linear(device, oracle, kind, shape):
-    weight, x, bias = [quantized(kind, 1, *shape)], normal(2, 35, shape[1]), normal(3, shape[0])
+    weight, x, bias = [random_rows(kind, 1, *shape)], normal(2, 35, shape[1]), normal(3, shape[0])
     expected = products(reference, oracle, weight, x, bias)
     assert_within(products(cpu, device, weight, x, bias), expected, bound_of(weight, x))
 
@@ -87,7 +60,7 @@ def test_linear(device, oracle, kind, shape):
 @pytest.mark.parametrize(("kind", "shape"), CASES)
 def test_rows_are_exact(device, kind, shape):
     """An embedding's rows are, bit for bit, what the numbers mean."""
-    matrix = quantized(kind, 1, *shape)
+    matrix = random_rows(kind, 1, *shape)
     ids = np.arange(shape[0], dtype=np.int32)[::-1]
     found = cpu.download(cpu.embed(cpu.pack_embedding(device, matrix), cpu.plan_tokens(device, ids)))
     assert same_bits(found, matrix.values()[ids])
@@ -97,7 +70,7 @@ def test_rows_are_exact(device, kind, shape):
 @pytest.mark.parametrize("kind", KINDS)
 def test_any_batch_gives_the_same_bits(device, kind, threads):
     device = device_on(device.handle.native.isa, "bfloat16", threads)
-    weight, x = quantized(kind, 1, 97, 512), normal(2, MANY, 512)
+    weight, x = random_rows(kind, 1, 97, 512), normal(2, MANY, 512)
     packed = cpu.pack_linear(device, (97, 512), [weight], None)
     alone = np.concatenate([cpu.download(cpu.linear(cpu.upload(device, x[i : i + 1]), packed)) for i in range(MANY)])
     for count in COUNTS:
@@ -107,7 +80,7 @@ def test_any_batch_gives_the_same_bits(device, kind, threads):
 
 def test_paths_agree_but_for_rounding(oracle):
     """All of them sum integers exactly; only float32 sums over groups may differ, by the fused product."""
-    weight, x = [quantized("Q4_K", 1, 64, 512)], normal(2, 5, 512)
+    weight, x = [random_rows("Q4_K", 1, 64, 512)], normal(2, 5, 512)
     first, *others = (products(cpu, device_on(isa, "bfloat16"), weight, x) for isa in isa_names())
     for other in others:
         assert_within(other, first, bound_of(weight, x))
@@ -116,7 +89,7 @@ def test_paths_agree_but_for_rounding(oracle):
 @pytest.mark.parametrize("names", [("Q4_K", "Q4_K", "Q6_K"), ("Q5_1", "Q8_0"), ("Q4_1", "Q4_0", "Q8_0")])
 def test_parts_of_several_kinds(device, oracle, names):
     """... and of rows that fill no panel."""
-    weight, x = [quantized(name, i, 40 + i, 256) for i, name in enumerate(names)], normal(2, 9, 256)
+    weight, x = [random_rows(name, i, 40 + i, 256) for i, name in enumerate(names)], normal(2, 9, 256)
     bias = normal(3, sum(map(len, weight)))
     expected = products(reference, oracle, weight, x, bias)
     assert_within(products(cpu, device, weight, x, bias), expected, bound_of(weight, x))
@@ -125,7 +98,7 @@ def test_parts_of_several_kinds(device, oracle, names):
 @pytest.mark.parametrize("size", [32, 40, 64])
 @pytest.mark.parametrize("names", [("Q4_1", "Q4_1"), ("Q8_0", "Q4_0"), ("int8", "int8")])
 def test_swiglu(device, oracle, names, size):
-    parts, x = [quantized(name, i, size, 192) for i, name in enumerate(names)], normal(2, 21, 192)
+    parts, x = [random_rows(name, i, size, 192) for i, name in enumerate(names)], normal(2, 21, 192)
     x *= 0.01
     found, expected = (
         ops.download(ops.silu_mul(ops.linear(ops.upload(p, x), ops.pack_linear(p, (2 * size, 192), iter(parts), None))))
@@ -139,7 +112,7 @@ def test_swiglu(device, oracle, names, size):
 @pytest.mark.parametrize("kind", ["Q4_1", "Q8_0", "int8"])
 def test_logits_of_normed_rows(device, oracle, kind):
     """A norm's last bit may move a value over the middle between two codes, and so a product by one code's weight."""
-    head, x, rows = quantized(kind, 1, 70, 192), normal(2, 12, 192), np.array([0, 5, 11], np.int32)
+    head, x, rows = random_rows(kind, 1, 70, 192), normal(2, 12, 192), np.array([0, 5, 11], np.int32)
     weight = 1 + 0.1 * normal(3, 192)
     found, expected = (
         ops.download(
@@ -158,7 +131,7 @@ def test_bad_numbers_stay_in_their_row(device, kind, bad):
     """... and stay bad: the sampler must see them."""
     x = normal(1, 9, 256)
     x[4, 77] = bad
-    weight = quantized(kind, 1, 40, 256)
+    weight = random_rows(kind, 1, 40, 256)
     found = products(cpu, device, [weight], x)
     assert np.isnan(found[4]).all()
     assert np.isfinite(np.delete(found, 4, axis=0)).all()
@@ -166,7 +139,7 @@ def test_bad_numbers_stay_in_their_row(device, kind, bad):
 
 @pytest.mark.parametrize("size", [0.0, 1e-38, 1e-32, 1e30])
 def test_inputs_of_any_size(device, oracle, size):
-    weight, x = [quantized("Q8_0", 1, 40, 96)], size * normal(2, 5, 96)
+    weight, x = [random_rows("Q8_0", 1, 40, 96)], size * normal(2, 5, 96)
     expected = products(reference, oracle, weight, x)
     assert_within(products(cpu, device, weight, x), expected, bound_of(weight, x))
 

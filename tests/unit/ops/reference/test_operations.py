@@ -1,19 +1,15 @@
-"""The reference's devices and dense operations: against NumPy, and what each promises about memory and rounding."""
+"""The reference's dense operations: against NumPy, and what each promises about rounding."""
 
 import numpy as np
 import pytest
 import torch
 
-from octavo.errors import ConfigError
 from octavo.ops import hardware, reference
-from octavo.ops.interface import FinalNorm, KVShape
+from octavo.ops.interface import FinalNorm
 from octavo.weights.bf16 import from_bf16, to_bf16
+from tests.support.cpu_devices import normal
 
 FEATURES = {"bare": (), "native": ("avx512_bf16", "avx512_fp16")}
-
-
-def normal(seed, *shape):
-    return np.random.default_rng(seed).standard_normal(shape, np.float32)
 
 
 @pytest.fixture
@@ -28,75 +24,6 @@ def bf16_device(request, monkeypatch):
     fake = hardware.Processor(known.architecture, known.brand, FEATURES[request.param], known.caches, known.num_cores)
     monkeypatch.setattr(hardware, "processor", lambda: fake)
     return reference.open_device("cpu", "bfloat16", 1)
-
-
-@pytest.mark.parametrize("device", ["tpu", "cuda:x", "cuda:-1", "cuda:", "cpu:0", "", "cuda:99"])
-def test_unknown_devices_are_refused(device):
-    with pytest.raises(ConfigError, match="device="):
-        reference.open_device(device, "float32", 1)
-
-
-def test_unknown_dtypes_are_refused():
-    with pytest.raises(ConfigError, match="int8"):
-        reference.open_device("cpu", "int8", 1)
-
-
-@pytest.mark.parametrize(("features", "dtype"), [((), "bfloat16"), (("avx512_fp16",), "float16")])
-def test_float16_needs_arithmetic(monkeypatch, features, dtype):
-    known = hardware.processor()
-    fake = hardware.Processor(known.architecture, known.brand, features, known.caches, known.num_cores)
-    monkeypatch.setattr(hardware, "processor", lambda: fake)
-    assert reference.open_device("cpu", "float16", 1).dtype == dtype
-
-
-def test_memory_is_counted(device):
-    assert 0 < reference.free_memory(device) <= reference.total_memory(device)
-
-
-def test_upload_copies_and_download_widens(device):
-    array = np.arange(6, dtype=np.int32).reshape(2, 3)
-    tensor = reference.upload(device, array)
-    array[:] = 0
-    np.testing.assert_array_equal(reference.download(tensor), np.arange(6).reshape(2, 3))
-    half = reference.download(torch.full((3,), 1.5, dtype=torch.bfloat16))
-    assert half.dtype == np.float32
-    np.testing.assert_array_equal(half, 1.5)
-
-
-def test_kv_is_zeroed_and_blocks_are_copied(device):
-    kv = reference.new_kv(device, KVShape(5, 3, 2, 4), "bfloat16")
-    assert kv.keys.dtype == torch.bfloat16
-    assert not reference.download(kv.keys).any()
-    with torch.inference_mode():
-        kv.keys.copy_(torch.arange(5).repeat_interleave(3)[:, None, None].expand(15, 2, 4))
-        kv.values.copy_(-kv.keys)
-    reference.copy_blocks(kv, np.array([1, 4]), np.array([0, 2]))
-    blocks = reference.download(kv.keys).reshape(5, -1)
-    np.testing.assert_array_equal(blocks, np.repeat([[1], [1], [4], [3], [4]], 24, axis=1))
-    np.testing.assert_array_equal(reference.download(kv.values), -reference.download(kv.keys))
-
-
-def test_int8_kv_is_zeroed_and_blocks_are_copied_with_their_scales(device):
-    kv = reference.new_kv(device, KVShape(5, 3, 2, 4), "int8")
-    parts = (kv.keys, kv.values, kv.key_scales, kv.value_scales)
-    assert [part.dtype for part in parts] == [torch.int8, torch.int8, torch.float32, torch.float32]
-    assert [tuple(part.shape) for part in parts] == [(15, 2, 4), (15, 2, 4), (15, 2, 1), (15, 2, 1)]
-    assert not any(reference.download(part).any() for part in parts)
-    with torch.inference_mode():
-        for factor, part in enumerate(parts, start=1):
-            part.copy_((factor * torch.arange(5)).repeat_interleave(3)[:, None, None].expand(part.shape))
-    reference.copy_blocks(kv, np.array([1, 4]), np.array([0, 2]))
-    for factor, part in enumerate(parts, start=1):
-        blocks = reference.download(part).reshape(5, -1)
-        expected = factor * np.repeat([[1], [1], [4], [3], [4]], blocks.shape[1], axis=1)
-        np.testing.assert_array_equal(blocks, expected)
-
-
-def test_linear_stacks_its_parts(device):
-    parts, bias, x = [normal(1, 3, 5), normal(2, 4, 5), normal(3, 2, 5)], normal(4, 9), normal(5, 6, 5)
-    packed = reference.pack_linear(device, (9, 5), iter(parts), bias)
-    ours = reference.download(reference.linear(reference.upload(device, x), packed))
-    np.testing.assert_allclose(ours, x @ np.concatenate(parts).T + bias, atol=1e-5)
 
 
 @pytest.mark.parametrize("num_rows", [1, 2, 7, 64])
@@ -128,15 +55,6 @@ def test_logits_are_float32_of_chosen_rows(bf16_device):
     normed = from_bf16(to_bf16((x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5) * weight).astype(np.float32)))
     np.testing.assert_allclose(reference.download(ours), normed @ from_bf16(head).T, atol=0.05)
     assert np.unique(reference.download(ours)[0]).size > 320, "rounding to bfloat16 would make many logits equal"
-
-
-def test_a_tied_head_is_the_embedding(device):
-    matrix = normal(1, 11, 4)
-    embedding = reference.pack_embedding(device, matrix)
-    head = reference.tie_head(embedding)
-    assert head.weight.data_ptr() == embedding.weight.data_ptr()
-    tokens = reference.plan_tokens(device, np.array([10, 0, 10], np.int32))
-    np.testing.assert_array_equal(reference.download(reference.embed(embedding, tokens)), matrix[[10, 0, 10]])
 
 
 def test_rms_norm(device):

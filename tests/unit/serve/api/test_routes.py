@@ -1,32 +1,17 @@
 """serve.api.routes as an ASGI application over an empty service: keys, unknown paths, and error responses."""
 
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from octavo.errors import EngineError, QueueFullError, RequestError
-from octavo.serve.api.openapi import openapi
-from octavo.serve.api.routes import create_app, route_specs
-from octavo.serve.config import ServerConfig
+from octavo.serve.api.routes import route_specs
 from octavo.serve.errors import unavailable
-from octavo.serve.http.request_ids import RequestIds
 from octavo.serve.output_stream import RequestFailed
 from tests.support.asgi import HOST, call
+from tests.support.stub_service import empty_app, empty_service
 
 OPEN = {"/", "/health/live", "/health/ready"}
-
-
-def make_service(**fields: Any) -> Any:
-    values = {
-        "server_config": ServerConfig(), "new_ids": RequestIds(), "has_tenants": False, "is_live": True,
-        "is_ready": True, "state": "ready", "model_name": "tiny", "names": ("tiny",),
-    }  # fmt: skip
-    return SimpleNamespace(**(values | fields))
-
-
-def make_app(service: Any = None, **config: Any) -> Any:
-    return create_app(service or make_service(), ServerConfig(**config))
 
 
 @pytest.mark.parametrize(
@@ -34,8 +19,8 @@ def make_app(service: Any = None, **config: Any) -> Any:
     [(), ((b"authorization", b"Bearer nope"),), ((b"x-api-key", b"nope"),), ((b"authorization", b"Basic alpha"),)],
 )
 def test_every_route_but_the_open_ones_needs_a_key(headers):
-    app = make_app(api_key=("alpha", "beta"))
-    for spec in route_specs(make_service()):
+    app = empty_app(api_key=("alpha", "beta"))
+    for spec in route_specs(empty_service()):
         peer = call(app, spec.path.replace("{id:path}", "x"), spec.method, (HOST, *headers))
         assert (peer.status == 401) == (spec.path not in OPEN), (spec.path, peer.status)
     for method, path in (("GET", "/nope"), ("DELETE", "/v1/models"), ("GET", "/v1/completions"), ("POST", "/")):
@@ -43,15 +28,15 @@ def test_every_route_but_the_open_ones_needs_a_key(headers):
 
 
 def test_several_keys_are_tenants():
-    service = make_service()
-    make_app(service, api_key=("alpha",))
+    service = empty_service()
+    empty_app(service, api_key=("alpha",))
     assert not service.has_tenants
-    make_app(service, api_key=("alpha", "beta"))
+    empty_app(service, api_key=("alpha", "beta"))
     assert service.has_tenants
 
 
 def test_unknown_paths_and_methods():
-    app = make_app()
+    app = empty_app()
     assert call(app, "/nope").json()["error"]["code"] == "not_found"
     assert call(app, "/\n").status == 200  # a pattern's end is before a line break, too
     peer = call(app, "/v1/completions")
@@ -61,13 +46,13 @@ def test_unknown_paths_and_methods():
 
 
 def test_hosts_are_checked_before_keys():
-    app = make_app(api_key=("alpha",))
+    app = empty_app(api_key=("alpha",))
     assert call(app, "/v1/models", headers=[(b"host", b"evil.example")]).status == 400
     assert call(app, "/health/live", headers=[(b"host", b"evil.example")]).status == 400
 
 
 def test_an_allowed_origin_may_call():
-    app = make_app(allowed_origins=("https://app.example",), api_key=("alpha",))
+    app = empty_app(allowed_origins=("https://app.example",), api_key=("alpha",))
     origin = (HOST, (b"origin", b"https://app.example"))
     before = call(app, "/v1/chat/completions", "OPTIONS", origin)
     assert (before.status, before.sent) == (204, b"")
@@ -83,30 +68,9 @@ def test_an_allowed_origin_may_call():
 
 
 def test_a_request_id_comes_back():
-    assert call(make_app(), "/version", headers=(HOST, (b"x-request-id", b"abc"))).headers["x-request-id"] == "abc"
-    odd = call(make_app(), "/version", headers=(HOST, (b"x-request-id", b"a b\tc")))
+    assert call(empty_app(), "/version", headers=(HOST, (b"x-request-id", b"abc"))).headers["x-request-id"] == "abc"
+    odd = call(empty_app(), "/version", headers=(HOST, (b"x-request-id", b"a b\tc")))
     assert odd.headers["x-request-id"].startswith("req-")
-
-
-def test_the_openapi_file_is_served():
-    assert call(make_app(), "/openapi.json").json() == openapi()
-
-
-def test_health():
-    assert call(make_app(), "/health/ready").json() == {"status": "ready"}
-    app = make_app(make_service(is_live=False, is_ready=False, state="draining"))
-    for path, code in (("/health/live", "stalled"), ("/health/ready", "draining"), ("/health", "draining")):
-        peer = call(app, path)
-        assert (peer.status, peer.json()["error"]["code"]) == (503, code)
-        assert int(peer.headers["retry-after"]) > 0
-
-
-def test_the_page_is_static_and_locked_down():
-    peer = call(make_app(), "/")
-    policy = peer.headers["content-security-policy"]
-    assert "default-src 'none'" in policy
-    assert "script-src 'sha256-" in policy
-    assert "http://" not in peer.sent.decode().replace("http://www.w3.org/2000/svg", "")
 
 
 @pytest.mark.parametrize(
@@ -124,7 +88,7 @@ def test_what_a_handler_raises_is_answered(error, status, code):
     def fail() -> bytes:
         raise error
 
-    peer = call(make_app(make_service(metrics=SimpleNamespace(text=fail))), "/metrics")
+    peer = call(empty_app(empty_service(metrics=SimpleNamespace(text=fail))), "/metrics")
     assert (peer.status, peer.json()["error"]["code"]) == (status, code)
     assert b"secret" not in peer.sent
     assert (b"err-" in peer.sent) == (status == 500)
