@@ -256,8 +256,9 @@ class _Worker:
         when the response is longer than MAX_RESPONSE_BYTES."""
         async with self._reading:
             try:
-                self._input.write(HEADER.pack(len(job)))
-                self._input.write(job)
+                if self._input.is_closing():  # uvloop: a write to the pipe of a process that is gone is a RuntimeError
+                    raise _WorkerLostError
+                self._input.write(HEADER.pack(len(job)) + job)
                 await self._input.drain()
                 num_bytes = HEADER.unpack(await self._output.readexactly(HEADER.size))[0]
                 if num_bytes > MAX_RESPONSE_BYTES:

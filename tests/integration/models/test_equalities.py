@@ -34,6 +34,9 @@ def alone(tiny_model, work, dtype) -> list[Trace]:
 
 @pytest.mark.parametrize(("setting", "seed"), some_settings(), ids=str)
 def test_bits_are_those_of_each_request_alone(tiny_model, work, alone, dtype, setting, seed):
+    """All settings in float32 and bfloat16, every second one where numbers are held in few bits."""
+    if "int" in dtype and some_settings().index((setting, seed)) % 2 == list(HELD).index(dtype) % 2:
+        pytest.skip("every second setting; all of them are tried at night")
     check_bits(engine_of(tiny_model, dtype, setting), setting, work, alone, [seed])
 
 

@@ -14,8 +14,6 @@ import pytest
 
 from tests.support.serve_process import LONG, PROMPT, Client, Process, begin, signalled_under_load
 
-pytestmark = pytest.mark.timed
-
 
 def test_a_port_in_use(start_process):
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -157,6 +155,7 @@ def test_more_connections_than_files(start_process):
 # --- the end ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_idle_server_ends_at_once(start_process, number):
     process = start_process().wait_for("Serving")
@@ -172,6 +171,7 @@ def test_a_signal_while_the_model_loads(start_process):
     assert time.monotonic() - begin < 2
 
 
+@pytest.mark.timed
 def test_connections_from_before_the_end_get_their_503(start_process):
     process = start_process().wait_for("Serving")
     with ExitStack() as stack:
@@ -187,6 +187,7 @@ def test_connections_from_before_the_end_get_their_503(start_process):
     assert process.end() == 0
 
 
+@pytest.mark.timed
 def test_a_drain_lets_streams_finish(start_process):
     process = start_process().wait_for("Serving")
     clients = begin(process, 4)
@@ -232,6 +233,7 @@ def test_a_drain_has_an_end(start_process):
         assert client.outcome() == "error", client.received[-300:]
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_ends_at_once(start_process, number):
     process = start_process().wait_for("Serving")
@@ -247,6 +249,7 @@ def test_a_second_signal_ends_at_once(start_process, number):
         assert client.outcome() == "error", client.received[-300:]
 
 
+@pytest.mark.timed
 def test_a_page_that_looks_on_does_not_hold_the_end_up(start_process):
     process = start_process().wait_for("Serving")
     with socket.create_connection(("127.0.0.1", process.port), timeout=10) as peer:

@@ -2,12 +2,13 @@
 
 import asyncio
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from octavo.errors import EngineError, ModelFormatError, RequestError, UnsupportedError
-from octavo.serve.render_pool import RenderPool
+from octavo.serve.render_pool import RenderPool, _Worker, _WorkerLostError
 from octavo.text.chat import ChatTemplate
 from tests.support.chat_templates import TEMPLATES, conversations
 from tests.support.render_pools import PLAIN, SPECIAL, USER, Run, children, earlier_children, run, says, with_pool
@@ -124,6 +125,16 @@ class TestStarting:
             with pytest.raises(ModelFormatError, match=r"chat_template|chat template"):
                 await RenderPool({"default": source}, SPECIAL).start()
             assert not children()
+
+        run(work())
+
+    def test_a_process_that_ended_before_it_was_asked_is_lost(self, run: Run) -> None:
+        """With uvloop a write to its pipe would be a RuntimeError, which nobody expects."""
+        process: Any = SimpleNamespace(stdin=SimpleNamespace(is_closing=lambda: True), stdout=object())
+
+        async def work() -> None:
+            with pytest.raises(_WorkerLostError):
+                await _Worker(process).ask(b"{}")
 
         run(work())
 

@@ -34,12 +34,11 @@ from tests.support.render_pools import (
 )
 from tests.support.serving import served
 
-pytestmark = pytest.mark.timed
-
 __all__ = ["earlier_children", "run"]
 
 
 class TestHostile:
+    @pytest.mark.timed
     @pytest.mark.parametrize("run", ["uvloop"], indirect=True)
     @pytest.mark.parametrize("name", ["nested loops", "times", "lists of lists", "endless macro"])
     def test_a_bomb_is_over_in_two_seconds_while_others_render(self, run: Run, name: str) -> None:
@@ -131,6 +130,7 @@ class TestOverHttp:
         (folder / "chat_template.jinja").write_text(source)
         return folder
 
+    @pytest.mark.timed
     def test_bombs_and_injections(self, tiny_model: Path, tmp_path: Path) -> None:
         marker = tmp_path / "marker"
         names = ["nested loops", "times", "lists of lists", "strftime", "long integers"]

@@ -167,6 +167,7 @@ def straddling_id(vocabulary: Vocabulary) -> int:
 
 
 @pytest.mark.timed
+@pytest.mark.timed
 def test_near_misses_cost_at_most_as_much_again(byte_level: Vocabulary) -> None:
     ids = byte_level.encode("x" * 30) * 300
     stops = tuple("x" * (255 - i) + "y" for i in range(16))

@@ -36,7 +36,8 @@ class InfoRoutes:
     async def ready(self, exchange: Exchange) -> None:
         """GET /health/ready and /health: whether a request would be taken."""
         if not self._service.is_ready:
-            raise unavailable(f"not ready: {self._service.state}", self._service.state)
+            reason = "stalled" if self._service.state == "ready" else self._service.state
+            raise unavailable(f"not ready: {reason}", reason)
         await exchange.answer({"status": "ready"})
 
     async def version(self, exchange: Exchange) -> None:
