@@ -1,23 +1,30 @@
 """`octavo bench`: how fast a model runs here. `latency` for one request at a time, `throughput` for many, `kernels` for
 the parts that a forward is made of.
 
-Knows flags and how figures are shown; `tools.bench` measures.
+Knows flags; `tools.bench` measures and words the reports.
 """
 
 import argparse
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from octavo.cli.console import check_writable, note, opened
-from octavo.cli.flags import add_config_flags, errors_of, length_range, named_config, rate, size, whole
-from octavo.cli.format import environment_rows, limits_text, table
+from octavo.cli.flags import (
+    add_config_flags,
+    add_logging_flags,
+    errors_of,
+    length_range,
+    named_config,
+    rate,
+    size,
+    whole,
+)
 from octavo.config import PARTS, EngineConfig
 from octavo.errors import RequestError
 from octavo.tools.bench.plot import check_plot, write_kernel_plot, write_plot
+from octavo.tools.bench.report import kernels_text, report_text, report_title, workload_text
 from octavo.tools.bench.run import WARM_JOBS, BenchmarkOptions, run_benchmark
 from octavo.tools.bench.workload import FileWorkload, LengthRange, WorkloadSpec, read_workload
 from octavo.tools.interrupt import Interrupt
@@ -30,7 +37,6 @@ _SHAPE: dict[str, Any] = {
     "output_len": LengthRange(32, 128),
     "shared_prefix": 0,
 }
-_KERNEL_HEAD = ("kernel", "shape", "rows", "context", "time", "GB/s", "of read", "GFLOP/s", "of peak", "spread")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         kind = kinds.add_parser(name, help=help, description=help, allow_abbrev=False, conflict_handler="resolve")
         kind.add_argument("name", nargs="?", metavar="MODEL", help="the model, as --model has it")
         add_config_flags(kind)
+        add_logging_flags(kind)
         add(kind.add_argument_group("workload", "random prompts without special tokens; outputs of the exact length"))
         _add_output_flags(kind)
         kind.add_argument(
@@ -50,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help = "the CPU's kernels on a model's shapes, each beside the machine's own limits"
     kind = kinds.add_parser("kernels", help=help, description=help, allow_abbrev=False)
     _add_kernels(kind)
+    add_logging_flags(kind)
     _add_output_flags(kind)
 
 
@@ -127,7 +135,7 @@ def _run_kernels(args: argparse.Namespace, config: EngineConfig) -> None:
     print(json.dumps(report, indent=2, allow_nan=False) if args.json else kernels_text(report))
     if args.plot is not None:
         with errors_of("--plot"):
-            write_kernel_plot(args.plot, f"{_title(report)}shares of the machine's limits", report["kernels"])
+            write_kernel_plot(args.plot, f"{report_title(report)}shares of the machine's limits", report["kernels"])
 
 
 def _run_engine(args: argparse.Namespace, config: EngineConfig) -> None:
@@ -137,10 +145,10 @@ def _run_engine(args: argparse.Namespace, config: EngineConfig) -> None:
     benchmark = BenchmarkOptions(args.benchmark, workload, args.runs, args.warmup)
     with opened(args, config) as engine, Interrupt() as interrupt:
         report, runs = run_benchmark(engine, benchmark, interrupt, None if args.quiet else note)
-    print(json.dumps(report, indent=2, allow_nan=False) if args.json else _text(report))
+    print(json.dumps(report, indent=2, allow_nan=False) if args.json else report_text(report))
     if args.plot is not None:
         with errors_of("--plot"):
-            write_plot(args.plot, _title(report) + _workload_text(report["workload"]), runs)
+            write_plot(args.plot, report_title(report) + workload_text(report["workload"]), runs)
 
 
 def _latency_workload(args: argparse.Namespace) -> WorkloadSpec:
@@ -161,128 +169,3 @@ def _throughput_workload(args: argparse.Namespace) -> WorkloadSpec | FileWorkloa
         raise RequestError(f"{flag}: does not go with --workload, whose file says what to run")
     with errors_of("--workload"):
         return read_workload(args.workload)
-
-
-# --- for people -------------------------------------------------------------------------------------------------
-
-
-def _title(report: Mapping[str, Any]) -> str:
-    engine, machine = report["engine"], report["machine"]
-    threads = "" if engine["threads"] is None else f", threads {engine['threads']}"
-    return (
-        f"octavo {report['versions']['octavo']} bench {report['benchmark']}: {engine['model']}, {engine['dtype']} on "
-        f"{engine['device']}{threads} ({machine['processor']})\n"
-    )
-
-
-def _workload_text(workload: Mapping[str, Any]) -> str:
-    """ "64 requests, prompt_len 32:256, …"."""
-    parts = [f"{workload['num_requests']} request{'s' if workload['num_requests'] != 1 else ''}"]
-    if workload["num_requests"] > 1 and "arrival_rate" in workload:
-        per_second = workload["arrival_rate"]
-        parts.append("all at once" if per_second is None else f"{per_second:g} a second")
-    for name, value in workload.items():
-        if name not in ("num_requests", "arrival_rate") and (value or name != "shared_prefix"):
-            text = ":".join(map(str, dict.fromkeys(value))) if isinstance(value, list) else value
-            parts.append(f"{name} {text}")
-    return ", ".join([*parts, "greedy, EOS ignored"])
-
-
-def _text(report: Mapping[str, Any]) -> str:
-    """What was run, and the median of each figure with its lowest and highest."""
-    head = [*environment_rows(report), ("workload", _workload_text(report["workload"]))]
-    rows = [("", *(f"{name:>11}" for name in ("median", "lowest", "highest")))]
-    for name, path, show in _ROWS[report["benchmark"]]:
-        values = [value for run in report["runs"] if (value := _at(run, path)) is not None]
-        if values:
-            shown = map(show, (_at(report["median"], path), min(values), max(values)))
-            rows.append((name, *(f"{text:>11}" for text in shown)))
-    return "\n".join([table(head), "", table(rows, "<>>>")])
-
-
-def kernels_text(report: Mapping[str, Any]) -> str:
-    """A line a kernel: time, rates, and shares of the limits. `spread` is (slowest - fastest) / median."""
-    work = report["workload"]
-    workload = f"runs {work['runs']}, working set {work['working_set'] / 2**20:,.0f} MiB"
-    head = [*environment_rows(report), ("workload", workload)]
-    rows = [_KERNEL_HEAD, *map(_kernel_row, report["kernels"])]
-    return "\n".join([table(head), limits_text(report), "", table(rows, "<<" + ">" * (len(_KERNEL_HEAD) - 2))])
-
-
-def _kernel_row(case: Mapping[str, Any]) -> tuple[str, ...]:
-    figures, times = case["median"], [run["seconds"] for run in case["runs"]]
-
-    def share(value: float | None) -> str:
-        return "" if value is None else f"{value:.0%}"
-
-    computed = figures["operations_per_second"]
-    return (
-        case["kernel"],
-        case["shape"],
-        str(case["rows"]),
-        str(case["context"] or ""),
-        f"{figures['seconds'] * 1e6:,.1f} us",
-        "" if figures["share_of_read"] is None else f"{figures['bytes_per_second'] / 1e9:,.1f}",
-        share(figures["share_of_read"]),
-        "" if computed is None else f"{computed / 1e9:,.1f}",
-        share(figures["share_of_peak"]),
-        f"{(max(times) - min(times)) / median(times):.0%}",
-    )
-
-
-def _at(figures: Mapping[str, Any], path: Sequence[str]) -> Any:
-    """The figure at a path of names; None where it is None or anything above it is."""
-    value: Any = figures
-    for name in path:
-        value = None if value is None else value[name]
-    return value
-
-
-def _ms(seconds: float) -> str:
-    return f"{seconds * 1000:,.2f} ms"
-
-
-def _plain(value: float) -> str:
-    return f"{value:,.1f}"
-
-
-def _whole(value: float) -> str:
-    """A count; the median of two may lie between."""
-    return f"{value:,.0f}" if value == int(value) else f"{value:,.1f}"
-
-
-def _percent(value: float) -> str:
-    return f"{value:.1%}"
-
-
-_Row = tuple[str, tuple[str, ...], Callable[[float], str]]
-
-
-def _spread_rows(name: str, figure: str) -> list[_Row]:
-    return [(f"{name}, {part}", (figure, part), _ms) for part in ("mean", "p50", "p90", "p99", "max")]
-
-
-_ENGINE_ROWS: list[_Row] = [
-    ("steps", ("steps",), _whole),
-    ("a step", ("step_seconds",), _ms),
-    ("host share of a step", ("host_share",), _percent),
-]
-_ROWS: dict[str, list[_Row]] = {
-    "latency": [
-        ("time to first token", ("ttft",), _ms),
-        *_spread_rows("between tokens", "itl"),
-        ("tokens/s after the first", ("decode_tokens_per_second",), _plain),
-        ("tokens/s in all", ("output_tokens_per_second",), _plain),
-        *_ENGINE_ROWS,
-    ],
-    "throughput": [
-        ("output tokens/s", ("output_tokens_per_second",), _plain),
-        ("prompt and output tokens/s", ("total_tokens_per_second",), _plain),
-        ("requests/s", ("requests_per_second",), "{:,.2f}".format),
-        *_spread_rows("time to first token", "ttft"),
-        *_spread_rows("between tokens", "itl"),
-        ("prompt tokens from the cache", ("prefix_hit_tokens",), _whole),
-        ("preemptions", ("preemptions",), _whole),
-        *_ENGINE_ROWS,
-    ],
-}

@@ -4,8 +4,8 @@ import argparse
 import json
 from typing import Any
 
-from octavo.cli.format import size_text, table
 from octavo.tools.diagnostics import diagnose
+from octavo.tools.text import size_text, table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

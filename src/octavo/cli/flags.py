@@ -50,10 +50,24 @@ def add_dataclass_flags(parser: argparse.ArgumentParser, kind: type[Any], title:
 
 
 def add_logging_flags(parser: argparse.ArgumentParser) -> None:
-    """How much is said on stderr of what goes on inside, and in which form. See `octavo.logs`."""
+    """How much is said on stderr of what goes on inside, and in which form. See `octavo.logs`.
+
+    What is not given leaves no name behind: the flags may stand before a command's own subcommand, and after it.
+    """
     group = parser.add_argument_group("logging")
-    group.add_argument("--log-level", choices=LEVELS, help="say more or less on stderr (default: warning; serve: info)")
-    group.add_argument("--log-format", choices=FORMATS, default="text", help="json = an object a line (default: text)")
+    level, form = "say more or less on stderr (default: warning; serve: info)", "json = one object a line"
+    group.add_argument("--log-level", choices=LEVELS, default=argparse.SUPPRESS, help=level)
+    group.add_argument("--log-format", choices=FORMATS, default=argparse.SUPPRESS, help=form)
+
+
+def log_level(args: argparse.Namespace, usual: str) -> str:
+    """The level that was asked for, else the usual one."""
+    return str(vars(args).get("log_level", usual))
+
+
+def log_format(args: argparse.Namespace) -> str:
+    """The form that was asked for, else text."""
+    return str(vars(args).get("log_format", "text"))
 
 
 def config_from(args: argparse.Namespace) -> EngineConfig:

@@ -24,7 +24,6 @@ from octavo.cli.console import (
     write,
 )
 from octavo.cli.flags import errors_of, refuse_logprobs, sampling_from
-from octavo.cli.format import rate_text
 from octavo.config import EngineConfig
 from octavo.errors import RequestError
 from octavo.outputs import RequestOutput
@@ -40,6 +39,7 @@ from octavo.tools.batch.requests import (
     submit,
 )
 from octavo.tools.interrupt import Interrupt
+from octavo.tools.text import rate_text
 
 if TYPE_CHECKING:
     from octavo.tools.batch.runner import BatchTally

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from octavo import __version__
-from octavo.cli.flags import add_logging_flags
+from octavo.cli.flags import add_logging_flags, log_format, log_level
 from octavo.errors import OctavoError
 from octavo.logs import configure_logging
 
@@ -63,7 +63,7 @@ def _run(words: list[str]) -> int:
     if name is None:
         parser.print_help(sys.stderr)
         return 2
-    configure_logging(args.log_level or "warning", args.log_format)
+    configure_logging(log_level(args, "warning"), log_format(args))
     module = vars(import_module(COMMANDS[name][0]))
     code: int = module["run"](args)
     return code

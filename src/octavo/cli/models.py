@@ -9,8 +9,9 @@ import json
 from typing import Any
 
 from octavo import hub
-from octavo.cli.format import printable, size_text, table
+from octavo.cli.flags import add_logging_flags
 from octavo.config import DEFAULT_MODEL
+from octavo.tools.text import printable, size_text, table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     show.add_argument("--tensors", action="store_true", help="list every tensor with its shape and type")
     for action in (listing, pull, remove, show):
         action.add_argument("--json", action="store_true", help="print JSON")
+        add_logging_flags(action)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ import signal
 import sys
 from contextlib import suppress
 
-from octavo.cli.flags import add_config_flags, add_dataclass_flags, given, named_config
+from octavo.cli.flags import add_config_flags, add_dataclass_flags, given, log_format, log_level, named_config
 from octavo.logs import configure_logging
 from octavo.serve.config import ServerConfig
 
@@ -27,11 +27,12 @@ def run(args: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, lambda _number, _frame: os._exit(0))
     config, server_config = named_config(args), ServerConfig(**given(args, "serve."))
     usual = "warning" if args.quiet and not server_config.log_requests else "info"
-    configure_logging(args.log_level or usual, args.log_format)
+    form = log_format(args)
+    configure_logging(log_level(args, usual), form)
     from octavo.serve.server import run_server
 
-    say = _say if args.log_format == "text" else logging.getLogger(__name__).info  # JSON: each line of stderr is JSON
-    progress = args.log_format == "text" and not args.quiet and sys.stderr.isatty()
+    say = _say if form == "text" else logging.getLogger(__name__).info  # JSON: each line of stderr is JSON
+    progress = form == "text" and not args.quiet and sys.stderr.isatty()
     return run_server(config, server_config, say=None if args.quiet else say, progress=progress)
 
 

@@ -1,21 +1,18 @@
 """`octavo verify`: the same requests in every setting that must not matter, on your model and machine, bit for bit.
 
-Knows flags and how a verdict is shown; `tools.verify` runs the requests.
+Knows flags; `tools.verify` runs the requests and words what it found.
 """
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
 
 from octavo.cli.console import open_engine
 from octavo.cli.flags import add_config_flags, length_range, named_config, whole
-from octavo.cli.format import environment_rows, table
 from octavo.tools.bench.workload import LengthRange
 from octavo.tools.interrupt import Interrupt
-from octavo.tools.verify.variations import VerifiedRequest
-from octavo.tools.verify.verifier import VariationResult, Verifier, VerifyOptions
+from octavo.tools.verify.report import head_text, variation_text
+from octavo.tools.verify.verifier import Verifier, VerifyOptions
 
 # Flags that the variations decide, and those that change nothing here.
 _LEFT_OUT = frozenset({
@@ -56,12 +53,12 @@ def run(args: argparse.Namespace) -> int:
         verifier = Verifier(config, options, partial(open_engine, is_quiet=args.quiet), interrupt)
         report = verifier.baseline()
         if not args.json:
-            print(_head(report), flush=True)
+            print(head_text(report), flush=True)
         results = []
         for result in verifier.results():
             results.append(result)
             if not args.json:
-                print(_line(result, verifier.requests), flush=True)
+                print(variation_text(result, verifier.requests), flush=True)
     is_equal = all(result.is_equal for result in results)
     if args.json:
         report |= {"settings": [result.as_json(verifier.requests) for result in results], "is_equal": is_equal}
@@ -70,39 +67,3 @@ def run(args: argparse.Namespace) -> int:
         num_equal = sum(result.is_equal for result in results)
         print(f"{num_equal} of {len(results)} settings gave the same as each prompt alone, bit for bit")
     return 0 if is_equal else 1
-
-
-def _head(report: Mapping[str, Any]) -> str:
-    work, baseline = report["workload"], report["baseline"]
-    prompts = f"{work['num_prompts']} prompts of {LengthRange(*work['prompt_len'])} tokens, each greedy and seeded"
-    rows = [
-        *environment_rows(report),
-        ("requests", f"{prompts}, {work['output_len']} tokens each, seed {work['seed']}"),
-        ("baseline", f"each alone: {_counts(baseline)}"),
-    ]
-    return table(rows) + "\n"
-
-
-def _counts(numbers: Mapping[str, int]) -> str:
-    sequences, tokens, logprobs = (numbers[name] for name in ("num_sequences", "num_tokens", "num_logprobs"))
-    return f"{sequences} sequences, {tokens:,} tokens, {logprobs:,} logprobs"
-
-
-def _line(result: VariationResult, requests: Sequence[VerifiedRequest]) -> str:
-    """A variation for people: one line, and one more for what is wrong."""
-    comparison = result.comparison
-    verdict = "equal" if result.is_equal else "FAILED" if result.failure else "DIFFERENT"
-    parts = [] if comparison is None else [_counts(comparison.counts())]
-    parts += [f"{result.preemptions} preemptions"] * bool(result.preemptions)
-    parts += [f"{result.prefix_hit_tokens} tokens from the cache"] * bool(result.prefix_hit_tokens)
-    lines = [f"{verdict:<10} {result.name:<24} {', '.join(parts)}"]
-    if result.failure:
-        lines.append(f"{'':<11}{result.failure}")
-    if comparison is not None and comparison.first is not None:
-        first, indent = comparison.first, " " * 11
-        lines.append(
-            f"{indent}{comparison.num_different} of {comparison.num_sequences} sequences differ, logprobs by up to "
-            f"{comparison.largest_gap:.3g} after the same tokens; the first:\n"
-            f"{indent}{requests[first.sequence].name}, {first}"
-        )
-    return "\n".join(lines)

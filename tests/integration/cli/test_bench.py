@@ -5,8 +5,8 @@ from functools import partial
 
 import pytest
 
-from octavo.cli.bench import kernels_text
 from octavo.ops.cpu.device import ISA_VARIABLE, isa_names
+from octavo.tools.bench.report import kernels_text
 from tests.support.command_line import TINY, run_cli
 
 bench = partial(run_cli, "bench")

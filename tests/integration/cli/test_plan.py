@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from octavo import EngineConfig, LLMEngine
-from octavo.cli.plan import plan_text
 from octavo.models.load import read_model
 from octavo.models.tensor_sources import Precision
 from octavo.ops import cpu
@@ -23,6 +22,7 @@ from octavo.tools.planning.cost_model import (
 )
 from octavo.tools.planning.probe import BATCHES, CacheShape, measure_costs
 from octavo.tools.planning.reduced_model import make_reduced_model
+from octavo.tools.planning.report_text import plan_text
 from tests.support.command_line import run_cli
 
 FLAGS = ("--device", "cpu", "--threads", "1")

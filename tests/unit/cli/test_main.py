@@ -1,11 +1,14 @@
 """The table of commands, their help, and what becomes of errors."""
 
 import importlib.metadata
+import logging
+from types import SimpleNamespace
 
 import pytest
 
 from octavo.cli import main as cli
 from octavo.errors import ConfigError, DoesNotFitError, ModelFormatError, ModelNotFoundError, OctavoError
+from octavo.logs import JsonFormatter
 
 
 def test_the_console_script_is_main():
@@ -19,6 +22,38 @@ def test_each_command_has_help(name: str, capsys: pytest.CaptureFixture[str]):
         cli.main([name, "--help"])
     assert exit.value.code == 0
     assert "usage: octavo " + name in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "level", "form"),
+    [
+        (["doctor"], logging.WARNING, "text"),
+        (["doctor", "--log-level", "debug"], logging.DEBUG, "text"),
+        (["models", "--log-level", "error", "list", "--log-format", "json"], logging.ERROR, "json"),
+        (["bench", "--log-format", "json", "latency", "--log-level", "info"], logging.INFO, "json"),
+    ],
+)
+def test_logging_is_as_the_flags_say(words, level, form, monkeypatch):
+    """Before and after a command's own subcommand."""
+    logger, shown = logging.getLogger("octavo"), []
+    monkeypatch.setattr(logger, "handlers", [])
+    monkeypatch.setattr(logger, "level", logger.level)
+    parser = cli.make_parser(words[0])
+    monkeypatch.setattr(cli, "make_parser", lambda name: parser)
+    monkeypatch.setattr(cli, "import_module", lambda name: SimpleNamespace(run=shown.append))
+    cli._run(words)
+    assert len(shown) == 1
+    assert logger.level == level
+    (handler,) = logger.handlers
+    assert isinstance(handler.formatter, JsonFormatter) == (form == "json")
+
+
+@pytest.mark.parametrize("words", [["doctor", "--log-level", "loud"], ["serve", "--log-format", "xml"]])
+def test_unknown_logging_is_refused(words, capsys):
+    with pytest.raises(SystemExit) as exit:
+        cli.main(words)
+    assert exit.value.code == 2
+    assert "invalid choice" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from octavo.cli.format import environment_rows, limits_text, printable, rate_text, size_text, table
+from octavo.tools.text import environment_rows, limits_text, printable, rate_text, size_text, table
 
 
 @pytest.mark.parametrize(

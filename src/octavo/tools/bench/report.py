@@ -1,0 +1,134 @@
+"""Reports of benchmarks as text for people: what was run, and the median of each figure with its lowest and highest.
+
+Knows the reports of `run` and `kernels`; measures and prints nothing.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from statistics import median
+from typing import Any
+
+from octavo.tools.text import environment_rows, limits_text, table
+
+_KERNEL_HEAD = ("kernel", "shape", "rows", "context", "time", "GB/s", "of read", "GFLOP/s", "of peak", "spread")
+
+
+def report_title(report: Mapping[str, Any]) -> str:
+    engine, machine = report["engine"], report["machine"]
+    threads = "" if engine["threads"] is None else f", threads {engine['threads']}"
+    return (
+        f"octavo {report['versions']['octavo']} bench {report['benchmark']}: {engine['model']}, {engine['dtype']} on "
+        f"{engine['device']}{threads} ({machine['processor']})\n"
+    )
+
+
+def workload_text(workload: Mapping[str, Any]) -> str:
+    """ "64 requests, prompt_len 32:256, …"."""
+    parts = [f"{workload['num_requests']} request{'s' if workload['num_requests'] != 1 else ''}"]
+    if workload["num_requests"] > 1 and "arrival_rate" in workload:
+        per_second = workload["arrival_rate"]
+        parts.append("all at once" if per_second is None else f"{per_second:g} a second")
+    for name, value in workload.items():
+        if name not in ("num_requests", "arrival_rate") and (value or name != "shared_prefix"):
+            text = ":".join(map(str, dict.fromkeys(value))) if isinstance(value, list) else value
+            parts.append(f"{name} {text}")
+    return ", ".join([*parts, "greedy, EOS ignored"])
+
+
+def report_text(report: Mapping[str, Any]) -> str:
+    """What was run, and the median of each figure with its lowest and highest."""
+    head = [*environment_rows(report), ("workload", workload_text(report["workload"]))]
+    rows = [("", *(f"{name:>11}" for name in ("median", "lowest", "highest")))]
+    for name, path, show in _ROWS[report["benchmark"]]:
+        values = [value for run in report["runs"] if (value := _at(run, path)) is not None]
+        if values:
+            shown = map(show, (_at(report["median"], path), min(values), max(values)))
+            rows.append((name, *(f"{text:>11}" for text in shown)))
+    return "\n".join([table(head), "", table(rows, "<>>>")])
+
+
+def kernels_text(report: Mapping[str, Any]) -> str:
+    """A line a kernel: time, rates, and shares of the limits. `spread` is (slowest - fastest) / median."""
+    work = report["workload"]
+    workload = f"runs {work['runs']}, working set {work['working_set'] / 2**20:,.0f} MiB"
+    head = [*environment_rows(report), ("workload", workload)]
+    rows = [_KERNEL_HEAD, *map(_kernel_row, report["kernels"])]
+    return "\n".join([table(head), limits_text(report), "", table(rows, "<<" + ">" * (len(_KERNEL_HEAD) - 2))])
+
+
+def _kernel_row(case: Mapping[str, Any]) -> tuple[str, ...]:
+    figures, times = case["median"], [run["seconds"] for run in case["runs"]]
+
+    def share(value: float | None) -> str:
+        return "" if value is None else f"{value:.0%}"
+
+    computed = figures["operations_per_second"]
+    return (
+        case["kernel"],
+        case["shape"],
+        str(case["rows"]),
+        str(case["context"] or ""),
+        f"{figures['seconds'] * 1e6:,.1f} us",
+        "" if figures["share_of_read"] is None else f"{figures['bytes_per_second'] / 1e9:,.1f}",
+        share(figures["share_of_read"]),
+        "" if computed is None else f"{computed / 1e9:,.1f}",
+        share(figures["share_of_peak"]),
+        f"{(max(times) - min(times)) / median(times):.0%}",
+    )
+
+
+def _at(figures: Mapping[str, Any], path: Sequence[str]) -> Any:
+    """The figure at a path of names; None where it is None or anything above it is."""
+    value: Any = figures
+    for name in path:
+        value = None if value is None else value[name]
+    return value
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1000:,.2f} ms"
+
+
+def _plain(value: float) -> str:
+    return f"{value:,.1f}"
+
+
+def _whole(value: float) -> str:
+    """A count; the median of two may lie between."""
+    return f"{value:,.0f}" if value == int(value) else f"{value:,.1f}"
+
+
+def _percent(value: float) -> str:
+    return f"{value:.1%}"
+
+
+_Row = tuple[str, tuple[str, ...], Callable[[float], str]]
+
+
+def _spread_rows(name: str, figure: str) -> list[_Row]:
+    return [(f"{name}, {part}", (figure, part), _ms) for part in ("mean", "p50", "p90", "p99", "max")]
+
+
+_ENGINE_ROWS: list[_Row] = [
+    ("steps", ("steps",), _whole),
+    ("a step", ("step_seconds",), _ms),
+    ("host share of a step", ("host_share",), _percent),
+]
+_ROWS: dict[str, list[_Row]] = {
+    "latency": [
+        ("time to first token", ("ttft",), _ms),
+        *_spread_rows("between tokens", "itl"),
+        ("tokens/s after the first", ("decode_tokens_per_second",), _plain),
+        ("tokens/s in all", ("output_tokens_per_second",), _plain),
+        *_ENGINE_ROWS,
+    ],
+    "throughput": [
+        ("output tokens/s", ("output_tokens_per_second",), _plain),
+        ("prompt and output tokens/s", ("total_tokens_per_second",), _plain),
+        ("requests/s", ("requests_per_second",), "{:,.2f}".format),
+        *_spread_rows("time to first token", "ttft"),
+        *_spread_rows("between tokens", "itl"),
+        ("prompt tokens from the cache", ("prefix_hit_tokens",), _whole),
+        ("preemptions", ("preemptions",), _whole),
+        *_ENGINE_ROWS,
+    ],
+}
