@@ -36,6 +36,12 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_model_dir(tmp_path_factory.mktemp("tiny") / "llama")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files of long builds first, files with tests that run alone last: so no worker waits long for another."""
+    timed = {item.path for item in items if item.get_closest_marker("timed") is not None}
+    items.sort(key=lambda item: 2 if item.path in timed else 0 if "native" in item.path.parts else 1)
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """Several workers: a test marked `timed` waits until the others are between two tests, and they wait for it.

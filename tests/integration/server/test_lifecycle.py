@@ -131,6 +131,7 @@ def test_the_dashboard_asks_for_metrics_that_are_there(process):
             assert label == "le" or re.search(rf"^{name}{{[^}}]*\b{label}=", metrics, re.MULTILINE), query
 
 
+@pytest.mark.timed
 def test_more_connections_than_files(start_process):
     """Who comes when there are files no more is told so; who is there goes on; then all is as before."""
     process = start_process(max_files=256).wait_for("Serving")
