@@ -98,10 +98,10 @@ class StreamOptions(BaseModel):
 class GenerationBody(Body):
     """What both generating routes take."""
 
-    temperature: float | None = Field(None, ge=0, description="0 = always the likeliest token")
+    temperature: float | None = Field(None, ge=0, description="0 = always the most likely token")
     top_p: float | None = Field(None, gt=0, le=1, description="keep the smallest set of this probability")
-    top_k: int | None = Field(None, ge=-1, description="keep the k likeliest tokens; 0 or -1 = all")
-    min_p: float | None = Field(None, ge=0, le=1, description="drop tokens less likely than min_p times the likeliest")
+    top_k: int | None = Field(None, ge=-1, description="keep the k most likely tokens; 0 or -1 = all")
+    min_p: float | None = Field(None, ge=0, le=1, description="drop tokens less likely than min_p times the most likely")
     n: int | None = Field(None, ge=1, description="choices a prompt; choice i has the seed plus i")
     best_of: int | None = Field(None, ge=1, description="candidates, of which the n most likely are kept")
     max_tokens: int | None = Field(None, ge=0, description="most tokens to generate")
@@ -163,7 +163,7 @@ class ChatBody(GenerationBody):
     )
     max_completion_tokens: int | None = Field(None, ge=0, description="the same as max_tokens")
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, description="the likeliest tokens a position; needs logprobs")
+    top_logprobs: int | None = Field(None, ge=0, description="the most likely tokens a position; needs logprobs")
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = Field(None, description="go on with the last message instead of answering")
     chat_template_kwargs: dict[str, Any] | None = Field(None, description="variables for the model's template")
@@ -174,7 +174,7 @@ class CompletionBody(GenerationBody):
 
     prompt: Any = Field(description="text, token ids, or a list of one of these")
     echo: bool | None = Field(None, description="the prompt before its continuation")
-    logprobs: int | None = Field(None, ge=0, description="the likeliest tokens a position")
+    logprobs: int | None = Field(None, ge=0, description="the most likely tokens a position")
     add_special_tokens: bool | None = Field(None, description="put the model's own BOS before a text (default: yes)")
 
 
