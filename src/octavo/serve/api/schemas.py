@@ -101,7 +101,9 @@ class GenerationBody(Body):
     temperature: float | None = Field(None, ge=0, description="0 = always the most likely token")
     top_p: float | None = Field(None, gt=0, le=1, description="keep the smallest set of this probability")
     top_k: int | None = Field(None, ge=-1, description="keep the k most likely tokens; 0 or -1 = all")
-    min_p: float | None = Field(None, ge=0, le=1, description="drop tokens less likely than min_p times the most likely")
+    min_p: float | None = Field(
+        None, ge=0, le=1, description="drop tokens less likely than min_p times the most likely"
+    )
     n: int | None = Field(None, ge=1, description="choices a prompt; choice i has the seed plus i")
     best_of: int | None = Field(None, ge=1, description="candidates, of which the n most likely are kept")
     max_tokens: int | None = Field(None, ge=0, description="most tokens to generate")
