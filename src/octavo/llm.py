@@ -238,23 +238,23 @@ class AsyncLLM:
 
     def __init__(self, config: EngineConfig | None = None) -> None:
         self._config = config or EngineConfig()
-        self._driver: EngineThread | None = None
+        self._thread: EngineThread | None = None
         self._streams: dict[str, asyncio.Queue[RequestOutput | Exception]] = {}
         self._request_ids: set[str] = set()
         self._num_requests = 0
 
     async def __aenter__(self) -> "AsyncLLM":
         engine = await asyncio.to_thread(LLMEngine, self._config)
-        self._driver = EngineThread(engine, asyncio.get_running_loop(), self._deliver, self._fail)
-        self._driver.start()
+        self._thread = EngineThread(engine, asyncio.get_running_loop(), self._deliver, self._fail)
+        self._thread.start()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        driver, self._driver = self._driver, None
-        if driver is not None:
-            await driver.stop()
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            await thread.stop()
         self._fail(EngineError("the engine was shut down"))
 
     async def generate(
@@ -270,7 +270,7 @@ class AsyncLLM:
 
         Raises RequestError, QueueFullError, or EngineError if the engine is closed meanwhile.
         """
-        driver = self._running_driver()
+        thread = self._running_thread()
         self._num_requests += 1
         request_id = f"async-{self._num_requests}" if request_id is None else request_id
         if request_id in self._request_ids:
@@ -281,9 +281,9 @@ class AsyncLLM:
         self._request_ids.add(request_id)
         is_finished = False
         try:
-            live = await asyncio.to_thread(driver.engine.prepare, own_id, prompt, params)
+            live = await asyncio.to_thread(thread.engine.prepare, own_id, prompt, params)
             live.request.priority, live.request.cache_salt = priority, cache_salt
-            driver.submit(live)
+            thread.submit(live)
             while not is_finished:
                 output = await stream.get()
                 if isinstance(output, Exception):
@@ -296,18 +296,18 @@ class AsyncLLM:
             del self._streams[own_id]
             self._request_ids.discard(request_id)
             if not is_finished:
-                driver.abort(own_id)
+                thread.abort(own_id)
 
     async def get_stats(self) -> dict[str, Any]:
         """Counters and gauges, read on the engine's thread between two steps."""
-        return await self._running_driver().ask(LLMEngine.get_stats)
+        return await self._running_thread().ask(LLMEngine.get_stats)
 
-    def _running_driver(self) -> EngineThread:
-        if self._driver is None:
+    def _running_thread(self) -> EngineThread:
+        if self._thread is None:
             raise EngineError("the engine is not running: use `async with AsyncLLM(config) as llm`")
-        if self._driver.failure is not None:
-            raise self._driver.failure
-        return self._driver
+        if self._thread.failure is not None:
+            raise self._thread.failure
+        return self._thread
 
     def _fail(self, error: EngineError) -> None:
         for stream in self._streams.values():

@@ -7,6 +7,7 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Sequence
 from typing import Final, TextIO
 
 LEVELS: Final = ("debug", "info", "warning", "error")
@@ -30,10 +31,13 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(fields)
 
 
-def configure_logging(level: str = "warning", format: str = "text", stream: TextIO | None = None) -> None:
+def configure_logging(
+    level: str = "warning", format: str = "text", stream: TextIO | None = None, *, others: Sequence[str] = ()
+) -> None:
     """Show the messages of the logger `octavo` from `level` on, on `stream` (default: stderr).
 
-    `level` is one of LEVELS, `format` one of FORMATS; raises ValueError for others. A second call replaces the first.
+    `level` is one of LEVELS, `format` one of FORMATS; else ValueError. The warnings of the loggers `others` are shown
+    in the same form. A second call replaces the first.
 
     >>> configure_logging("info", "json")
     """
@@ -43,11 +47,12 @@ def configure_logging(level: str = "warning", format: str = "text", stream: Text
         raise ValueError(f"format={format!r}: must be one of {', '.join(FORMATS)}")
     handler = _Handler(stream)
     handler.setFormatter(JsonFormatter() if format == "json" else logging.Formatter("octavo: %(message)s"))
-    logger = logging.getLogger("octavo")
-    for other in [other for other in logger.handlers if isinstance(other, _Handler)]:
-        logger.removeHandler(other)
-    logger.addHandler(handler)
-    logger.setLevel(level.upper())
+    for name in ("octavo", *others):
+        logger = logging.getLogger(name)
+        for known in [known for known in logger.handlers if isinstance(known, _Handler)]:
+            logger.removeHandler(known)
+        logger.addHandler(handler)
+        logger.setLevel(level.upper() if name == "octavo" else logging.WARNING)
 
 
 class _Handler(logging.StreamHandler[TextIO]):

@@ -93,7 +93,8 @@ def tool(name: str) -> str:
 
 def forget_old(folder: Path) -> None:
     """Removes all but the builds that were used last."""
-    for path in sorted(folder.iterdir(), key=last_use, reverse=True)[MAX_KEPT:]:
+    builds = [path for path in folder.iterdir() if not path.name.startswith("building-")]  # of other runs, at work
+    for path in sorted(builds, key=last_use, reverse=True)[MAX_KEPT:]:
         shutil.rmtree(path, ignore_errors=True)
 
 

@@ -43,8 +43,8 @@ STATIONS = {"octavo.engine.scheduler", "octavo.engine.batch_builder", "octavo.en
 
 # Third-party packages that only some modules may import.
 ONLY_IN = {
-    "torch": r"octavo\.(ops\.(reference|gpu)(\..+)?|models\.huggingface|tools\.diagnostics)",
-    "transformers": r"octavo\.models\.huggingface",
+    "torch": r"octavo\.(ops\.reference(\..+)?|tools\.diagnostics)",
+    "transformers": r"(?!)",
     "huggingface_hub": r"octavo\.hub(\..+)?",
     "jinja2": r"octavo\.text(\..+)?",
     "markupsafe": r"octavo\.text(\..+)?",

@@ -74,3 +74,13 @@ def test_a_handler_of_the_program_s_own_stays():
 def test_unknown_words_are_refused(words):
     with pytest.raises(ValueError, match="must be one of"):
         configure_logging(*words)
+
+
+def test_other_loggers_warn_in_the_same_form():
+    stream = io.StringIO()
+    other = logging.getLogger("octavo-test-other")
+    configure_logging("debug", "json", stream, others=[other.name])
+    other.info("hidden")
+    other.warning("shown")
+    other.handlers.clear()
+    assert [json.loads(line)["message"] for line in stream.getvalue().splitlines()] == ["shown"]

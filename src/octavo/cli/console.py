@@ -159,7 +159,8 @@ def _profiled(engine: "LLMEngine", path: Path) -> Iterator[None]:
         with engine.profile(path) as phases:
             yield
     finally:
-        total = sum(phases.values())
-        for phase, seconds in phases.items():
-            note(f"{phase:<7} {seconds:9.3f} s {seconds / total if total else 0.0:7.1%}")
-        note(f"{'total':<7} {total:9.3f} s in {engine.get_stats()['steps']} steps; trace: {path}")
+        if phases:
+            total = sum(phases.values())
+            for phase, seconds in phases.items():
+                note(f"{phase:<7} {seconds:9.3f} s {seconds / total if total else 0.0:7.1%}")
+            note(f"{'total':<7} {total:9.3f} s in {engine.get_stats()['steps']} steps; trace: {path}")

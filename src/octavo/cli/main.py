@@ -6,6 +6,7 @@ Results go to stdout, all else to stderr.
 
 import argparse
 import gc
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -65,7 +66,13 @@ def _run(words: list[str]) -> int:
         return 2
     configure_logging(log_level(args, "warning"), log_format(args))
     module = vars(import_module(COMMANDS[name][0]))
-    code: int = module["run"](args)
+    try:
+        code: int = module["run"](args)
+    except OctavoError as error:
+        if log_format(args) == "text":
+            raise
+        logging.getLogger(__name__).error("%s", _one_line(error))  # JSON: each line of stderr is JSON
+        return error.exit_code
     return code
 
 

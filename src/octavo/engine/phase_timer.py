@@ -5,10 +5,10 @@ Knows names and times, nothing else.
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import perf_counter
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TextIO, TypeVar
 
 from octavo.errors import OctavoError, RequestError
 
@@ -54,22 +54,31 @@ class PhaseTimer:
         way the body ends. Raises RequestError where no file can be at `path` or a profile is being taken already,
         OctavoError where writing fails.
         """
-        path = Path(path)
-        if path.is_dir() or not path.parent.is_dir():
-            raise RequestError(f"profile: no file can be written at {path}", "path")
         if self._trace is not None:
             raise RequestError("profile: one is being taken already", "path")
+        try:
+            file = Path(path).open("w", encoding="utf-8")  # noqa: SIM115 - before a long run, not after it
+        except OSError as error:
+            raise RequestError(f"profile: cannot write {path}: {error.strerror}", "path") from error
         before, within = dict(self.seconds), dict.fromkeys(PHASES, 0.0)
         trace = self._trace = Trace()
-        try:
-            yield within
-        finally:
+
+        def finish() -> None:
             self._trace = None
             within.update({name: self.seconds[name] - before[name] for name in PHASES})
-            try:
-                trace.write(path)
-            except OSError as error:
-                raise OctavoError(f"profile: cannot write {path}: {error.strerror}") from error
+            with file:
+                trace.write(file)
+
+        try:
+            yield within
+        except BaseException:
+            with suppress(OSError):  # the body's own error matters more
+                finish()
+            raise
+        try:
+            finish()
+        except OSError as error:
+            raise OctavoError(f"profile: cannot write {path}: {error.strerror}") from error
 
 
 class Trace:
@@ -87,13 +96,14 @@ class Trace:
         else:
             self.num_dropped += 1
 
-    def write(self, path: Path) -> None:
+    def write(self, file: TextIO) -> None:
         """Write a Chrome trace (open in chrome://tracing or Perfetto), whose times are microseconds. Raises OSError."""
         events: list[dict[str, Any]] = [
             {"name": name, "ph": "X", "pid": 0, "tid": 0, "ts": begin * 1e6, "dur": (end - begin) * 1e6}
             for name, begin, end in self._intervals
         ]
-        path.write_text(json.dumps({"traceEvents": events, "otherData": {"dropped": self.num_dropped}}))
+        file.write(json.dumps({"traceEvents": events, "otherData": {"dropped": self.num_dropped}}))
+        file.flush()
 
 
 class Phase:

@@ -4,6 +4,7 @@ Knows where the file belongs and how to get it there whole: in a temporary direc
 Does not know what a GGUF file is. What only a fetch needs is imported by the fetch: every start comes through here.
 """
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +15,8 @@ from typing import Final
 
 from octavo.errors import ModelFormatError, ModelNotFoundError, OctavoError
 from octavo.hub import huggingface
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +179,7 @@ def _check_sha256(name: str, found: str, expected: str) -> None:
 def _fetch_copy(model: BuiltinModel, directory: Path, reason: str, progress: bool) -> Path:
     """The same model from the Hugging Face hub (unquantized), where pip could not help."""
     if progress:
-        print(f"octavo: {reason}; trying {model.repository} on the Hugging Face hub", file=sys.stderr, flush=True)
+        logger.warning("%s; trying %s on the Hugging Face hub", reason, model.repository)
     try:
         snapshot = huggingface.resolve(huggingface.Wanted(model.repository, None, None, True), progress)
     except OctavoError as error:

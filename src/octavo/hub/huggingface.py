@@ -8,6 +8,7 @@ import errno
 import fnmatch
 import glob
 import json
+import logging
 import os
 import re
 import sys
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import Final
 
 from octavo.errors import ModelFormatError, ModelNotFoundError, OctavoError
+
+logger = logging.getLogger(__name__)
 
 PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt")
 PICKLE_ADVICE: Final = (
@@ -79,7 +82,7 @@ def resolve(wanted: Wanted, progress: bool) -> Path:
             path = _from_cache(wanted)
         except (LocalEntryNotFoundError, HFValidationError, OctavoError):
             raise _explained(wanted, error) from error
-        print(f"octavo: the hub cannot be reached ({_brief(error)}); using the cache", file=sys.stderr, flush=True)
+        logger.warning("the hub cannot be reached (%s); using the cache", _brief(error))
         return path
 
 

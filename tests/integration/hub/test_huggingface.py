@@ -81,7 +81,7 @@ def test_hub_sharded_then_offline_then_unreachable(standin: StandIn, tmp_path: P
     standin.status = 500
     results, errors = ask(variables, "o/sharded")
     assert results[0] == folder
-    assert "octavo: the hub cannot be reached" in errors
+    assert "the hub cannot be reached" in errors
     standin.close()
     start = time.monotonic()
     results, errors = ask(variables, "o/sharded", "o/other")

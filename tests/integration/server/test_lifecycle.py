@@ -77,6 +77,23 @@ def test_a_log_of_json_lines(start_process):
     assert {"debug", "info"} <= {record["level"] for record in records}
 
 
+def test_requests_are_logged_at_any_level(start_process):
+    process = start_process("--log-level", "error", "--log-requests").wait_for("Serving")
+    assert process.ask("POST", "/v1/completions", {"prompt": PROMPT, "max_tokens": 2})[0] == 200
+    process.signal()
+    assert process.end() == 0
+    assert "completion_tokens=2" in process.said
+
+
+def test_what_ends_a_start_is_json_too(start_process):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        process = start_process("--port", str(taken.getsockname()[1]), "--log-format", "json")
+        assert process.end() == 69
+    (record,) = [json.loads(line) for line in process.said.splitlines()]
+    assert record["level"] == "error"
+    assert "port" in record["message"]
+
+
 def test_quiet(start_process):
     process = start_process("--quiet")
     end = time.monotonic() + 60

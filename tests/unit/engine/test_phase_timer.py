@@ -1,6 +1,7 @@
 """The timer: phases add up, a phase that raises is counted, the trace is what Chrome reads, and has an end."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -87,14 +88,26 @@ def test_the_trace_is_written_whichever_way_the_body_ends(ticks, tmp_path):
 def test_profiles_that_cannot_be(tmp_path, monkeypatch):
     timer = PhaseTimer()
     for path in (tmp_path, tmp_path / "missing" / "trace.json"):
-        with pytest.raises(RequestError, match="profile: no file"), timer.profile(path):
+        with pytest.raises(RequestError, match="profile: cannot write"), timer.profile(path):
             pytest.fail("the body ran")
     second = timer.profile(tmp_path / "b.json")
     with timer.profile(tmp_path / "a.json"), pytest.raises(RequestError, match="already"), second:
         pytest.fail("the body ran")
     assert not (tmp_path / "b.json").exists()
-    with pytest.raises(OctavoError, match="cannot write"), timer.profile(tmp_path / "c.json"):
-        (tmp_path / "c.json").mkdir()
+
+
+def test_an_error_of_the_body_is_told_whatever_it_is(tmp_path):
+    with pytest.raises(OSError, match="mine"), PhaseTimer().profile(tmp_path / "trace.json"):
+        raise OSError("mine")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is full")
+def test_a_disk_that_is_full_hides_no_other_error():
+    timer = PhaseTimer()
+    with pytest.raises(OctavoError, match="profile: cannot write /dev/full"), timer.profile("/dev/full"):
+        pass
+    with pytest.raises(ZeroDivisionError), timer.profile("/dev/full"):
+        _ = 1 / 0
 
 
 def test_the_trace_has_an_end(monkeypatch, tmp_path):

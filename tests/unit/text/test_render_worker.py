@@ -1,6 +1,6 @@
 """What the rendering process makes of a job, and the frames that it talks in. Here without a process.
 
-With one: tests/integration/server/test_templates.py.
+With one: tests/integration/server/test_render_pool_workers.py.
 """
 
 import json

@@ -32,7 +32,7 @@ def plan_report(config: EngineConfig, note: Callable[[str], None] | None = None)
     limits, problem = _limits(model, config, device, memory)
     is_possible = device.name == "cpu" and memory.room > 0
     if is_possible and note is not None:
-        note("measuring a small stand-in of the model ..")
+        note("measuring a reduced model ..")
     found = predict(model, config, device, memory, limits) if is_possible else _NOTHING
     return {
         **hardware_and_versions(),
