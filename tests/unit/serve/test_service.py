@@ -1,25 +1,16 @@
-"""serve.service over a stub of the engine: states, refusals, what the engine is asked, and who gets which outputs."""
+"""serve.service over a stub of the engine: states, refusals, and what the engine is asked."""
 
 import asyncio
-import threading
 from time import monotonic
 
 import pytest
 
-from octavo.errors import EngineError, QueueFullError, RequestError
-from octavo.params import SamplingParams
+from octavo.errors import EngineError, RequestError
 from octavo.serve.errors import ApiError
-from octavo.serve.generation_job import GenerationJob
-from octavo.serve.output_stream import RequestFailed
-from octavo.serve.service import DEFAULT_QUEUE, INLINE_WEIGHT, NUM_HELPERS, Service, name_of
-from octavo.text.template_text import TemplateText
+from octavo.serve.service import DEFAULT_QUEUE, name_of
 from tests.support.outputs import make_output
+from tests.support.stub_requests import make_job
 from tests.support.stub_service import BOS, TEMPLATE, StubEngine, StubRenderPool, make_service, run_scene, running
-
-
-def make_job(*prompts, num_choices: int = 1, client: str = "me", params=None, **fields) -> GenerationJob:
-    sampling = SamplingParams(**({"max_tokens": 4} | (params or {})))
-    return GenerationJob(prompts or ("ab",), sampling, num_choices, client, **fields)
 
 
 def refusal(function, *args) -> tuple[int, str | None]:
@@ -28,12 +19,6 @@ def refusal(function, *args) -> tuple[int, str | None]:
         function(*args)
     assert int(caught.value.headers["retry-after"]) > 0
     return caught.value.status, caught.value.code
-
-
-def finished(service: Service, reason: str) -> float:
-    """How many sequences the metrics say to have ended for this reason."""
-    found = service.metrics.registry.get_sample_value("octavo_requests_finished_total", {"reason": reason})
-    return found or 0.0
 
 
 # --- names --------------------------------------------------------------------------------------------------------
@@ -369,200 +354,3 @@ def test_an_engine_that_fails_while_a_prompt_is_tokenized(monkeypatch):
         assert service.admission.num_sequences == 0
 
     run_scene(scene)
-
-
-# --- outputs ------------------------------------------------------------------------------------------------------
-
-
-def test_a_stream_gets_every_output_of_its_own_sequences():
-    async def scene(service, thread):
-        one = await service.submit(make_job(num_choices=2), is_incremental=True)
-        two = await service.submit(make_job(), is_incremental=True)
-        first, second = one.ids
-        thread.deliver([(second, make_output("x")), (two.ids[0], make_output("o")), ("nobody", make_output("?"))])
-        assert [(index, output.outputs[0].text) for index, output in await one.next_outputs(5)] == [(1, "x")]
-        assert [(index, output.outputs[0].text) for index, output in await two.next_outputs(5)] == [(0, "o")]
-        thread.deliver([(first, make_output("ab", "length")), (second, make_output("xy"))])
-        assert [index for index, _ in await one.next_outputs(5)] == [0, 1]
-        assert service.admission.num_sequences == 2
-        thread.deliver([(second, make_output("xyz", "stop"))])
-        assert [output.finished for _, output in await one.next_outputs(5)] == [True]
-        assert (one.has_more, two.has_more) == (False, True)
-        assert service.admission.num_sequences == 1
-        assert (finished(service, "length"), finished(service, "stop")) == (1, 1)
-
-    run_scene(scene)
-
-
-def test_a_reader_of_whole_responses_is_not_woken_before_the_end():
-    async def scene(service, thread):
-        stream = await service.submit(make_job(), is_incremental=False)
-        reading = asyncio.create_task(stream.next_outputs(5))
-        await asyncio.sleep(0)
-        thread.deliver([(stream.ids[0], make_output("a"))])
-        await asyncio.sleep(0)
-        assert not reading.done()
-        thread.deliver([(stream.ids[0], make_output("ab", "stop"))])
-        [(index, output)] = await reading
-        assert (index, output.outputs[0].text) == (0, "ab")
-
-    run_scene(scene)
-
-
-def test_closing_a_stream_aborts_what_still_runs():
-    async def scene(service, thread):
-        stream = await service.submit(make_job(num_choices=3), is_incremental=True)
-        other = await service.submit(make_job(), is_incremental=True)
-        thread.deliver([(stream.ids[1], make_output("a", "stop"))])
-        stream.close()
-        assert thread.aborted == [stream.ids[0], stream.ids[2]]
-        assert finished(service, "abort") == 2
-        assert service.admission.num_sequences == 1
-        stream.close()
-        thread.deliver([(stream.ids[0], make_output("late")), (stream.ids[2], make_output("late", "stop"))])
-        assert len(thread.aborted) == 2
-        assert service.admission.num_sequences == 1
-        assert [index for index, _ in await stream.next_outputs(5)] == [1]  # nothing that is late
-        assert other.has_more
-
-    run_scene(scene)
-
-
-def test_holding_a_stream_holds_what_still_runs():
-    async def scene(service, thread):
-        stream = await service.submit(make_job(num_choices=2), is_incremental=True)
-        thread.deliver([(stream.ids[0], make_output("a", "stop"))])
-        stream.hold(is_held=True)
-        stream.hold(is_held=False)
-        assert thread.held == [(stream.ids[1], True), (stream.ids[1], False)]
-
-    run_scene(scene)
-
-
-def test_a_refusal_by_the_engine_ends_its_stream_only():
-    async def scene(service, thread):
-        stream, other = [await service.submit(make_job(), is_incremental=True) for _ in range(2)]
-        thread.deliver([(stream.ids[0], QueueFullError("the queue is full"))])
-        with pytest.raises(QueueFullError):
-            await stream.next_outputs(5)
-        thread.deliver([(other.ids[0], make_output("a"))])
-        assert len(await other.next_outputs(5)) == 1
-
-    run_scene(scene)
-
-
-def test_fail_all_ends_all():
-    """Streams, and requests that are not submitted yet; what is neither goes on."""
-
-    async def scene(service, thread):
-        async def unsubmitted():
-            async with service.before_submit():
-                await asyncio.sleep(60)
-
-        async def past_it():
-            async with service.before_submit():
-                pass
-            await asyncio.sleep(60)
-
-        streams = [await service.submit(make_job(num_choices=2), is_incremental=is_it) for is_it in (True, False)]
-        reading = [asyncio.create_task(stream.next_outputs(60)) for stream in streams]
-        early, late = asyncio.create_task(unsubmitted()), asyncio.create_task(past_it())
-        await asyncio.sleep(0)
-        service.fail_all("the time is over")
-        await asyncio.wait([*reading, early], timeout=5)
-        for task in reading:
-            error = task.exception()
-            assert isinstance(error, RequestFailed)
-            assert (error.error.status, error.error.code, str(error)) == (503, "shutting_down", "the time is over")
-        error = early.exception()
-        assert isinstance(error, ApiError)
-        assert (error.status, error.code) == (503, "shutting_down")
-        assert not late.done()
-        late.cancel()
-
-    run_scene(scene)
-
-
-def test_a_task_that_others_cancel_is_cancelled():
-    async def scene(service, thread):
-        async def unsubmitted():
-            async with service.before_submit():
-                await asyncio.sleep(60)
-
-        task = asyncio.create_task(unsubmitted())
-        await asyncio.sleep(0)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        service.fail_all("later")  # knows nothing of it any more
-
-    run_scene(scene)
-
-
-# --- text ---------------------------------------------------------------------------------------------------------
-
-
-def test_heavy_work_is_done_on_a_thread():
-    async def scene(service, thread):
-        def name() -> str:
-            return threading.current_thread().name
-
-        assert await service.on_thread("me", INLINE_WEIGHT, name) == threading.current_thread().name
-        assert (await service.on_thread("me", INLINE_WEIGHT + 1, name)).startswith("octavo-text")
-        with pytest.raises(ZeroDivisionError):
-            await service.on_thread("me", INLINE_WEIGHT + 1, lambda: 1 // 0)
-
-    run_scene(scene)
-
-
-def test_heavy_work_takes_turns():
-    async def scene(service, thread):
-        gate, begun = threading.Event(), []
-
-        def work(client: str) -> str:
-            begun.append(client)
-            assert gate.wait(5)
-            return client
-
-        clients = ["a"] * (NUM_HELPERS + 2) + ["b"]
-        tasks = [
-            asyncio.create_task(service.on_thread(client, INLINE_WEIGHT + 1, lambda client=client: work(client)))
-            for client in clients
-        ]
-        while len(begun) < NUM_HELPERS:
-            await asyncio.sleep(0.001)
-        await asyncio.sleep(0.01)
-        assert begun == ["a"] * NUM_HELPERS
-        gate.set()
-        assert await asyncio.gather(*tasks) == clients
-        assert begun.index("b") < len(clients) - 1  # not behind all that a has brought
-
-    run_scene(scene)
-
-
-def test_messages_are_rendered_and_encoded_without_special_tokens():
-    async def scene(service, thread):
-        messages = [{"role": "user", "content": "ab"}, {"role": "user", "content": "c"}]
-        assert await service.render("me", messages, add_generation_prompt=False) == [ord(char) for char in "abc"]
-        assert StubRenderPool.made.options == [{"add_generation_prompt": False}]
-        with pytest.raises(RequestError, match="characters"):
-            await service.render("me", [{"role": "user", "content": "x" * 100_000}])
-        assert service.engine.tokenizer.encoded == ["abc"]
-
-    run_scene(scene, template=TEMPLATE)
-
-
-@pytest.mark.parametrize(
-    ("template", "message"),
-    [(None, "has no chat template"), (TemplateText({"default": "{% broken"}, {}), "template is broken")],
-)
-def test_a_service_without_a_template_refuses_chats_and_is_ready(caplog, template, message):
-    async def scene(service, thread):
-        assert service.is_ready
-        with pytest.raises(RequestError, match=message) as caught:
-            await service.render("me", [{"role": "user", "content": "ab"}])
-        assert caught.value.param == "messages"
-        await service.submit(make_job(), is_incremental=True)
-
-    run_scene(scene, template=template)
-    assert ("line 1" in caplog.text) == (template is not None)
