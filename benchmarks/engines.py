@@ -36,7 +36,7 @@ def open_engine(model: str, dtype: str, threads: int, **fields: object) -> LLMEn
 
 def machine_of(engine: LLMEngine) -> _cpu.ExecutionContext:
     """The threads that compute for `engine`."""
-    return engine.engine.runner.kv.layers[0].device.handle.native
+    return engine._engine.runner.kv.layers[0].device.handle.native
 
 
 def kv_bytes_per_token(engine: LLMEngine) -> int:

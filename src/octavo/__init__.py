@@ -11,16 +11,18 @@ if TYPE_CHECKING:
     from octavo.config import ModelConfig as ModelConfig
     from octavo.config import ParallelConfig as ParallelConfig
     from octavo.config import SchedulerConfig as SchedulerConfig
-    from octavo.engine.sequence import Request as Request
-    from octavo.engine.sequence import RequestStatus as RequestStatus
+    from octavo.engine.sequence import EngineRequest as EngineRequest
     from octavo.engine.sequence import Sequence as Sequence
     from octavo.engine.sequence import SequenceData as SequenceData
     from octavo.engine.sequence import SequenceStatus as SequenceStatus
     from octavo.errors import ConfigError as ConfigError
+    from octavo.errors import ContextLengthError as ContextLengthError
     from octavo.errors import DoesNotFitError as DoesNotFitError
     from octavo.errors import EngineError as EngineError
+    from octavo.errors import EngineStoppedError as EngineStoppedError
     from octavo.errors import ModelFormatError as ModelFormatError
     from octavo.errors import ModelNotFoundError as ModelNotFoundError
+    from octavo.errors import NothingAllowedError as NothingAllowedError
     from octavo.errors import OctavoError as OctavoError
     from octavo.errors import QueueFullError as QueueFullError
     from octavo.errors import RequestError as RequestError
@@ -33,6 +35,10 @@ if TYPE_CHECKING:
     from octavo.outputs import RequestMetrics as RequestMetrics
     from octavo.outputs import RequestOutput as RequestOutput
     from octavo.params import SamplingParams as SamplingParams
+    from octavo.request import Request as Request
+    from octavo.request import RequestStatus as RequestStatus
+    from octavo.snapshot import EngineSnapshot as EngineSnapshot
+    from octavo.snapshot import EngineStats as EngineStats
 
 __version__ = "0.2.0"
 
@@ -42,10 +48,13 @@ _HOMES = {
     "octavo.config": ("CacheConfig", "EngineConfig", "ModelConfig", "ParallelConfig", "SchedulerConfig"),
     "octavo.params": ("SamplingParams",),
     "octavo.outputs": ("CompletionOutput", "Logprob", "RequestMetrics", "RequestOutput"),
-    "octavo.engine.sequence": ("Request", "RequestStatus", "Sequence", "SequenceData", "SequenceStatus"),
+    "octavo.engine.sequence": ("EngineRequest", "Sequence", "SequenceData", "SequenceStatus"),
+    "octavo.request": ("Request", "RequestStatus"),
+    "octavo.snapshot": ("EngineSnapshot", "EngineStats"),
     "octavo.errors": (
-        "ConfigError", "DoesNotFitError", "EngineError", "ModelFormatError", "ModelNotFoundError",
-        "OctavoError", "QueueFullError", "RequestError", "UnsupportedError",
+        "ConfigError", "ContextLengthError", "DoesNotFitError", "EngineError", "EngineStoppedError",
+        "ModelFormatError", "ModelNotFoundError", "NothingAllowedError", "OctavoError", "QueueFullError",
+        "RequestError", "UnsupportedError",
     ),
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

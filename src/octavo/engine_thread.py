@@ -13,9 +13,10 @@ from contextlib import suppress
 from time import monotonic
 from typing import Any, Final, TypeVar
 
-from octavo.errors import EngineError
-from octavo.llm_engine import LiveRequest, LLMEngine
+from octavo.errors import EngineStoppedError
+from octavo.llm_engine import EngineRequest, LLMEngine
 from octavo.outputs import RequestOutput
+from octavo.snapshot import EngineStats
 
 Answer = TypeVar("Answer")
 Delivery = tuple[str, RequestOutput | Exception]  # request id, and what became of it
@@ -30,8 +31,8 @@ class EngineThread:
     """Steps `engine` on a thread of its own while there is work. All methods are for the event loop's thread.
 
     `deliver` is called on `loop` with what a step changed, `fail` should the thread itself break. `stats` are the
-    engine's numbers after the newest step, replaced as a whole. `observer` and `on_step` are called on the engine's
-    thread after each step: `on_step` always, `observer` while there is one. `beat` is when the thread last came round
+    engine's numbers after the newest step, replaced as a whole. After each step, on the engine's thread, `on_step` is
+    called with them, and `observer`, while there is one, with the engine. `beat` is when the thread last came round
     (monotonic seconds), `is_busy` whether it has work: busy and no beat for long is stuck.
     """
 
@@ -40,14 +41,14 @@ class EngineThread:
         engine: LLMEngine,
         loop: asyncio.AbstractEventLoop,
         deliver: Callable[[Sequence[Delivery]], None],
-        fail: Callable[[EngineError], None],
+        fail: Callable[[EngineStoppedError], None],
         *,
-        on_step: Callable[[LLMEngine], None] | None = None,
+        on_step: Callable[[EngineStats], None] | None = None,
     ) -> None:
         self.engine = engine
-        self.stats: dict[str, Any] = engine.get_stats()
+        self.stats: EngineStats = engine.get_stats()
         self.observer: Callable[[LLMEngine], None] | None = None
-        self.failure: EngineError | None = None
+        self.failure: EngineStoppedError | None = None
         self.beat = monotonic()
         self.is_busy = False
         self._on_step = on_step
@@ -76,14 +77,14 @@ class EngineThread:
         self._inbox.append(command)
         self._wake.set()
 
-    def submit(self, live: LiveRequest) -> None:
+    def submit(self, request: EngineRequest) -> None:
         """Queue a prepared request; a refusal is delivered as what became of it."""
 
         def submit(engine: LLMEngine) -> None:
             try:
-                engine.submit(live)
+                engine.submit(request)
             except Exception as error:
-                post(self._loop, self._deliver, [(live.request.request_id, error)])
+                post(self._loop, self._deliver, [(request.request_id, error)])
 
         self.send(submit)
 
@@ -96,9 +97,12 @@ class EngineThread:
         self.send(lambda engine: engine.hold_request(request_id, is_held=is_held))
 
     async def ask(self, question: Callable[[LLMEngine], Answer]) -> Answer:
-        """`question`'s answer, found on the engine's thread between two steps. Raises EngineError when that is gone."""
+        """`question`'s answer, found on the engine's thread between two steps.
+
+        Raises EngineStoppedError when that is gone.
+        """
         if self.failure is not None or self._is_closing:
-            raise self.failure or EngineError("the engine is not running")
+            raise self.failure or EngineStoppedError("the engine is not running")
         answer: asyncio.Future[Answer] = self._loop.create_future()
         self._asking.add(answer)
         answer.add_done_callback(self._asking.discard)
@@ -119,10 +123,10 @@ class EngineThread:
                 self._inbox.popleft()(self.engine)
         except Exception as error:
             logger.exception("the engine's thread failed")
-            self.failure = EngineError(f"the engine failed: {type(error).__name__}: {error}")
+            self.failure = EngineStoppedError(f"the engine failed: {type(error).__name__}: {error}")
             post(self._loop, self._break, self.failure)
 
-    def _break(self, failure: EngineError) -> None:
+    def _break(self, failure: EngineStoppedError) -> None:
         """On the loop: the thread is gone, and answers no question that it was asked."""
         for answer in list(self._asking):
             if not answer.done():
@@ -148,7 +152,7 @@ class EngineThread:
         if outputs:
             post(self._loop, self._deliver, [(output.request_id, output) for output in outputs])
         if self._on_step is not None:
-            self._on_step(engine)
+            self._on_step(self.stats)
         observer = self.observer
         if observer is not None:
             observer(engine)

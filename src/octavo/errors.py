@@ -4,6 +4,8 @@ Knows nothing of the rest of Octavo. `assert` is for our own bugs; whatever a us
 is one of these.
 """
 
+_NOTHING_ALLOWED = "allowed_token_ids: no token is allowed at this position (allowed_token_ids, bad_words, min_tokens)"
+
 
 class OctavoError(Exception):
     """The root. Everything that Octavo raises on purpose is one of these."""
@@ -23,6 +25,17 @@ class RequestError(OctavoError, ValueError):
 
 class UnsupportedError(RequestError):
     """The request asks for something that this engine, or this model, does not offer."""
+
+
+class ContextLengthError(RequestError):
+    """The prompt, or the prompt with what may follow it, is longer than the model or the KV cache can ever hold."""
+
+
+class NothingAllowedError(RequestError):
+    """The request's own rules leave no token to choose. Nobody else's fault, and found only once it runs."""
+
+    def __init__(self, message: str = _NOTHING_ALLOWED, param: str | None = "allowed_token_ids") -> None:
+        super().__init__(message, param)
 
 
 class QueueFullError(OctavoError):
@@ -55,6 +68,10 @@ class ModelFormatError(OctavoError):
 
 class EngineError(OctavoError):
     """Our own fault, or the machine's: a step failed while this request was in it."""
+
+
+class EngineStoppedError(EngineError):
+    """The engine takes and answers nothing any more: it was shut down, or its thread has failed."""
 
 
 def shown(value: object, most: int = 80) -> str:

@@ -14,10 +14,11 @@ from typing import Any
 
 from octavo.config import EngineConfig
 from octavo.engine_thread import Delivery, EngineThread
-from octavo.errors import EngineError, RequestError
+from octavo.errors import EngineStoppedError, RequestError
 from octavo.llm_engine import LLMEngine, Prompt
 from octavo.outputs import RequestOutput
 from octavo.params import UNSET, SamplingParams
+from octavo.snapshot import EngineSnapshot, EngineStats
 
 Message = Mapping[str, Any]
 
@@ -153,9 +154,13 @@ class LLM:
             per_text[owner] += scores
         return [math.exp(-sum(scores) / len(scores)) for scores in per_text]
 
-    def get_stats(self) -> dict[str, Any]:
+    def get_stats(self) -> EngineStats:
         """Counters and gauges of the engine."""
         return self.engine.get_stats()
+
+    def inspect(self) -> EngineSnapshot:
+        """The inside of the engine between two steps: sequences, block tables, blocks. See `LLMEngine.inspect`."""
+        return self.engine.inspect()
 
     def reset_prefix_cache(self) -> None:
         """Forget every cached prefix that no running request uses."""
@@ -184,8 +189,9 @@ class LLM:
         outputs = self._run([partial(self.engine.add_score_request, ids) for ids in sequences], False)
         scores = []
         for output in outputs:
-            if output.outputs[0].finish_reason == "error":
-                raise EngineError(output.outputs[0].error or "the engine failed")
+            error = output.outputs[0].error
+            if error is not None:
+                raise error
             entries = zip(output.prompt_token_ids[1:], (output.prompt_logprobs or [])[1:], strict=True)
             scores.append([entry[token].logprob for token, entry in entries if entry is not None])
         return scores
@@ -255,7 +261,7 @@ class AsyncLLM:
         thread, self._thread = self._thread, None
         if thread is not None:
             await thread.stop()
-        self._fail(EngineError("the engine was shut down"))
+        self._fail(EngineStoppedError("the engine was shut down"))
 
     async def generate(
         self,
@@ -268,7 +274,7 @@ class AsyncLLM:
     ) -> AsyncIterator[RequestOutput]:
         """An output after each step that changed the request, each with the whole text so far; the last is finished.
 
-        Raises RequestError, QueueFullError, or EngineError if the engine is closed meanwhile.
+        Raises RequestError, QueueFullError, or EngineStoppedError if the engine is closed meanwhile.
         """
         thread = self._running_thread()
         self._num_requests += 1
@@ -281,9 +287,8 @@ class AsyncLLM:
         self._request_ids.add(request_id)
         is_finished = False
         try:
-            live = await asyncio.to_thread(thread.engine.prepare, own_id, prompt, params)
-            live.request.priority, live.request.cache_salt = priority, cache_salt
-            thread.submit(live)
+            prepare = partial(thread.engine.prepare, request_id=own_id, priority=priority, cache_salt=cache_salt)
+            thread.submit(await asyncio.to_thread(prepare, prompt, params))
             while not is_finished:
                 output = await stream.get()
                 if isinstance(output, Exception):
@@ -298,18 +303,18 @@ class AsyncLLM:
             if not is_finished:
                 thread.abort(own_id)
 
-    async def get_stats(self) -> dict[str, Any]:
+    async def get_stats(self) -> EngineStats:
         """Counters and gauges, read on the engine's thread between two steps."""
         return await self._running_thread().ask(LLMEngine.get_stats)
 
     def _running_thread(self) -> EngineThread:
         if self._thread is None:
-            raise EngineError("the engine is not running: use `async with AsyncLLM(config) as llm`")
+            raise EngineStoppedError("the engine is not running: use `async with AsyncLLM(config) as llm`")
         if self._thread.failure is not None:
             raise self._thread.failure
         return self._thread
 
-    def _fail(self, error: EngineError) -> None:
+    def _fail(self, error: EngineStoppedError) -> None:
         for stream in self._streams.values():
             stream.put_nowait(error)
 

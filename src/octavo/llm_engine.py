@@ -7,9 +7,9 @@ import logging
 import os
 import time
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,13 +17,15 @@ from typing import TYPE_CHECKING, Any
 from octavo import hub
 from octavo.config import EngineConfig
 from octavo.engine.build import build_engine, read_model
-from octavo.engine.metrics import request_metrics
-from octavo.engine.sequence import Event, Request, SequenceStatus, TokenLogprobs
-from octavo.errors import RequestError
-from octavo.outputs import CompletionOutput, FinishReason, Logprob, LogprobsAt, RequestOutput
+from octavo.engine.sequence import EngineRequest as EngineRequest  # what `prepare` gives and `submit` takes
+from octavo.engine.sequence import Event, SequenceStatus
+from octavo.engine.snapshots import snapshot_of, stats_of
+from octavo.errors import ContextLengthError, RequestError
+from octavo.outputs import RequestOutput
 from octavo.params import UNSET, SamplingParams
+from octavo.request import Request
+from octavo.snapshot import EngineSnapshot, EngineStats
 from octavo.text.load import load_text
-from octavo.text.stream import StreamOptions, TextStream
 
 if TYPE_CHECKING:  # Jinja is imported when a template is compiled
     from octavo.text.chat import ChatTemplate
@@ -31,36 +33,14 @@ if TYPE_CHECKING:  # Jinja is imported when a template is compiled
 logger = logging.getLogger(__name__)
 Prompt = str | Sequence[int] | Mapping[str, Any]
 
-_REASONS: Mapping[SequenceStatus, FinishReason] = {
-    SequenceStatus.FINISHED_STOPPED: "stop",
-    SequenceStatus.FINISHED_LENGTH_CAPPED: "length",
-    SequenceStatus.FINISHED_ABORTED: "abort",
-    SequenceStatus.FINISHED_ERROR: "error",
-}
-
-
-@dataclass(slots=True, eq=False)
-class LiveRequest:
-    """A request between admission and its last output: the engine's request, and its text so far."""
-
-    request: Request
-    stream: TextStream
-    added: float  # monotonic seconds of its arrival
-    logprobs: list[LogprobsAt] | None
-    prompt_logprobs: list[LogprobsAt | None] | None
-    chosen_logprobs: list[float] = field(default_factory=list)
-    cumulative_logprob: float = 0.0
-    error: str | None = None
-
 
 @dataclass(frozen=True, slots=True, eq=False)
-class CheckedParams:
-    """Sampling parameters, resolved and checked against a model: as they were given, and what follows from them."""
+class _CheckedParams:
+    """Sampling parameters, resolved and checked against the model, and the sets that follow from them."""
 
-    given: SamplingParams
     resolved: SamplingParams
-    bad_words_ids: tuple[tuple[int, ...], ...]
     stop_ids: frozenset[int]
+    bad_words_ids: tuple[tuple[int, ...], ...]
     allowed_ids: "array[int] | None"
 
 
@@ -84,9 +64,9 @@ class LLMEngine:
             path = hub.resolve(model.tokenizer, weights=False, progress=progress)
             metadata = read_model(path).metadata if path.is_file() else None
             self.tokenizer, self.template_text = load_text(path, metadata)
-        self.engine, self.resolved = build_engine(files, self.config)
+        self._engine, self.resolved = build_engine(files, self.config)
         self._eos_ids = frozenset(self.tokenizer.eos_ids) | frozenset(self.resolved.arch.eos_ids)
-        self._live: dict[str, LiveRequest] = {}
+        self._requests: dict[str, Request] = {}
         self._aborted: list[RequestOutput] = []
         self._num_requests = 0
 
@@ -117,115 +97,119 @@ class LLMEngine:
         `cache_salt` never share cached prefixes. `arrival_time` is seconds since the epoch (default: now). Raises
         RequestError for what is wrong or can never fit, QueueFullError when too many wait.
         """
-        self._num_requests += 1
-        request_id = f"request-{self._num_requests}" if request_id is None else request_id
-        live = self.prepare(request_id, prompt, params, arrival_time=arrival_time)
-        live.request.priority, live.request.cache_salt = priority, cache_salt
-        self.submit(live)
-        return request_id
+        request = self.prepare(
+            prompt,
+            params,
+            request_id=self._new_id() if request_id is None else request_id,
+            priority=priority,
+            cache_salt=cache_salt,
+            arrival_time=arrival_time,
+        )
+        self.submit(request)
+        return request.request_id
 
     def add_score_request(self, token_ids: Sequence[int]) -> str:
         """Queue `token_ids` to be scored: its output has `prompt_logprobs` and no tokens."""
-        self._num_requests += 1
         params = SamplingParams(temperature=0.0, prompt_logprobs=0, max_tokens=1)
-        live = self.prepare(f"request-{self._num_requests}", token_ids, params, num_new=0)
-        live.request.score_only = True
-        self.submit(live)
-        return live.request.request_id
-
-    def check_params(self, params: SamplingParams | None) -> CheckedParams:
-        """Resolve parameters and check them against the model. Raises RequestError. Any thread may."""
-        given = params or SamplingParams()
-        resolved = given.resolved(self.resolved.sampling_defaults)
-        self._check_ids(resolved)
-        allowed = resolved.allowed_token_ids
-        return CheckedParams(
-            given=given,
-            resolved=resolved,
-            bad_words_ids=self._bad_words(resolved),
-            stop_ids=frozenset(resolved.stop_token_ids or ()),
-            allowed_ids=None if allowed is None else array("q", sorted(set(allowed))),
-        )
+        [request] = self.prepare_many([token_ids], params, ids=[self._new_id()], score_only=True)
+        self.submit(request)
+        return request.request_id
 
     def prepare(
         self,
-        request_id: str,
         prompt: Prompt,
-        params: SamplingParams | CheckedParams | None,
+        params: SamplingParams | None = None,
         *,
+        request_id: str,
+        priority: int = 0,
+        cache_salt: str | None = None,
         arrival_time: float | None = None,
-        num_new: int | None = None,
-        seed: int | None = None,
-    ) -> LiveRequest:
-        """Check and tokenize a request without touching the engine: any thread may.
+    ) -> EngineRequest:
+        """A request, checked and tokenized without touching the engine: any thread may. See `add_request`."""
+        [request] = self.prepare_many(
+            [prompt], params, ids=[request_id], priority=priority, cache_salt=cache_salt, arrival_time=arrival_time
+        )
+        return request
 
-        `num_new` overrides max_tokens, `seed` the parameters' own. Parameters that many requests share are best checked
-        once (`check_params`): they may hold lists of thousands of ids.
+    def prepare_many(
+        self,
+        prompts: Iterable[Prompt],
+        params: SamplingParams | None = None,
+        *,
+        ids: Iterable[str],
+        num_choices: int = 1,
+        priority: int = 0,
+        cache_salt: str | None = None,
+        client: str | None = None,
+        arrival_time: float | None = None,
+        score_only: bool = False,
+    ) -> Iterator[EngineRequest]:
+        """Requests that share their parameters, `num_choices` for each prompt, each under the next of `ids`.
+
+        Choice i has the prompt's seed plus i. Clients take turns; `score_only` requests compute their prompt and
+        generate nothing. Checks and tokenizes without touching the engine, so any thread may; parameters are checked
+        once, a prompt when its first request is taken. Raises RequestError.
         """
-        now = time.time()
-        arrival = now if arrival_time is None else arrival_time
-        checked = params if isinstance(params, CheckedParams) else self.check_params(params)
-        given, resolved = checked.given, checked.resolved
-        text, token_ids = self._tokenize(prompt, resolved.truncate_prompt_tokens)
-        if seed is None:
+        given = params or SamplingParams()
+        checked, names, epoch = self._check_params(given), iter(ids), time.time()
+        resolved, arrival = checked.resolved, epoch if arrival_time is None else arrival_time
+        arrived = time.monotonic() - max(0.0, epoch - arrival)
+        for prompt in prompts:
+            text, token_ids = self._tokenize(prompt, resolved.truncate_prompt_tokens)
             seed = int.from_bytes(os.urandom(6), "little") if resolved.seed is None else resolved.seed
-        request = Request(
-            request_id=request_id,
-            prompt=text,
-            prompt_token_ids=token_ids,
-            params=resolved,
-            arrival_time=arrival,
-            seed=seed,
-            max_tokens=self._max_tokens(given, resolved, len(token_ids)) if num_new is None else num_new,
-            eos_ids=self._eos_ids,
-            bad_words_ids=checked.bad_words_ids,
-            stop_ids=checked.stop_ids,
-            allowed_ids=checked.allowed_ids,
-        )
-        options = StreamOptions(
-            stop=resolved.stop_strings,
-            include_stop=resolved.include_stop_str_in_output,
-            skip_special=resolved.skip_special_tokens,
-            spaces_between_special=resolved.spaces_between_special_tokens,
-            min_tokens=resolved.min_tokens,
-        )
-        self.engine.check(request)
-        return LiveRequest(
-            request=request,
-            stream=TextStream(self.tokenizer, token_ids, options),
-            added=time.monotonic() - max(0.0, now - arrival),
-            logprobs=None if resolved.logprobs is None else [],
-            prompt_logprobs=None if resolved.prompt_logprobs is None else [None],
-        )
+            for choice in range(num_choices):
+                request = EngineRequest(
+                    request_id=next(names),
+                    prompt=text,
+                    prompt_token_ids=token_ids,
+                    params=resolved,
+                    arrival_time=arrival,
+                    arrived=arrived,
+                    seed=(seed + choice) % 2**64,
+                    max_tokens=0 if score_only else self._max_tokens(given, resolved, len(token_ids)),
+                    eos_ids=self._eos_ids,
+                    stop_ids=checked.stop_ids,
+                    bad_words_ids=checked.bad_words_ids,
+                    allowed_ids=checked.allowed_ids,
+                    priority=priority,
+                    cache_salt=cache_salt,
+                    client=client,
+                    score_only=score_only,
+                )
+                self._engine.check(request)
+                yield request
 
-    def submit(self, live: LiveRequest) -> None:
-        """Queue a prepared request. Raises RequestError if it can never fit or its id is in use, QueueFullError."""
-        request_id = live.request.request_id
-        if request_id in self._live:
-            raise RequestError(f"request id {request_id!r} is in use", "request_id")
-        self.engine.add(live.request)
-        self._live[request_id] = live
-        logger.debug("%s: queued, %d prompt tokens", request_id, len(live.request.prompt_token_ids))
+    def submit(self, request: EngineRequest) -> None:
+        """Queue a prepared request.
+
+        Raises RequestError if its id is in use, ContextLengthError if it can never fit, QueueFullError.
+        """
+        if request.request_id in self._requests:
+            raise RequestError(f"request id {request.request_id!r} is in use", "request_id")
+        sequence = self._engine.add(request)
+        self._requests[request.request_id] = Request(request, sequence, self.tokenizer)
+        logger.debug("%s: queued, %d prompt tokens", request.request_id, len(request.prompt_token_ids))
 
     def step(self) -> list[RequestOutput]:
         """One step of the engine; the state of every request that it changed."""
         outputs, self._aborted = self._aborted, []
-        for event in self.engine.step():
-            live = self._live[event.sequence.request.request_id]
-            self._take(live, event)
-            outputs.append(self._output(live))
+        for event in self._engine.step():
+            request = self._requests[event.sequence.request.request_id]
+            self._take(request, event)
+            outputs.append(request.output())
             if event.sequence.status.is_finished():
-                del self._live[live.request.request_id]
-                logger.debug("%s: %s", live.request.request_id, event.sequence.status.name)
+                del self._requests[request.id]
+                logger.debug("%s: %s", request.id, event.sequence.status.name)
         return outputs
 
     def abort_request(self, request_id: str) -> None:
         """End a request now. Its last output (finish_reason "abort") comes with the next step. Unknown ids pass."""
-        live = self._live.pop(request_id, None)
-        if live is not None:
-            self.engine.finish(live.request.sequences[0], SequenceStatus.FINISHED_ABORTED)
-            live.stream.push([], finished=True)
-            self._aborted.append(self._output(live))
+        request = self._requests.pop(request_id, None)
+        if request is not None:
+            for sequence in request.sequences:
+                self._engine.finish(sequence, SequenceStatus.FINISHED_ABORTED)
+            request.close()
+            self._aborted.append(request.output())
 
     def discard_request(self, request_id: str) -> None:
         """End a request that nobody waits for: abort it and tell nothing."""
@@ -234,21 +218,21 @@ class LLMEngine:
 
     def hold_request(self, request_id: str, *, is_held: bool) -> None:
         """Keep a request from running while its caller takes nothing, or let it go on. Unknown ids pass."""
-        live = self._live.get(request_id)
-        if live is not None:
-            self.engine.hold(live.request.sequences[0], is_held=is_held)
+        request = self._requests.get(request_id)
+        for sequence in () if request is None else request.sequences:
+            self._engine.hold(sequence, is_held=is_held)
 
     def unfinished_ids(self) -> list[str]:
         """Ids of the requests that are not finished."""
-        return list(self._live)
+        return list(self._requests)
 
     def has_unfinished_requests(self) -> bool:
         """Whether `step` still has something to do or to tell."""
-        return bool(self._live or self._aborted)
+        return bool(self._requests or self._aborted)
 
     def has_work(self) -> bool:
         """Whether `step` would run or tell anything now; requests that are held wait for nothing but their caller."""
-        return bool(self._aborted) or self.engine.has_work()
+        return bool(self._aborted) or self._engine.has_work()
 
     def run_until_complete(self) -> dict[str, RequestOutput]:
         """Step until nothing is unfinished; the last output of each request, by id."""
@@ -273,17 +257,41 @@ class LLMEngine:
         )
         return self.tokenizer.encode(text, add_special=False)
 
-    def get_stats(self) -> dict[str, Any]:
-        """Counters and gauges of the engine; see `Engine.stats`."""
-        return self.engine.stats()
+    def get_stats(self) -> EngineStats:
+        """Counters and gauges of the engine."""
+        return stats_of(self._engine)
+
+    def inspect(self, *, max_sequences: int | None = None, has_blocks: bool = True) -> EngineSnapshot:
+        """The inside of the engine between two steps, as plain values; on the thread that steps it.
+
+        At most `max_sequences` sequences are described (None: all). With `has_blocks`, every block of the KV cache and
+        the block tables of those sequences are too, which costs time that grows with the whole pool.
+
+        >>> engine = LLMEngine(EngineConfig.from_fields(model="smollm2-135m"))
+        >>> engine.inspect().stats["blocks_used"]
+        0
+        """
+        return snapshot_of(self._engine, max_sequences, has_blocks=has_blocks)
 
     def reset_prefix_cache(self) -> None:
         """Forget every cached prefix that no running request uses."""
-        self.engine.reset_prefix_cache()
+        self._engine.reset_prefix_cache()
 
     def profile(self, path: str | Path) -> AbstractContextManager[Mapping[str, float]]:
         """Write a Chrome trace of every step that runs within the `with` block to `path`; see `PhaseTimer.profile`."""
-        return self.engine.timer.profile(path)
+        return self._engine.timer.profile(path)
+
+    def _check_params(self, given: SamplingParams) -> _CheckedParams:
+        """Resolve parameters and check them against the model. Raises RequestError."""
+        resolved = given.resolved(self.resolved.sampling_defaults)
+        self._check_ids(resolved)
+        allowed = resolved.allowed_token_ids
+        return _CheckedParams(
+            resolved=resolved,
+            stop_ids=frozenset(resolved.stop_token_ids or ()),
+            bad_words_ids=self._bad_words(resolved),
+            allowed_ids=None if allowed is None else array("q", sorted(set(allowed))),
+        )
 
     def _tokenize(self, prompt: Prompt, truncate: int | None) -> tuple[str | None, list[int]]:
         """(text if there is any, checked token ids) of a prompt in any of its forms."""
@@ -321,7 +329,7 @@ class LLMEngine:
         """`max_tokens` as a number. What was not asked for is cut to what the model's length leaves."""
         room = self.resolved.limits.max_model_len - num_prompt
         if room < 1:
-            raise RequestError(
+            raise ContextLengthError(
                 f"prompt: has {num_prompt} tokens, the longest sequence has {room + num_prompt} (max_model_len), "
                 "and there must be room for one more",
                 "prompt",
@@ -339,59 +347,17 @@ class LLMEngine:
         sequences = {tuple(self.tokenizer.encode(form, add_special=False)) for form in forms}
         return tuple(sorted(sequence for sequence in sequences if sequence))
 
-    def _take(self, live: LiveRequest, event: Event) -> None:
-        """Book an event: text, stop strings, logprobs."""
-        live.error = event.error
-        if live.prompt_logprobs is not None:
-            live.prompt_logprobs += [self._logprobs_at(token) for token in event.prompt]
-        for token in event.tokens:
-            live.chosen_logprobs.append(token.logprob)
-            live.cumulative_logprob += token.logprob
-        if live.logprobs is not None:
-            live.logprobs += [self._logprobs_at(token) for token in event.tokens]
-        ids = [token.token_id for token in event.tokens]
-        is_hidden_stop = (
-            event.status is SequenceStatus.FINISHED_STOPPED and not live.request.params.include_stop_str_in_output
-        )
-        found = live.stream.push(ids[:-1] if is_hidden_stop else ids, finished=event.status.is_finished()).stop
+    def _take(self, request: Request, event: Event) -> None:
+        """Book an event; a stop string that its text completes ends the sequence."""
+        found = request.take(event)
         if found is not None:
             sequence = event.sequence
-            self.engine.finish(sequence, SequenceStatus.FINISHED_STOPPED, keep=found.num_tokens)
+            self._engine.finish(sequence, SequenceStatus.FINISHED_STOPPED, keep=found.num_tokens)
             sequence.status, sequence.stop_reason = SequenceStatus.FINISHED_STOPPED, found.stop
-            del live.chosen_logprobs[found.num_tokens :]
-            live.cumulative_logprob = sum(live.chosen_logprobs)
-            del (live.logprobs or [])[found.num_tokens :]
 
-    def _logprobs_at(self, token: TokenLogprobs) -> LogprobsAt:
-        entry = {token.token_id: Logprob(token.logprob, token.rank, self.tokenizer.decode_token(token.token_id))}
-        for rank, (token_id, logprob) in enumerate(token.top, start=1):
-            entry.setdefault(token_id, Logprob(logprob, rank, self.tokenizer.decode_token(token_id)))
-        return entry
-
-    def _output(self, live: LiveRequest) -> RequestOutput:
-        request, sequence = live.request, live.request.sequences[0]
-        is_finished = sequence.status.is_finished()
-        completion = CompletionOutput(
-            index=0,
-            text=live.stream.text,
-            token_ids=list(sequence.data.output_token_ids),
-            cumulative_logprob=live.cumulative_logprob,
-            logprobs=None if live.logprobs is None else list(live.logprobs),
-            finish_reason=_REASONS.get(sequence.status) if is_finished else None,
-            stop_reason=sequence.stop_reason,
-            error=live.error,
-        )
-        return RequestOutput(
-            request_id=request.request_id,
-            prompt=request.prompt,
-            prompt_token_ids=request.prompt_token_ids,
-            prompt_logprobs=None if live.prompt_logprobs is None else list(live.prompt_logprobs),
-            outputs=[completion],
-            finished=is_finished,
-            metrics=request_metrics(request, live.added),
-            num_cached_tokens=sequence.num_cached_tokens,
-            seed=request.seed,
-        )
+    def _new_id(self) -> str:
+        self._num_requests += 1
+        return f"request-{self._num_requests}"
 
 
 def _checked_list(ids: Any) -> list[int]:

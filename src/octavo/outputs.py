@@ -1,10 +1,9 @@
 """What a caller gets back: plain values, complete on construction, that know nothing of the engine."""
 
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Literal
 
-# What is wrong with a sequence whose own rules leave no token to choose: its request's fault, and nobody else's.
-NOTHING_ALLOWED: Final = "no token is allowed at this position (allowed_token_ids, bad_words, min_tokens)"
+from octavo.errors import OctavoError
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
@@ -48,7 +47,8 @@ class CompletionOutput:
 
     `logprobs` has one entry a token when logprobs were asked for, else it is None. `stop_reason` is the stop string
     or stop token id that ended the sequence, None where that was the end-of-text token or nothing of the kind.
-    `error` says what went wrong when `finish_reason` is "error".
+    `error` is what went wrong when `finish_reason` is "error"; its type says whose fault it is (a RequestError: the
+    request's own).
     """
 
     index: int
@@ -58,7 +58,7 @@ class CompletionOutput:
     logprobs: list[LogprobsAt] | None = None
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
-    error: str | None = None
+    error: OctavoError | None = None
 
 
 @dataclass(slots=True)

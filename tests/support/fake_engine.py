@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 from octavo.engine.phase_timer import PhaseTimer
-from octavo.errors import QueueFullError, RequestError
+from octavo.errors import EngineError, QueueFullError, RequestError
 from octavo.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput
 from octavo.params import SamplingParams
 
@@ -109,7 +109,7 @@ class FakeEngine:
             cumulative_logprob=-0.5 * len(text),
             logprobs=logprobs,
             finish_reason=reason,
-            error="it broke" if reason == "error" else None,
+            error=EngineError("it broke") if reason == "error" else None,
         )
         return RequestOutput(
             request_id=request_id,

@@ -73,7 +73,7 @@ def soak(tiny_model, num):
         assert not made.service._streams
         assert not made.service.admission._sequences
         assert made.service.admission.num_sequences == 0
-        assert not made.engine._live
+        assert not made.engine._requests
 
 
 def soak_some(made, rng: random.Random, num: int) -> None:

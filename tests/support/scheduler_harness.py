@@ -19,7 +19,8 @@ from octavo.engine.phase_timer import PhaseTimer
 from octavo.engine.philox import uniforms
 from octavo.engine.runner import Runner
 from octavo.engine.scheduler import Limits, Scheduler
-from octavo.engine.sequence import Event, Plan, Request, Sequence, SequenceStatus
+from octavo.engine.sequence import EngineRequest, Event, Plan, Sequence, SequenceStatus
+from octavo.engine.snapshots import stats_of
 from octavo.ops.sampling import RowStatus, Scored
 from octavo.params import SamplingParams
 
@@ -88,7 +89,7 @@ class Expected:
     prompt_logprobs: list[float]
 
 
-def expected(request: Request) -> Expected:
+def expected(request: EngineRequest) -> Expected:
     """The same model and the same rules once more: one token at a time, no cache, no batch."""
     params, prompt = request.params, request.prompt_token_ids
     if CRASH in prompt or SICK in (prompt[:-1] if request.score_only else prompt):
@@ -262,17 +263,14 @@ class Setup:
 class Answer:
     """Everything the engine said about one request."""
 
-    request: Request
+    request: EngineRequest
+    sequence: Sequence
     events: list[Event] = field(default_factory=list)
     is_aborted: bool = False
 
     @property
     def tokens(self) -> list[int]:
         return [token.token_id for event in self.events for token in event.tokens]
-
-    @property
-    def sequence(self) -> Sequence:
-        return self.request.sequences[0]
 
 
 class Harness:
@@ -292,19 +290,21 @@ class Harness:
     def ask(self, prompt: list[int], max_tokens: int = 4, params: SamplingParams | None = None, **fields) -> Answer:
         """Add one request. Raises what `Engine.add` raises."""
         request_id = fields.pop("request_id", f"r{next(self.ids)}")
-        request = Request(
+        params = params or PLAIN
+        request = EngineRequest(
             request_id=request_id,
             prompt=None,
             prompt_token_ids=prompt,
-            params=params or PLAIN,
+            params=params,
             arrival_time=fields.pop("arrival_time", 0.0),
+            arrived=0.0,
             seed=fields.pop("seed", len(self.answers)),
             max_tokens=max_tokens,
             eos_ids=fields.pop("eos_ids", frozenset({EOS})),
+            stop_ids=frozenset(params.stop_token_ids or ()),
             **fields,
         )
-        self.engine.add(request)
-        answer = self.answers[request_id] = Answer(request)
+        answer = self.answers[request_id] = Answer(request, self.engine.add(request))
         return answer
 
     def abort(self, answer: Answer) -> None:
@@ -355,14 +355,14 @@ class Harness:
         assert not scheduler.running
         assert scheduler.num_waiting == 0
         assert not scheduler._waiting._by_rank
-        stats = self.engine.stats()
+        stats = stats_of(self.engine)
         assert stats["blocks_used"] == stats["running"] == stats["waiting"] == 0
         assert stats["steps"] == stats["forwards"]
         assert stats["computed_tokens"] <= self.model.num_tokens
         assert stats["blocks_free"] + stats["blocks_cached"] == stats["blocks_total"]
         self.check_conserved()
         self.engine.reset_prefix_cache()
-        assert self.engine.stats()["blocks_free"] == stats["blocks_total"]
+        assert stats_of(self.engine)["blocks_free"] == stats["blocks_total"]
         for answer in self.answers.values():
             self.check_answer(answer)
 

@@ -3,6 +3,7 @@
 from collections import Counter
 from random import Random
 
+from octavo.engine.snapshots import stats_of
 from octavo.errors import QueueFullError, RequestError
 from tests.support.scheduler_harness import (
     CRASH,
@@ -78,7 +79,7 @@ class Workload:
             if rng.random() < 0.05:
                 self.harness.check_conserved()
         assert self.seen["fault"] or self.seen["crash"] or num_steps <= self.bound
-        stats = engine.stats()
+        stats = stats_of(engine)
         self.seen += Counter(
             requests=num_requests, steps=num_steps, preemptions=stats["preemptions"], hits=stats["prefix_hit_tokens"]
         )

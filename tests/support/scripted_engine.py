@@ -1,5 +1,6 @@
 """An engine for tests of measurement: its clock moves only as its script says."""
 
+from octavo.errors import EngineError
 from octavo.outputs import CompletionOutput, RequestMetrics, RequestOutput
 from octavo.tools.bench.timing import TimeSource, WorkloadRun, run_workload
 from octavo.tools.bench.workload import Job
@@ -32,7 +33,8 @@ class ScriptedEngine:
             is_done = state[1] == state[0]
             if is_done:
                 del self.live[request_id]
-            completion = CompletionOutput(0, "", [0] * state[1], 0.0, finish_reason=self.outcome)
+            error = EngineError("it broke") if self.outcome == "error" else None
+            completion = CompletionOutput(0, "", [0] * state[1], 0.0, finish_reason=self.outcome, error=error)
             outputs.append(RequestOutput(request_id, None, [1, 2], None, [completion], is_done, RequestMetrics(0.0)))
         return outputs
 

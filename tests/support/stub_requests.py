@@ -2,10 +2,12 @@
 
 import asyncio
 import json
+from collections.abc import Awaitable, Sequence
 from typing import Any
 
+from octavo.engine.sequence import EngineRequest
 from octavo.params import SamplingParams
-from octavo.serve.generation_job import GenerationJob
+from octavo.serve.output_stream import OutputStream
 from octavo.serve.service import Service
 from tests.support.asgi import HOST, Peer, make_scope
 from tests.support.outputs import make_output
@@ -58,9 +60,17 @@ async def until(condition) -> None:
         await asyncio.sleep(0)
 
 
-def make_job(*prompts, num_choices: int = 1, client: str = "me", params=None, **fields) -> GenerationJob:
-    sampling = SamplingParams(**({"max_tokens": 4} | (params or {})))
-    return GenerationJob(prompts or ("ab",), sampling, num_choices, client, **fields)
+def submit(
+    service: Service, *prompts: Any, num_choices: int = 1, client: str = "me", is_incremental: bool = True
+) -> Awaitable[OutputStream]:
+    """The stream of a submission, as a route makes it: four tokens for each choice of each prompt."""
+    prompts = prompts or ("ab",)
+
+    def prepare(ids: Sequence[str]) -> list[EngineRequest]:
+        shared = SamplingParams(max_tokens=4)
+        return list(service.engine.prepare_many(prompts, shared, ids=ids, num_choices=num_choices, client=client))
+
+    return service.submit(client, len(prompts) * num_choices, prepare, weight=1, is_incremental=is_incremental)
 
 
 def finished(service: Service, reason: str) -> float:

@@ -12,7 +12,7 @@ from typing import Any
 from unittest.mock import Mock, patch
 
 from octavo.config import EngineConfig
-from octavo.engine.sequence import Request
+from octavo.engine.sequence import EngineRequest
 from octavo.errors import ModelFormatError
 from octavo.outputs import RequestOutput
 from octavo.params import SamplingParams
@@ -74,25 +74,28 @@ class StubEngine:
     def get_stats(self) -> dict[str, Any]:
         return dict.fromkeys(STATS, 0)
 
-    def check_params(self, params: SamplingParams) -> SamplingParams:
-        self.calls.append("check_params")
-        return params.resolved({})
-
-    def prepare(
-        self, request_id: str, prompt: Any, params: SamplingParams, *, num_new: int | None, seed: int | None
+    def prepare_many(
+        self, prompts: Any, params: SamplingParams, *, ids: Any, num_choices: int = 1, **asked: Any
     ) -> Any:
-        self.calls.append("prepare")
-        drawn = 1000 if params.seed is None else params.seed
-        request = Request(
-            request_id=request_id,
-            prompt=prompt if isinstance(prompt, str) else None,
-            prompt_token_ids=self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt),
-            params=params,
-            arrival_time=0.0,
-            seed=drawn if seed is None else seed,
-            max_tokens=int(params.max_tokens or 0) if num_new is None else num_new,
-        )
-        return SimpleNamespace(request=request)
+        self.calls.append("prepare_many")
+        names, resolved = iter(ids), params.resolved({})
+        for prompt in prompts:
+            text = prompt if isinstance(prompt, str) else None
+            token_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+            seed = 1000 if resolved.seed is None else resolved.seed
+            for choice in range(num_choices):
+                self.calls.append("prepared")
+                yield EngineRequest(
+                    request_id=next(names),
+                    prompt=text,
+                    prompt_token_ids=token_ids,
+                    params=resolved,
+                    arrival_time=0.0,
+                    arrived=0.0,
+                    seed=seed + choice,
+                    max_tokens=0 if asked.get("score_only") else int(resolved.max_tokens or 0),
+                    **asked,
+                )
 
 
 class StubEngineThread:
@@ -105,10 +108,10 @@ class StubEngineThread:
         self.engine, self.deliver, self.fail, self.on_step = engine, deliver, fail, on_step
         self.stats, self.failure, self.observer = engine.get_stats(), None, None
         self.beat, self.is_busy = monotonic(), False
-        self.submitted: list[Request] = []
+        self.submitted: list[EngineRequest] = []
         self.aborted: list[str] = []
         self.held: list[tuple[str, bool]] = []
-        self.answer: Callable[[Request], Sequence[RequestOutput]] | None = None
+        self.answer: Callable[[EngineRequest], Sequence[RequestOutput]] | None = None
         self.state = "new"
 
     def start(self) -> None:
@@ -120,8 +123,7 @@ class StubEngineThread:
     def send(self, command: Any) -> None:
         pass
 
-    def submit(self, live: Any) -> None:
-        request = live.request
+    def submit(self, request: EngineRequest) -> None:
         self.submitted.append(request)
         if self.answer is not None:
             items = [(request.request_id, output) for output in self.answer(request)]

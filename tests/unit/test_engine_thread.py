@@ -12,7 +12,7 @@ import pytest
 from octavo.engine_thread import EngineThread, post
 from octavo.errors import EngineError, QueueFullError
 
-LIVE = SimpleNamespace(request=SimpleNamespace(request_id="a"))
+REQUEST = SimpleNamespace(request_id="a")
 
 
 class FakeEngine:
@@ -43,8 +43,8 @@ class FakeEngine:
         self.num_steps += 1
         return self.outputs.popleft()
 
-    def submit(self, live) -> None:
-        self.calls.append(("submit", live.request.request_id))
+    def submit(self, request) -> None:
+        self.calls.append(("submit", request.request_id))
         if self.refusal is not None:
             raise self.refusal
 
@@ -118,7 +118,7 @@ def test_each_step_is_delivered_once_on_the_loops_thread():
 
 def test_commands_run_in_the_order_they_were_sent():
     async def check(bed: Bed) -> None:
-        bed.thread.submit(LIVE)
+        bed.thread.submit(REQUEST)
         bed.thread.hold("a", is_held=True)
         bed.thread.hold("a", is_held=False)
         bed.thread.abort("a")
@@ -131,7 +131,7 @@ def test_commands_run_in_the_order_they_were_sent():
 def test_a_refusal_is_delivered_as_what_became_of_the_request():
     async def check(bed: Bed) -> None:
         bed.engine.refusal = QueueFullError("full")
-        bed.thread.submit(LIVE)
+        bed.thread.submit(REQUEST)
         await until(lambda: bed.deliveries)
 
     bed = on_a_thread(check)

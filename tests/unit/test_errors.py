@@ -5,10 +5,13 @@ import pytest
 from octavo import errors
 from octavo.errors import (
     ConfigError,
+    ContextLengthError,
     DoesNotFitError,
     EngineError,
+    EngineStoppedError,
     ModelFormatError,
     ModelNotFoundError,
+    NothingAllowedError,
     OctavoError,
     QueueFullError,
     RequestError,
@@ -20,13 +23,14 @@ from octavo.errors import (
 def test_everything_raised_on_purpose_is_an_octavo_error():
     found = {value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, Exception)}
     assert all(issubclass(kind, OctavoError) for kind in found)
-    assert len(found) == 9
+    assert len(found) == 12
 
 
 @pytest.mark.parametrize(
     ("kind", "code"),
     [
         (OctavoError, 1), (RequestError, 2), (UnsupportedError, 2), (QueueFullError, 1), (ConfigError, 2),
+        (ContextLengthError, 2), (NothingAllowedError, 2), (EngineStoppedError, 1),
         (DoesNotFitError, 78), (ModelNotFoundError, 66), (ModelFormatError, 65), (EngineError, 1),
     ],
 )  # fmt: skip
@@ -35,9 +39,9 @@ def test_exit_codes(kind: type[OctavoError], code: int):
 
 
 def test_a_callers_mistake_is_a_value_error_and_no_other_is():
-    for kind in (RequestError, UnsupportedError, ConfigError, DoesNotFitError):
+    for kind in (RequestError, UnsupportedError, ContextLengthError, NothingAllowedError, ConfigError, DoesNotFitError):
         assert issubclass(kind, ValueError)
-    for kind in (QueueFullError, ModelNotFoundError, ModelFormatError, EngineError):
+    for kind in (QueueFullError, ModelNotFoundError, ModelFormatError, EngineError, EngineStoppedError):
         assert not issubclass(kind, ValueError)
     assert not issubclass(QueueFullError, RequestError), "the same request can succeed later"
 

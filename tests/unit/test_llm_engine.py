@@ -1,6 +1,8 @@
 """LLMEngine on a tiny random model: what a request may ask, what it gets, and when it ends."""
 
+import dataclasses
 import random
+import time
 
 import pytest
 
@@ -206,26 +208,60 @@ def test_a_prompt_may_be_cut_to_its_last_tokens(tiny_model):
     assert engine.run_until_complete()[request_id].prompt_token_ids == list(range(92, 100))
 
 
-def test_parameters_are_checked_once_for_many_requests(tiny_model):
+def test_requests_that_share_their_parameters(tiny_model):
     engine = engine_for(tiny_model)
-    checked = engine.check_params(SamplingParams(max_tokens=2, ignore_eos=True, allowed_token_ids=[9, 3, 9], seed=4))
-    assert checked.allowed_ids.tolist() == [3, 9]
-    for name in ("a", "b"):
-        engine.submit(engine.prepare(name, [1, 2], checked))
+    params = SamplingParams(max_tokens=2, ignore_eos=True, allowed_token_ids=[9, 3, 9], seed=4)
+    requests = list(engine.prepare_many(["a", [1, 2]], params, ids="wxyz", num_choices=2, client="me", priority=3))
+    assert [(request.request_id, request.seed) for request in requests] == [("w", 4), ("x", 5), ("y", 4), ("z", 5)]
+    assert [request.prompt for request in requests] == ["a", "a", None, None]
+    assert {(*request.allowed_ids, request.client, request.priority) for request in requests} == {(3, 9, "me", 3)}
+    for request in requests:
+        engine.submit(request)
+    alone = engine.add_request([1, 2], dataclasses.replace(params, seed=5))
     finished = engine.run_until_complete()
-    assert finished["a"].outputs[0].token_ids == finished["b"].outputs[0].token_ids
-    assert set(finished["a"].outputs[0].token_ids) <= {3, 9}
+    assert finished["z"].outputs[0].token_ids == finished[alone].outputs[0].token_ids
+    assert all(set(output.outputs[0].token_ids) <= {3, 9} for output in finished.values())
     with pytest.raises(RequestError, match="stop_token_ids"):
-        engine.check_params(SamplingParams(stop_token_ids=[-1]))
+        next(engine.prepare_many([[1]], SamplingParams(stop_token_ids=[-1]), ids=["a"]))
+
+
+@pytest.mark.parametrize(("seed", "expected"), [(2**64 - 2, [2**64 - 2, 2**64 - 1, 0])])
+def test_seeds_wrap(tiny_model, seed, expected):
+    requests = engine_for(tiny_model).prepare_many([[1]], SamplingParams(seed=seed), ids="abc", num_choices=3)
+    assert [request.seed for request in requests] == expected
+
+
+def test_a_request_is_complete_and_never_changes(tiny_model):
+    request = engine_for(tiny_model).prepare([1, 2], request_id="a", priority=4, cache_salt="s", arrival_time=5.0)
+    assert (request.priority, request.cache_salt, request.arrival_time) == (4, "s", 5.0)
+    assert time.monotonic() - request.arrived > 10**6, "it has waited since 1970"
+    for name in ("priority", "seed", "invented"):
+        with pytest.raises((AttributeError, TypeError)):
+            setattr(request, name, 1)
+
+
+def test_a_look_inside(tiny_model):
+    engine = engine_for(tiny_model)
+    before = engine.inspect()
+    assert (before.sequences, before.sequence_ids, before.last_rows) == ((), frozenset(), ())
+    engine.add_request([1, 2, 3], LONG, request_id="r")
+    engine.step()
+    inside = engine.inspect()
+    assert inside.stats == engine.get_stats()
+    [sequence] = inside.sequences
+    assert (sequence.id, sequence.state, sequence.num_prompt, sequence.num_output) == ("r-0", "running", 3, 1)
+    assert inside.last_rows == ((sequence.id, 0, 3, sequence._replace(block_tables=())),)
+    assert before.sequences == (), "a snapshot does not change"
+    engine.discard_request("r")
 
 
 def test_what_is_prepared_and_not_submitted_costs_nothing(tiny_model):
     engine = engine_for(tiny_model)
-    engine.prepare("never", "hello", LONG)
+    engine.prepare("hello", LONG, request_id="never")
     assert not engine.has_unfinished_requests()
     assert_at_rest(engine)
     with pytest.raises(RequestError, match="max_model_len"):
-        engine.prepare("too long", [1] * 500, SamplingParams(max_tokens=100))
+        engine.prepare([1] * 500, SamplingParams(max_tokens=100), request_id="too long")
 
 
 def test_logprobs_name_their_tokens(tiny_model):

@@ -1,13 +1,16 @@
 """What a caller gets back: plain values, whole at birth, with every reason to end that the engine has."""
 
+import copy
 import dataclasses
 import json
+import pickle
 from typing import get_args
 
 import pytest
 
-from octavo.llm_engine import _REASONS
-from octavo.outputs import NOTHING_ALLOWED, CompletionOutput, FinishReason, Logprob, RequestMetrics, RequestOutput
+from octavo.errors import NothingAllowedError
+from octavo.outputs import CompletionOutput, FinishReason, Logprob, RequestMetrics, RequestOutput
+from octavo.request import _REASONS
 
 COMPLETION = CompletionOutput(
     index=0, text="Hi", token_ids=[5, 6], cumulative_logprob=-1.5, logprobs=[{5: Logprob(-1.0, 1)}]
@@ -45,6 +48,13 @@ def test_a_logprob_does_not_change():
         Logprob(-1.0, 1).rank = 2  # type: ignore[misc]
 
 
+def test_an_error_says_whose_fault_it_is_in_a_copy_too():
+    failed = dataclasses.replace(COMPLETION, finish_reason="error", error=NothingAllowedError())
+    for error in (copy.deepcopy(failed).error, pickle.loads(pickle.dumps(failed)).error):
+        assert isinstance(error, NothingAllowedError)
+        assert (error.param, str(error)) == ("allowed_token_ids", str(failed.error))
+        assert "bad_words" in str(error), "it names the parameters that may be at fault"
+
+
 def test_every_way_to_end_has_its_reason():
     assert set(_REASONS.values()) == set(get_args(FinishReason))
-    assert "allowed_token_ids" in NOTHING_ALLOWED, "it names the parameters that may be at fault"

@@ -40,6 +40,9 @@ class Resolved:
     """What the configuration came to on this machine. Bytes are planned, before anything is taken."""
 
     arch: ArchConfig
+    backend: str  # who computes: "cpu" (our kernels) or "reference" (PyTorch)
+    isa: str | None  # the instruction set of our kernels, and their threads; None where others compute
+    num_threads: int | None
     device: str
     dtype: str
     asked_dtype: str  # differs where the device has no arithmetic for it
@@ -115,6 +118,9 @@ def resolve(
     limits = limits_of(arch, config, device.name, memory.num_blocks)
     return Resolved(
         arch=arch,
+        backend=device.backend,
+        isa=device.isa,
+        num_threads=device.num_threads,
         device=device.name,
         dtype=device.dtype,
         asked_dtype=_choose_dtype(arch, config),

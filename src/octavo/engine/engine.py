@@ -2,13 +2,12 @@
 
 import logging
 from collections.abc import Callable
-from typing import Any
 
 from octavo.engine.batch_builder import pack
 from octavo.engine.phase_timer import PhaseTimer
 from octavo.engine.runner import Runner
 from octavo.engine.scheduler import Scheduler
-from octavo.engine.sequence import Event, Packed, Plan, Request, Sampled, Sequence, SequenceStatus
+from octavo.engine.sequence import EngineRequest, Event, Packed, Plan, Sampled, Sequence, SequenceStatus
 
 logger = logging.getLogger(__name__)
 
@@ -44,9 +43,9 @@ class Engine:
             raise
         return self._commit(plan, sampled)
 
-    def add(self, request: Request) -> None:
-        """Queue a request. Raises RequestError or QueueFullError."""
-        self.scheduler.add(request)
+    def add(self, request: EngineRequest) -> Sequence:
+        """Queue a request: its sequence. Raises ContextLengthError or QueueFullError."""
+        return self.scheduler.add(request)
 
     def finish(self, sequence: Sequence, reason: SequenceStatus, keep: int | None = None) -> None:
         """End a sequence from outside; `keep` drops all but its first output tokens (a stop string was found there)."""
@@ -54,8 +53,8 @@ class Engine:
         if keep is not None:
             sequence.data.truncate_output(keep)
 
-    def check(self, request: Request) -> None:
-        """Raise RequestError for a request that can never run. Changes nothing: any thread may ask."""
+    def check(self, request: EngineRequest) -> None:
+        """Raise ContextLengthError for a request that can never run. Changes nothing: any thread may ask."""
         self.scheduler.check_fits(request)
 
     def hold(self, sequence: Sequence, *, is_held: bool) -> None:
@@ -74,29 +73,3 @@ class Engine:
         """Forget every cached prefix."""
         for pool in self.scheduler.tables.pools:
             pool.reset()
-
-    def stats(self) -> dict[str, Any]:
-        """The numbers of `get_stats`: blocks (summed over KV groups), sequences, steps, tokens, seconds by phase."""
-        scheduler, pools = self.scheduler, self.scheduler.tables.pools
-        counters = scheduler.counters
-        queried = counters.prefix_query_tokens
-        return {
-            "blocks_total": sum(pool.num_blocks for pool in pools),
-            "blocks_free": sum(pool.num_free for pool in pools),
-            "blocks_cached": sum(pool.num_cached for pool in pools),
-            "blocks_used": sum(pool.num_used for pool in pools),
-            "running": len(scheduler.running),
-            "waiting": scheduler.num_waiting,
-            "steps": self.num_steps,
-            "forwards": self.runner.num_forwards,
-            "preemptions": counters.preemptions,
-            "prefix_query_tokens": queried,
-            "prefix_hit_tokens": counters.prefix_hit_tokens,
-            "hit_rate": counters.prefix_hit_tokens / queried if queried else 0.0,
-            "prompt_tokens": counters.prompt_tokens,
-            "generation_tokens": counters.generation_tokens,
-            "computed_tokens": counters.computed_tokens,
-            "draft_tokens": 0,
-            "accepted_tokens": 0,
-            "seconds": dict(self.timer.seconds),
-        }

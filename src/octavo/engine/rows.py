@@ -38,7 +38,7 @@ def _banned(sequence: Sequence) -> tuple[int, ...]:
     banned: list[int] = []
     if len(output) < request.params.min_tokens:
         banned += sorted(request.eos_ids) if not request.params.ignore_eos else []
-        banned += request.params.stop_token_ids or () if request.stop_ids is None else request.stop_ids
+        banned += request.stop_ids
     for word in request.bad_words_ids:
         begun = len(word) - 1
         if len(output) >= begun and (not begun or tuple(output[-begun:]) == word[:-1]):

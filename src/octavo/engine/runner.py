@@ -8,6 +8,7 @@ from octavo.engine import sampler
 from octavo.engine.phase_timer import PhaseTimer
 from octavo.engine.sampler import TILE, Outcome, rules_of
 from octavo.engine.sequence import Packed, RowResult, Sampled, TokenLogprobs
+from octavo.errors import OctavoError
 from octavo.models.decoder import Decoder
 from octavo.ops.interface import Ops, Tensor
 from octavo.ops.sampling import SampleRules
@@ -52,10 +53,10 @@ def _sampled(packed: Packed, outcomes: list[Outcome]) -> Sampled:
     """The outcomes sorted back to the plan's rows; one bad outcome spoils its row, no other."""
     tokens: list[list[TokenLogprobs]] = [[] for _ in range(packed.num_rows)]
     prompt: list[list[TokenLogprobs]] = [[] for _ in range(packed.num_rows)]
-    errors: list[str | None] = [None] * packed.num_rows
+    errors: list[OctavoError | None] = [None] * packed.num_rows
     places = [(row, tokens) for row in packed.draw_rows] + [(row, prompt) for row in packed.score_rows]
     for (row, where), outcome in zip(places, outcomes, strict=True):
-        if isinstance(outcome, str):
+        if isinstance(outcome, OctavoError):
             errors[row] = outcome
         else:
             where[row].append(outcome)

@@ -13,18 +13,13 @@ from numpy.typing import NDArray
 
 from octavo.engine.philox import uniform
 from octavo.engine.sequence import Draw, TokenLogprobs
+from octavo.errors import EngineError, NothingAllowedError, OctavoError
 from octavo.ops.interface import Ops, Tensor
 from octavo.ops.sampling import Ints, RowStatus, SampleRules, Scored
-from octavo.outputs import NOTHING_ALLOWED
 
 TILE = 64  # rows of logits at a time: 64 x 151,936 float32 are 39 MB
 
-_ROW_ERRORS = {
-    RowStatus.NOT_FINITE: "the model's logits are not finite at this position (numerical error)",
-    RowStatus.NOTHING_ALLOWED: NOTHING_ALLOWED,
-}
-
-Outcome = TokenLogprobs | str  # a token, or what is wrong with the row
+Outcome = TokenLogprobs | OctavoError  # a token, or what is wrong with the row
 
 
 def sample(ops: Ops, logits: Tensor, draws: Sequence[Draw], rules: SampleRules) -> list[Outcome]:
@@ -58,7 +53,7 @@ def rules_of(draws: Sequence[Draw]) -> SampleRules:
         bias_at=_pairs(bias),
         bias=np.array([value for b in bias for value in b.values()], np.float32) if any(bias) else _NO_FLOATS,
         banned_at=_pairs([draw.banned for draw in draws]),
-        allowed_at=_pairs([draw.allowed or draw.params.allowed_token_ids or () for draw in draws]),
+        allowed_at=_pairs([draw.allowed for draw in draws]),
     )
 
 
@@ -103,12 +98,18 @@ def _outcomes(scored: Scored, wanted: Sequence[int]) -> list[Outcome]:
     columns: list[list[Any]] = [scored.ids.tolist(), scored.logprobs.tolist(), scored.ranks.tolist()]
     statuses: list[int] = scored.statuses.tolist()
     return [
-        TokenLogprobs(token, logprob, rank, top) if status == _OK else _ROW_ERRORS[RowStatus(status)]
+        TokenLogprobs(token, logprob, rank, top) if status == _OK else _row_error(RowStatus(status))
         for token, logprob, rank, top, status in zip(*columns, tops, statuses, strict=True)
     ]
 
 
 _OK = int(RowStatus.OK)  # NumPy and IntEnum compare slowly
+
+
+def _row_error(status: RowStatus) -> OctavoError:
+    if status is RowStatus.NOTHING_ALLOWED:
+        return NothingAllowedError()
+    return EngineError("the model's logits are not finite at this position (numerical error)")
 
 
 def _tops(scored: Scored, wanted: Sequence[int]) -> list[tuple[tuple[int, float], ...]]:

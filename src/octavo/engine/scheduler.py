@@ -12,9 +12,19 @@ from time import monotonic
 
 from octavo.engine.block_tables import BlockTables
 from octavo.engine.rows import make_row
-from octavo.engine.sequence import Event, Plan, Request, Row, RowResult, Sampled, Sequence, SequenceData, SequenceStatus
+from octavo.engine.sequence import (
+    EngineRequest,
+    Event,
+    Plan,
+    Row,
+    RowResult,
+    Sampled,
+    Sequence,
+    SequenceData,
+    SequenceStatus,
+)
 from octavo.engine.waiting_queue import FairTurns, WaitingQueue
-from octavo.errors import QueueFullError, RequestError
+from octavo.errors import ContextLengthError, EngineError, QueueFullError
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,28 +77,31 @@ class Scheduler:
         """Whether a step would run anything."""
         return len(self.sequences) > self.num_held
 
-    def add(self, request: Request) -> None:
-        """Queue a request. Raises RequestError if it can never fit, QueueFullError if too many wait."""
+    def add(self, request: EngineRequest) -> Sequence:
+        """Queue a request: its sequence.
+
+        Raises ContextLengthError if it can never fit, QueueFullError if too many wait.
+        """
         self.check_fits(request)
         queued = self.limits.max_queued_requests
         if queued is not None and self.num_waiting >= queued:
             raise QueueFullError(f"{self.num_waiting} requests are waiting already (max_queued_requests={queued})")
         self._num_added += 1
         priority = request.priority if self.limits.policy == "priority" else 0
-        request.rank = (priority, self._turns.take(priority, request.client), request.arrival_time, self._num_added)
         sequence = Sequence(
             id=f"{request.request_id}-0",
             request=request,
             data=SequenceData(request.prompt_token_ids),
             seed=request.seed,
+            rank=(priority, self._turns.take(priority, request.client), request.arrival_time, self._num_added),
             chains=self.tables.new_chains(self._model_identity, 0, request.cache_salt),
             block_tables=[[] for _ in self.tables.pools],
             num_freed=[0] * len(self.tables.pools),
         )
         assert sequence.id not in self.sequences, "two requests with one id"
-        request.sequences.append(sequence)
         self.sequences[sequence.id] = sequence
         self._waiting.add(sequence)
+        return sequence
 
     def finish(self, sequence: Sequence, status: SequenceStatus) -> None:
         """End a sequence at any moment between steps and free what it holds. Idempotent."""
@@ -158,7 +171,8 @@ class Scheduler:
         if len(plan.rows) == 1:
             for sequence in sequences:
                 self.finish(sequence, SequenceStatus.FINISHED_ERROR)
-            return [Event(s, status=s.status, error=f"{type(error).__name__}: {error}") for s in sequences]
+            failure = EngineError(f"{type(error).__name__}: {error}")
+            return [Event(s, status=s.status, error=failure) for s in sequences]
         for sequence in sequences:
             self._preempt(sequence)
         self._isolated = sequences
@@ -171,11 +185,11 @@ class Scheduler:
             if row.sequence_id in self.sequences:
                 self._preempt(self.sequences[row.sequence_id])
 
-    def check_fits(self, request: Request) -> None:
-        """Raise RequestError for what can never run. Reads limits only: any thread may ask."""
+    def check_fits(self, request: EngineRequest) -> None:
+        """Raise ContextLengthError for what can never run. Reads limits only: any thread may ask."""
         num_prompt, longest = len(request.prompt_token_ids), self.limits.max_model_len
         if num_prompt + request.max_tokens > longest:
-            raise RequestError(
+            raise ContextLengthError(
                 f"the prompt has {num_prompt} tokens and max_tokens asks for {request.max_tokens} more, "
                 f"which is over the longest sequence of {longest} tokens (max_model_len)",
                 "max_tokens" if num_prompt < longest else "prompt",
@@ -183,7 +197,7 @@ class Scheduler:
         num_blocks = -(-(num_prompt + max(request.max_tokens, 1) - 1) // self.tables.block_size)
         most = min(pool.num_blocks for pool in self.tables.pools)
         if num_blocks > most:
-            raise RequestError(
+            raise ContextLengthError(
                 f"the request needs {num_blocks} KV cache blocks ({num_prompt} prompt tokens and {request.max_tokens} "
                 f"more), the cache has {most}",
                 "max_tokens",
@@ -307,7 +321,7 @@ class Scheduler:
 def _status_after(sequence: Sequence, token_id: int) -> SequenceStatus:
     """What a new last token makes of its sequence; notes the stop token that ended it."""
     request = sequence.request
-    if token_id in (request.params.stop_token_ids or () if request.stop_ids is None else request.stop_ids):
+    if token_id in request.stop_ids:
         sequence.stop_reason = token_id
         return SequenceStatus.FINISHED_STOPPED
     if token_id in request.eos_ids and not request.params.ignore_eos:

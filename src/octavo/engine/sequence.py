@@ -1,5 +1,6 @@
-"""The values that scheduler, batch builder and runner exchange: what is asked (Request), what is known (Sequence), what
-one step does (Plan, Row, and packed into arrays), what it found (Sampled) and what the caller is told (Event).
+"""The values that scheduler, batch builder and runner exchange: what is asked (EngineRequest), what is known
+(Sequence), what one step does (Plan, Row, and packed into arrays), what it found (Sampled), what the caller is told
+(Event).
 
 Knows no text, no tensors and no scheduling. Plan, Row and what hangs on them are plain data: they can be serialized.
 What is made anew for every row of every step is a named tuple: a frozen dataclass takes some five times as long.
@@ -12,6 +13,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from octavo.cache.blocks import PrefixChain
+from octavo.errors import OctavoError
 from octavo.models.batch import Batch
 from octavo.params import SamplingParams
 
@@ -36,14 +38,6 @@ class SequenceStatus(Enum):
     def is_finished(self) -> bool:
         """Whether nothing will ever be added to the sequence."""
         return self._is_finished
-
-
-class RequestStatus(Enum):
-    """Where a request is: the sum of its sequences."""
-
-    WAITING = "waiting"
-    RUNNING = "running"
-    FINISHED = "finished"
 
 
 @dataclass(slots=True)
@@ -95,9 +89,10 @@ class Sequence:
     """
 
     id: str
-    request: "Request"
+    request: "EngineRequest"
     data: SequenceData
     seed: int
+    rank: Rank  # order of service: smaller goes first; equal for no two sequences
     chains: list[PrefixChain]
     block_tables: list[list[int]]
     status: SequenceStatus = SequenceStatus.WAITING
@@ -120,11 +115,6 @@ class Sequence:
         """The block table of the first KV group (the only one of a plain model)."""
         return self.block_tables[0]
 
-    @property
-    def rank(self) -> Rank:
-        """Order of service: smaller goes first. Equal for no two requests."""
-        return self.request.rank
-
     def fork(self, new_id: str) -> "Sequence":
         """A sequence with the same past under another id. It shares the blocks: the caller forks them in the pool."""
         return Sequence(
@@ -132,6 +122,7 @@ class Sequence:
             request=self.request,
             data=SequenceData(list(self.data.prompt_token_ids), list(self.data.output_token_ids)),
             seed=self.seed,
+            rank=self.rank,
             chains=[PrefixChain(c.root, list(c.digests), list(c.nodes)) for c in self.chains],
             block_tables=[list(table) for table in self.block_tables],
             status=self.status,
@@ -142,11 +133,13 @@ class Sequence:
         )
 
 
-@dataclass(slots=True, eq=False)
-class Request:
-    """What one caller asked for, in ids.
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class EngineRequest:
+    """What is asked of the engine for one prompt, in ids: complete and checked on construction, never changed.
 
-    `params` is resolved (no unset field, `max_tokens` a number). `eos_ids` are the model's end-of-text tokens.
+    `params` is resolved (no unset field); where it holds lists, the engine reads the sets made of them here.
+    `arrival_time` is in seconds since the epoch, `arrived` the same moment on the monotonic clock. `eos_ids` are the
+    model's end-of-text tokens. Requests with different `cache_salt` share no cached prefixes; clients take turns.
     `score_only` requests compute their prompt and generate nothing.
     """
 
@@ -155,30 +148,17 @@ class Request:
     prompt_token_ids: list[int]
     params: SamplingParams
     arrival_time: float
+    arrived: float
     seed: int
     max_tokens: int
     eos_ids: frozenset[int] = frozenset()
+    stop_ids: frozenset[int] = frozenset()
     bad_words_ids: tuple[tuple[int, ...], ...] = ()
-    # The same ids as in the parameters, each once and in a form that is quick to use; None: as they stand there.
-    stop_ids: frozenset[int] | None = None
-    allowed_ids: "array[int] | None" = None
+    allowed_ids: "array[int] | None" = None  # sorted, each once; None: all
     priority: int = 0
     cache_salt: str | None = None
+    client: str | None = None
     score_only: bool = False
-    client: str | None = None  # who is asking: clients take turns
-    rank: Rank = (0, 0, 0.0, 0)  # set by the scheduler when the request is added
-    sequences: list[Sequence] = field(default_factory=list)
-
-    def get_seqs(self, status: SequenceStatus | None = None) -> list[Sequence]:
-        """The request's sequences, or those of them in `status`."""
-        return [s for s in self.sequences if status is None or s.status is status]
-
-    @property
-    def status(self) -> RequestStatus:
-        """FINISHED when every sequence is, RUNNING when one runs, else WAITING."""
-        if self.sequences and all(s.status.is_finished() for s in self.sequences):
-            return RequestStatus.FINISHED
-        return RequestStatus.RUNNING if self.get_seqs(SequenceStatus.RUNNING) else RequestStatus.WAITING
 
 
 class Draw(NamedTuple):
@@ -186,7 +166,7 @@ class Draw(NamedTuple):
 
     `position` is the new token's place in the sequence; with `seed` it names the random number. `prompt_ids` and
     `output_ids` are filled only where a penalty needs them. `banned` ids get no probability at this position,
-    nor do those outside of `allowed`, where that is not empty (then it stands for the parameters' own list).
+    nor do those outside of `allowed`, where that is not empty.
     """
 
     params: SamplingParams
@@ -266,7 +246,7 @@ class RowResult(NamedTuple):
 
     tokens: tuple[TokenLogprobs, ...] = ()
     prompt: tuple[TokenLogprobs, ...] = ()
-    error: str | None = None
+    error: OctavoError | None = None
 
 
 class Sampled(NamedTuple):
@@ -282,4 +262,4 @@ class Event(NamedTuple):
     tokens: tuple[TokenLogprobs, ...] = ()
     prompt: tuple[TokenLogprobs, ...] = ()
     status: SequenceStatus = SequenceStatus.RUNNING
-    error: str | None = None
+    error: OctavoError | None = None

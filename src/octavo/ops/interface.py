@@ -80,6 +80,9 @@ class Device:
     name: str  # "cpu", "cuda:0"
     dtype: str  # "float32", "bfloat16", "float16"
     handle: Any  # the backend's own
+    backend: str  # who computes: "cpu" (our kernels) or "reference" (PyTorch)
+    isa: str | None = None  # the ISA variant of our kernels
+    num_threads: int | None = None  # of our own pool
 
 
 @dataclass(frozen=True, slots=True)

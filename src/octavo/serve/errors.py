@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import orjson
 
-from octavo.errors import QueueFullError, RequestError, UnsupportedError
+from octavo.errors import ContextLengthError, EngineStoppedError, QueueFullError, RequestError, UnsupportedError
 
 TYPES: Final[Mapping[int, str]] = {
     401: "authentication_error",
@@ -84,7 +84,7 @@ def internal(error_id: str) -> ApiError:
 
 
 def from_engine(error: Exception, *, prompt_param: str) -> ApiError | None:
-    """The API error for one of the engine's errors; None for what is not the request's fault.
+    """The API error for one of the engine's errors; None for what nobody upstairs foresaw.
 
     `prompt_param` is what this route calls the prompt.
     """
@@ -93,8 +93,10 @@ def from_engine(error: Exception, *, prompt_param: str) -> ApiError | None:
             return busy(str(error))
         case UnsupportedError():
             return ApiError(400, str(error), param=error.param, code="unsupported")
+        case ContextLengthError():
+            return bad_request(str(error), prompt_param, "context_length_exceeded")
         case RequestError():
-            is_too_long = "max_model_len" in str(error) or "KV cache blocks" in str(error)
-            param = prompt_param if error.param == "prompt" or is_too_long else error.param
-            return bad_request(str(error), param, "context_length_exceeded" if is_too_long else None)
+            return bad_request(str(error), prompt_param if error.param == "prompt" else error.param)
+        case EngineStoppedError():
+            return unavailable("the engine has stopped", "engine_stopped", 5)
     return None

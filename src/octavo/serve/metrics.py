@@ -5,21 +5,31 @@ Knows the names of the contract; measures nothing itself.
 
 from collections.abc import Callable, Iterator
 from time import monotonic
-from typing import Any, Final
+from typing import Final, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from octavo.llm_engine import LLMEngine
 from octavo.outputs import RequestOutput
 from octavo.serve.output_stream import OutputStream
+from octavo.snapshot import EngineStats
 
+_Counter = Literal[
+    "preemptions", "prefix_query_tokens", "prefix_hit_tokens", "prompt_tokens", "generation_tokens", "steps", "refused"
+]
 _STEP_BUCKETS: Final = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 _TOKEN_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5)
 _REQUEST_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 
-_COUNTERS: Final = (
+
+class ServiceStats(EngineStats):
+    """The engine's numbers, and how many requests the server refused."""
+
+    refused: int
+
+
+_COUNTERS: Final[tuple[tuple[_Counter, str, str], ...]] = (
     ("preemptions", "octavo_preemptions", "sequences whose blocks were taken back to be computed again"),
     ("prefix_query_tokens", "octavo_prefix_query_tokens", "prompt tokens looked up in the prefix cache"),
     ("prefix_hit_tokens", "octavo_prefix_hit_tokens", "prompt tokens found there"),
@@ -33,7 +43,7 @@ _COUNTERS: Final = (
 class Metrics:
     """The registry of one service. `read` gives the engine's numbers, None while there is no engine."""
 
-    def __init__(self, read: Callable[[], dict[str, Any] | None]) -> None:
+    def __init__(self, read: Callable[[], ServiceStats | None]) -> None:
         self.registry = CollectorRegistry()
         self.registry.register(_EngineNumbers(read))
         self.finished = Counter(
@@ -48,9 +58,9 @@ class Metrics:
         self._queue = self._seconds("octavo_queue_seconds", "arrival to the first step", _REQUEST_BUCKETS)
         self._before: dict[str, float] = {}
 
-    def observe_step(self, engine: LLMEngine) -> None:
+    def observe_step(self, stats: EngineStats) -> None:
         """The phases of the newest step. Called on the engine's thread."""
-        for phase, seconds in engine.engine.timer.seconds.items():
+        for phase, seconds in stats["seconds"].items():
             self._step.labels(phase).observe(seconds - self._before.get(phase, 0.0))
             self._before[phase] = seconds
 
@@ -84,7 +94,7 @@ class Metrics:
 class _EngineNumbers(Collector):
     """The engine's numbers after its newest step, read when somebody asks."""
 
-    def __init__(self, read: Callable[[], dict[str, Any] | None]) -> None:
+    def __init__(self, read: Callable[[], ServiceStats | None]) -> None:
         self._read = read
 
     def collect(self) -> Iterator[Metric]:
@@ -92,8 +102,8 @@ class _EngineNumbers(Collector):
         stats = self._read()
         if stats is None:
             return
-        for name, help in (("running", "sequences that run"), ("waiting", "sequences that wait")):
-            yield GaugeMetricFamily(f"octavo_requests_{name}", help, value=stats[name])
+        yield GaugeMetricFamily("octavo_requests_running", "sequences that run", value=stats["running"])
+        yield GaugeMetricFamily("octavo_requests_waiting", "sequences that wait", value=stats["waiting"])
         yield _blocks(stats)
         used = stats["blocks_used"] / max(1, stats["blocks_total"])
         yield GaugeMetricFamily("octavo_kv_usage_ratio", "share of the KV blocks that is in use", value=used)
@@ -101,8 +111,9 @@ class _EngineNumbers(Collector):
             yield CounterMetricFamily(name, help, value=stats[field])
 
 
-def _blocks(stats: dict[str, Any]) -> Metric:
+def _blocks(stats: ServiceStats) -> Metric:
     family = GaugeMetricFamily("octavo_kv_blocks", "KV blocks by state", labels=["state"])
-    for state in ("free", "cached", "used"):
-        family.add_metric([state], stats[f"blocks_{state}"])
+    family.add_metric(["free"], stats["blocks_free"])
+    family.add_metric(["cached"], stats["blocks_cached"])
+    family.add_metric(["used"], stats["blocks_used"])
     return family

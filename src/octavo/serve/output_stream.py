@@ -8,15 +8,6 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from octavo.outputs import RequestOutput
-from octavo.serve.errors import ApiError
-
-
-class RequestFailed(Exception):  # noqa: N818  (not an error of the code that raises it)
-    """Ends the request with this API error."""
-
-    def __init__(self, error: ApiError) -> None:
-        super().__init__(str(error))
-        self.error = error
 
 
 class OutputStream:

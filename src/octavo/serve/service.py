@@ -17,19 +17,18 @@ from typing import Any, Final, TypeVar
 
 from octavo.config import EngineConfig
 from octavo.engine_thread import Delivery, EngineThread
-from octavo.errors import EngineError, ModelFormatError, RequestError
-from octavo.llm_engine import LiveRequest, LLMEngine, Prompt
+from octavo.errors import ContextLengthError, EngineError, ModelFormatError, RequestError
+from octavo.llm_engine import EngineRequest, LLMEngine
 from octavo.outputs import RequestOutput
 from octavo.params import SamplingParams
 from octavo.serve.admission import Admission
 from octavo.serve.config import ServerConfig
 from octavo.serve.errors import unavailable
 from octavo.serve.fair_semaphore import FairSemaphore
-from octavo.serve.generation_job import GenerationJob, check_logprob_entries
 from octavo.serve.http.request_ids import RequestIds
 from octavo.serve.live.feed import LiveFeed
-from octavo.serve.metrics import Metrics
-from octavo.serve.output_stream import OutputStream, RequestFailed
+from octavo.serve.metrics import Metrics, ServiceStats
+from octavo.serve.output_stream import OutputStream
 from octavo.serve.render_pool import RenderPool
 
 logger = logging.getLogger(__name__)
@@ -50,7 +49,7 @@ class Service:
         self.model_name = config.model_config.served_model_name or name_of(config.model_config.model)
         self.names = tuple(dict.fromkeys([self.model_name, config.model_config.model]))
         self.has_priorities = config.scheduler_config.policy == "priority"
-        self.has_tenants = False  # several keys: their owners share no prefixes (set by `app`)
+        self.has_tenants = len(server_config.keys()) > 1  # several keys: their owners share no prefixes
         max_waiting = config.scheduler_config.max_queued_requests or DEFAULT_QUEUE
         self.metrics = Metrics(lambda: self.stats)
         self.new_ids = RequestIds()
@@ -64,7 +63,8 @@ class Service:
         self._template_fault: str | None = None
         self._threads = ThreadPoolExecutor(NUM_HELPERS, thread_name_prefix="octavo-text")
         self._text_slots, self._render_slots = FairSemaphore(NUM_HELPERS), FairSemaphore(NUM_HELPERS)
-        self._before_submit: set[asyncio.Task[Any]] = set()  # tasks of requests that are read, rendered or tokenized
+        self._unsubmitted: set[asyncio.Task[Any]] = set()  # tasks of requests that are read, rendered or tokenized
+        self._cancelled: set[asyncio.Task[Any]] = set()  # those of them that `fail_all` has ended
         self._streams: dict[str, tuple[OutputStream, int]] = {}
         self._num_streams = 0
         self._all_answered = asyncio.Event()
@@ -112,10 +112,11 @@ class Service:
     def fail_all(self, reason: str) -> None:
         """End every request now: streams with a terminal error event, the others with a 503."""
         for stream in {stream for stream, _ in self._streams.values()}:
-            stream.fail(RequestFailed(unavailable(reason, "shutting_down")))
-        for task in self._before_submit:
+            stream.fail(unavailable(reason, "shutting_down"))
+        self._cancelled |= self._unsubmitted
+        for task in self._unsubmitted:
             task.cancel()
-        self._before_submit.clear()
+        self._unsubmitted.clear()
 
     @property
     def engine_thread(self) -> EngineThread:
@@ -132,12 +133,12 @@ class Service:
         return self._feed
 
     @property
-    def stats(self) -> dict[str, Any] | None:
+    def stats(self) -> ServiceStats | None:
         """The engine's numbers after its newest step; None while there is no engine."""
         if self._engine_thread is None:
             return None
-        own = {"waiting": self.admission.num_waiting, "refused": self.admission.num_refused}
-        return self._engine_thread.stats | own
+        waiting, refused = self.admission.num_waiting, self.admission.num_refused
+        return {**self._engine_thread.stats, "waiting": waiting, "refused": refused}
 
     @property
     def engine(self) -> LLMEngine:
@@ -181,19 +182,20 @@ class Service:
 
     @asynccontextmanager
     async def before_submit(self) -> AsyncIterator[None]:
-        """Cancel scope before submission: on shutdown, `fail_all` ends the request with 503 here too."""
+        """Cancel scope before submission, ended by `submit`: on shutdown, `fail_all` ends the request with 503."""
         task = asyncio.current_task()
         assert task is not None
-        self._before_submit.add(task)
+        self._unsubmitted.add(task)
         try:
             yield
         except asyncio.CancelledError:
-            if task in self._before_submit:  # not cancelled by `fail_all`
+            if task not in self._cancelled:
                 raise
             task.uncancel()
             raise unavailable("the server is ending", "shutting_down", 5) from None
         finally:
-            self._before_submit.discard(task)
+            self._unsubmitted.discard(task)
+            self._cancelled.discard(task)
 
     def _check_drained(self) -> None:
         if self.state == "draining" and not self.num_active:
@@ -217,26 +219,37 @@ class Service:
         if self.engine_thread.failure is not None:
             raise unavailable("the engine has stopped", "engine_stopped", 5)
 
-    async def submit(self, job: GenerationJob, *, is_incremental: bool) -> OutputStream:
-        """Check, tokenize and queue `job`. Raises RequestError, and ApiError where the queue is full.
+    async def submit(
+        self,
+        client: str,
+        num_sequences: int,
+        prepare: Callable[[Sequence[str]], Sequence[EngineRequest]],
+        *,
+        weight: int,
+        is_incremental: bool,
+    ) -> OutputStream:
+        """Queue what `prepare` makes of `num_sequences` request ids, on a thread where `weight` is large.
 
-        Where `is_incremental` is false, the stream's reader is woken once, at its end.
+        Ends the cancel scope `before_submit`. Raises what `prepare` raises, and ApiError where the queue is full. Where
+        `is_incremental` is false, the stream's reader is woken once, at its end.
         """
-        num_sequences = len(job.prompts) * job.num_choices
-        self.check_admission(job.client, num_sequences)
+        self.check_admission(client, num_sequences)
         self._num_streams += 1
         ids = [f"call-{self._num_streams}-{index}" for index in range(num_sequences)]
-        stream = OutputStream(ids, job.client, self._close, self._hold, is_incremental=is_incremental)
-        self.admission.enter(job.client, num_sequences)
+        stream = OutputStream(ids, client, self._close, self._hold, is_incremental=is_incremental)
+        self.admission.enter(client, num_sequences)
         try:
-            lives = await self.on_thread(job.client, job.weight, lambda: self._prepare(ids, job))
+            requests = await self.on_thread(client, weight, lambda: prepare(ids))
             self.check_engine()  # it may have failed meanwhile, and would never deliver an output
         except BaseException:
-            self.admission.leave(job.client, num_sequences)
+            self.admission.leave(client, num_sequences)
             raise
-        for index, live in enumerate(lives):
-            self._streams[ids[index]] = (stream, index)
-            self.engine_thread.submit(live)
+        for index, request in enumerate(requests):
+            self._streams[request.request_id] = (stream, index)
+            self.engine_thread.submit(request)
+        task = asyncio.current_task()
+        assert task is not None
+        self._unsubmitted.discard(task)
         return stream
 
     async def render(self, client: str, messages: Sequence[Any], **options: Any) -> list[int]:
@@ -255,7 +268,7 @@ class Service:
         """Refuse a text that cannot be short enough in tokens, before the work of finding out."""
         most = self.max_prompt_tokens
         if len(text) > _CHARS_PER_TOKEN * most:
-            raise RequestError(
+            raise ContextLengthError(
                 f"the prompt has {len(text)} characters, the longest has {most} tokens (max_model_len)", "prompt"
             )
 
@@ -282,44 +295,17 @@ class Service:
         gc.enable()
         return engine
 
-    def _prepare(self, ids: Sequence[str], job: GenerationJob) -> list[LiveRequest]:
-        """The engine's requests: parameters are checked once, and each prompt is tokenized once for all its choices."""
-        engine, checked, lives = self.engine, self.engine.check_params(job.params), []
-        for number, prompt in enumerate(job.prompts):
-            if isinstance(prompt, str):
-                self.check_length(prompt)
-            source = self._source(prompt, job)
-            first: LiveRequest | None = None
-            for choice in range(job.num_choices):
-                request_id = ids[number * job.num_choices + choice]
-                seed = None if first is None else _wrapped(first.request.seed + choice)
-                num_new = 0 if job.is_score else None
-                live = engine.prepare(request_id, source, checked, num_new=num_new, seed=seed)
-                if first is None:
-                    first, source = live, live.request.prompt_token_ids
-                live.request.prompt = first.request.prompt
-                live.request.client, live.request.priority = job.client, job.priority
-                live.request.cache_salt, live.request.score_only = job.cache_salt, job.is_score
-                lives.append(live)
-                self._check_prompt(len(live.request.prompt_token_ids), job)
-        check_logprob_entries(lives)
-        return lives
-
-    def _check_prompt(self, num_tokens: int, job: GenerationJob) -> None:
-        is_room_needed = not (job.is_score and self.server_config.max_prompt_tokens is None)
+    def check_prompt(self, num_tokens: int, *, is_score: bool) -> None:
+        """Refuse a prompt that is too long here: one that is only scored needs no room for an answer."""
+        is_room_needed = not (is_score and self.server_config.max_prompt_tokens is None)
         if num_tokens > self.max_prompt_tokens + (not is_room_needed):
-            raise RequestError(
+            raise ContextLengthError(
                 f"the prompt has {num_tokens} tokens, the longest has {self.max_prompt_tokens} (max_model_len)",
                 "prompt",
             )
 
-    def _source(self, prompt: Prompt, job: GenerationJob) -> Prompt:
-        if isinstance(prompt, str) and not job.add_special:
-            return self.engine.tokenizer.encode(prompt, add_special=False)
-        return prompt
-
     def _num_running(self) -> int:
-        return 0 if self._engine_thread is None else int(self._engine_thread.stats["running"])
+        return 0 if self._engine_thread is None else self._engine_thread.stats["running"]
 
     def _deliver(self, items: Sequence[Delivery]) -> None:
         """What a step changed, to the streams that it belongs to."""
@@ -354,11 +340,6 @@ class Service:
         for request_id in stream.ids:
             if request_id in self._streams:
                 self.engine_thread.hold(request_id, is_held=is_held)
-
-
-def _wrapped(seed: int) -> int:
-    """A seed as one of the numbers of 64 bits that seeds are."""
-    return seed if seed < 2**64 else seed - 2**64
 
 
 def name_of(model: str) -> str:

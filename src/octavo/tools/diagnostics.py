@@ -52,7 +52,7 @@ def diagnose() -> dict[str, Any]:
 
 def _kernel_isa() -> str:
     """The ISA variant that is chosen here. Raises ConfigError where one is forced that the processor has not."""
-    return str(open_device("cpu", "float32", 1).handle.native.isa)
+    return open_device("cpu", "float32", 1).isa or ""
 
 
 def _version(package: str) -> str | None:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from octavo import __version__
 from octavo.config import EngineConfig
 from octavo.models.config import ArchConfig
-from octavo.ops.cpu.device import Blocks
 from octavo.ops.hardware import processor
 from octavo.ops.interface import Device
 
@@ -19,17 +18,16 @@ if TYPE_CHECKING:
 def environment_of(engine: "LLMEngine") -> dict[str, Any]:
     """Hardware, versions, what the engine resolved to, and the configuration as it was given."""
     resolved, config = engine.resolved, engine.config
-    threads = config.model_config.threads or processor().num_cores
     return {
         **hardware_and_versions(),
         "engine": {
             "model": config.model_config.model,
-            "backend": str(vars(engine.engine.runner.ops)["__name__"]).rpartition(".")[2],  # a module
-            "kernels": _kernel_isa(engine),
+            "backend": resolved.backend,
+            "kernels": resolved.isa,
             "device": resolved.device,
             "dtype": resolved.dtype,
             "kv_dtype": resolved.kv_dtype,
-            "threads": threads if resolved.device == "cpu" else None,
+            "threads": resolved.num_threads,
             "num_blocks": resolved.num_blocks,
             "block_size": resolved.block_size,
             "max_num_batched_tokens": resolved.limits.max_num_batched_tokens,
@@ -42,17 +40,16 @@ def environment_of(engine: "LLMEngine") -> dict[str, Any]:
 
 def kernel_environment(arch: ArchConfig, device: Device, config: EngineConfig, kv_dtype: str) -> dict[str, Any]:
     """The same for the CPU kernels alone, without an engine."""
-    model, native = config.model_config, device.handle.native
     return {
         **hardware_and_versions(),
         "engine": {
-            "model": model.model,
-            "backend": "cpu",
-            "kernels": native.isa,
+            "model": config.model_config.model,
+            "backend": device.backend,
+            "kernels": device.isa,
             "device": device.name,
             "dtype": device.dtype,
             "kv_dtype": kv_dtype,
-            "threads": native.num_threads,
+            "threads": device.num_threads,
             "block_size": config.cache_config.block_size,
             "description": describe_arch(arch, device.dtype),
         },
@@ -80,12 +77,6 @@ def hardware_and_versions(packages: Sequence[str] = ("numpy", "torch")) -> dict[
         },
         "versions": {"octavo": __version__, "python": platform.python_version(), **_versions(packages)},
     }
-
-
-def _kernel_isa(engine: "LLMEngine") -> str | None:
-    """The instruction set that the CPU's kernels were chosen for; None on another backend."""
-    layer = engine.engine.runner.kv.layers[0]
-    return str(layer.device.handle.native.isa) if isinstance(layer, Blocks) else None
 
 
 def _versions(packages: Sequence[str]) -> dict[str, str]:

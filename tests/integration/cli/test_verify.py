@@ -192,7 +192,7 @@ def test_one_model_is_in_memory_at_a_time(small_model, monkeypatch, capsys):
     def counted(engine, config, **options):
         assert not [model for model in models if model() is not None], "the model before is still there"
         init(engine, config, **options)
-        models.append(weakref.ref(engine.engine.runner.model))
+        models.append(weakref.ref(engine._engine.runner.model))
 
     monkeypatch.setattr(LLMEngine, "__init__", counted)
     assert verify(small_model, *SMALL, "--num-prompts", 1) in (0, 1)

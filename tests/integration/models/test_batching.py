@@ -127,7 +127,7 @@ def test_prompt_logprobs_are_the_same_chunked_cached_and_preempted(tiny_model, w
 
 def test_a_failing_forward_costs_only_the_guilty(tiny_model, work, alone, monkeypatch):
     engine = engine_for(tiny_model)
-    model, poison = engine.engine.runner.model, 299
+    model, poison = engine._engine.runner.model, 299
     forward = model.forward
 
     def faulty(batch, kv):
@@ -148,5 +148,5 @@ def test_a_failing_forward_costs_only_the_guilty(tiny_model, work, alone, monkey
     for index in range(3):
         output = finished[f"guilty-{index}"].outputs[0]
         assert output.finish_reason == "error"
-        assert "injected" in output.error
+        assert "injected" in str(output.error)
     assert_at_rest(engine)

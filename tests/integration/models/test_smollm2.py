@@ -6,9 +6,10 @@ A slice of the prompts and of the text; all of both in tests/nightly.
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
-from tests.support.smollm2 import FEW_BITS, PROMPTS, check_choices, check_few_bits, greedy_outputs
+from tests.support.smollm2 import FEW_BITS, PROMPTS, check_choices, check_few_bits, greedy_outputs, grows_by_at_most
 
 
 def test_greedy_tokens_are_those_of_transformers(smollm2_path):
@@ -42,3 +43,11 @@ def test_a_start_brings_nothing_that_it_does_not_need(smollm2_path):
 @pytest.mark.parametrize(("held", "against", "most"), FEW_BITS)
 def test_few_bits_keep_the_perplexity(smollm2_path, held, against, most):
     check_few_bits(smollm2_path, held, against, most, num_chars=2300)
+
+
+def test_a_text_of_that_length_can_tell_a_coarser_format():
+    """What scales a row at a time cost (3.6 percent, with more noise) would be found; noise alone is not."""
+    rng = np.random.default_rng(0)
+    plain, noise = -rng.exponential(3.0, 510), rng.normal(0.0, 0.15, 510)
+    assert grows_by_at_most(1.01, plain - 0.004 + noise, plain)
+    assert not grows_by_at_most(1.01, plain - 0.036 + noise, plain)

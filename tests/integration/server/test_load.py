@@ -28,7 +28,7 @@ def test_a_fault_costs_the_guilty_only(load_server, monkeypatch):
     """A forward that fails whenever a chosen request is in it: that one gets a 500, the others their own bits."""
     bodies = [completion(seed, return_token_ids=True, logprobs=0, max_tokens=24) for seed in range(24)]
     before = [outcome.json()["choices"][0] for outcome in ask_all(load_server.port, bodies)]
-    engine = load_server.engine.engine
+    engine = load_server.engine._engine
     run = engine.runner.run
 
     def failing(packed):
@@ -73,13 +73,13 @@ def test_never_reading_clients_slow_nobody_and_are_cut(load_server):
         for connection in lazy:
             connection.sendall(request_bytes("/v1/completions", body))
         end = time.monotonic() + 20
-        while load_server.engine.engine.scheduler.num_held < 50:
-            assert time.monotonic() < end, (load_server.engine.engine.scheduler.num_held, load_server.stats())
+        while load_server.engine._engine.scheduler.num_held < 50:
+            assert time.monotonic() < end, (load_server.engine._engine.scheduler.num_held, load_server.stats())
             time.sleep(0.02)
         before = load_server.stats()
         good = ask_all(load_server.port, [completion(seed, stream=True, max_tokens=200) for seed in range(16)])
         after = load_server.stats()
-        assert load_server.engine.engine.scheduler.num_held == 50, "they were cut before the others were measured"
+        assert load_server.engine._engine.scheduler.num_held == 50, "they were cut before the others were measured"
         assert all(outcome.is_complete for outcome in good)
         assert after["generation_tokens"] - before["generation_tokens"] == 16 * 200
         assert before["blocks_used"] == 0
@@ -126,7 +126,7 @@ def test_a_long_prompt_stalls_streams_by_one_chunk_at_most(tiny_model):
     """While a long prompt is computed in chunks, every step still has a token for the stream that runs."""
     with served(tiny_model, num_blocks=512, max_num_batched_tokens=64) as made:
         rows = []
-        engine = made.engine.engine
+        engine = made.engine._engine
         plan = engine.scheduler.plan
 
         def spy():

@@ -4,7 +4,8 @@ import pytest
 
 from octavo.cache.blocks import BlockPool
 from octavo.engine.block_tables import BlockTables
-from octavo.engine.sequence import Request, Sequence, SequenceData
+from octavo.engine.sequence import EngineRequest, Sequence, SequenceData
+from octavo.engine.snapshots import stats_of
 from tests.support.scheduler_harness import Harness, Setup, params_of
 from tests.support.scheduler_workload import NEVER_STOPS, prompt_of
 
@@ -28,7 +29,7 @@ def test_windows_read_what_they_should(window):
     for index in range(20):
         harness.ask(prompt_of(30)[: 5 + index] + prompt_of(3, index), 30, NEVER_STOPS)
     harness.run()
-    assert harness.engine.stats()["preemptions"] > 0
+    assert stats_of(harness.engine)["preemptions"] > 0
     harness.check_at_rest()
 
 
@@ -41,12 +42,16 @@ def tables_of(*windows: int | None, num_blocks: int = 16, share: bool = True) ->
 
 
 def sequence_of(tables: BlockTables, tokens: list[int], **fields) -> Sequence:
-    request = Request("r", None, tokens, params_of(**fields), arrival_time=0.0, seed=0, max_tokens=1)
+    request = EngineRequest(
+        request_id="r", prompt=None, prompt_token_ids=tokens, params=params_of(**fields), arrival_time=0.0, arrived=0.0,
+        seed=0, max_tokens=1,
+    )  # fmt: skip
     return Sequence(
         id="r-0",
         request=request,
         data=SequenceData(tokens),
         seed=0,
+        rank=(0, 0, 0.0, 0),
         chains=tables.new_chains("model"),
         block_tables=[[] for _ in tables.pools],
         num_freed=[0] * len(tables.pools),

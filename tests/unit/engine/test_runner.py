@@ -9,6 +9,7 @@ from octavo.engine.phase_timer import PhaseTimer
 from octavo.engine.runner import Runner, _sampled
 from octavo.engine.sampler import TILE
 from octavo.engine.sequence import Draw, Plan, Row, Score, TokenLogprobs
+from octavo.errors import EngineError
 from octavo.ops.sampling import RowStatus, Scored
 from octavo.params import SamplingParams
 
@@ -95,6 +96,7 @@ def test_outcomes_go_back_to_their_rows_and_a_bad_one_spoils_its_own():
     )
     packed = pack(Plan(rows), 16)
     good = [TokenLogprobs(i, -1.0, 1) for i in range(5)]
+    bad = EngineError("bad")
     results = _sampled(packed, [good[0], good[1], good[2], good[3], good[4]]).rows
     assert [(r.tokens, r.prompt, r.error) for r in results] == [
         ((good[0],), (good[2], good[3]), None),
@@ -102,6 +104,7 @@ def test_outcomes_go_back_to_their_rows_and_a_bad_one_spoils_its_own():
         ((good[1],), (), None),
         ((), (), None),
     ]
-    results = _sampled(packed, [good[0], good[1], good[2], "bad", good[4]]).rows
-    assert [r.error for r in results] == ["bad", None, None, None]
+    bad = EngineError("bad")
+    results = _sampled(packed, [good[0], good[1], good[2], bad, good[4]]).rows
+    assert [r.error for r in results] == [bad, None, None, None]
     assert (results[0].tokens, results[0].prompt) == ((), ())

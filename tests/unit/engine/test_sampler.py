@@ -8,8 +8,8 @@ import pytest
 from octavo.engine.philox import uniform
 from octavo.engine.sampler import rules_of, sample, score
 from octavo.engine.sequence import Draw, TokenLogprobs
+from octavo.errors import EngineError, NothingAllowedError, OctavoError
 from octavo.ops.sampling import RowStatus, Scored
-from octavo.outputs import NOTHING_ALLOWED
 from octavo.params import SamplingParams
 
 
@@ -61,8 +61,8 @@ def test_tokens_that_penalties_touch_are_named_once_with_their_count_in_the_outp
 def test_biases_bans_and_allowed_tokens_are_named_by_row():
     rules = rules_of([
         draw_of(logit_bias={7: 1.5, 2: -100.0}, banned=frozenset({4})),
-        draw_of(allowed_token_ids=[1, 2]),
-        draw_of(allowed_token_ids=[1, 2], allowed=array("q", [8])),  # stands for the parameters' own list
+        draw_of(allowed=array("q", [1, 2])),
+        draw_of(allowed_token_ids=[1, 2], allowed=array("q", [8])),  # not the parameters' own list
         draw_of(banned=[6, 5]),
     ])  # fmt: skip
     assert dict(zip(pairs(rules.bias_at), rules.bias.tolist(), strict=True)) == {(0, 7): 1.5, (0, 2): -100.0}
@@ -110,11 +110,15 @@ def test_targets_are_scored_with_what_each_asked_for():
 
 
 @pytest.mark.parametrize(
-    ("status", "message"),
-    [(RowStatus.NOT_FINITE, "logits are not finite"), (RowStatus.NOTHING_ALLOWED, NOTHING_ALLOWED)],
+    ("status", "kind", "message"),
+    [
+        (RowStatus.NOT_FINITE, EngineError, "logits are not finite"),
+        (RowStatus.NOTHING_ALLOWED, NothingAllowedError, "no token is allowed"),
+    ],
 )
-def test_what_is_wrong_with_one_row_is_said_of_that_row(status, message):
+def test_what_is_wrong_with_one_row_is_said_of_that_row(status, kind, message):
     draws = [draw_of(), draw_of(), draw_of()]
     found = sample(FakeOps(RowStatus.OK, status, RowStatus.OK), None, draws, rules_of(draws))
-    assert [isinstance(outcome, str) for outcome in found] == [False, True, False]
-    assert message in found[1]
+    assert [isinstance(outcome, OctavoError) for outcome in found] == [False, True, False]
+    assert type(found[1]) is kind
+    assert message in str(found[1])

@@ -4,6 +4,7 @@ from random import Random
 
 import pytest
 
+from octavo.engine.snapshots import stats_of
 from octavo.errors import QueueFullError, RequestError
 from tests.support.scheduler_harness import Harness, Setup, params_of
 from tests.support.scheduler_workload import NEVER_STOPS, ids, lengths, prompt_of, roomy
@@ -19,7 +20,7 @@ def test_64_mixed_requests_one_forward_a_step_and_no_padding(budget):
     harness.run()
     for answer in answers:
         owed += len(answer.request.prompt_token_ids) + len(answer.tokens) - 1  # the last token is never computed
-    stats = harness.engine.stats()
+    stats = stats_of(harness.engine)
     assert stats["computed_tokens"] == harness.model.num_tokens == owed
     assert stats["steps"] == stats["forwards"]
     assert stats["preemptions"] == 0
@@ -133,7 +134,7 @@ def test_without_chunks_a_prompt_runs_whole_or_not_at_all():
         harness.ask(prompt_of(60, index), 3, NEVER_STOPS)
     while harness.engine.has_unfinished():
         assert all(length in (1, 60) for length in lengths(harness.step()))
-    assert harness.engine.stats()["preemptions"] == 0
+    assert stats_of(harness.engine)["preemptions"] == 0
     harness.check_at_rest()
 
 
@@ -193,7 +194,7 @@ def test_the_youngest_gives_way_and_is_served_first_again():
     assert finished["r0"] < finished["r1"] < finished["r2"]
     assert harness.answers["r0"].sequence.num_preemptions == 0
     assert harness.answers["r2"].sequence.num_preemptions > 0
-    assert harness.engine.stats()["preemptions"] == sum(a.sequence.num_preemptions for a in harness.answers.values())
+    assert stats_of(harness.engine)["preemptions"] == sum(a.sequence.num_preemptions for a in harness.answers.values())
     harness.check_at_rest()
 
 
@@ -202,7 +203,7 @@ def test_one_sequence_may_use_the_whole_pool():
     for index in range(4):
         harness.ask(prompt_of(48, index), 49, NEVER_STOPS)
     harness.run()
-    assert harness.engine.stats()["preemptions"] > 0
+    assert stats_of(harness.engine)["preemptions"] > 0
     harness.check_at_rest()
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from octavo.engine.snapshots import stats_of
 from tests.support.scheduler_harness import Harness, Setup, params_of
 from tests.support.scheduler_workload import NEVER_STOPS, prompt_of, roomy
 
@@ -15,7 +16,7 @@ def test_a_burst_with_one_prefix_computes_it_once(budget, block_size):
         harness.ask(prefix + tail, 1)
     harness.run()
     harness.check_at_rest()
-    stats = harness.engine.stats()
+    stats = stats_of(harness.engine)
     repeated = computed_twice(tails, block_size)
     assert stats["computed_tokens"] == harness.model.num_tokens == 512 + sum(map(len, tails)) - repeated
     assert stats["prefix_hit_tokens"] == 31 * 512 + repeated
@@ -91,7 +92,7 @@ def test_without_sharing_nothing_is_cached():
     for _ in range(3):
         harness.ask(prompt_of(40), 2)
     harness.run()
-    assert harness.engine.stats()["blocks_cached"] == harness.engine.stats()["prefix_hit_tokens"] == 0
+    assert stats_of(harness.engine)["blocks_cached"] == stats_of(harness.engine)["prefix_hit_tokens"] == 0
     harness.check_at_rest()
 
 

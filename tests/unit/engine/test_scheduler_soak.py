@@ -8,6 +8,7 @@ from random import Random
 
 import pytest
 
+from octavo.engine.snapshots import stats_of
 from tests.support.block_pool_oracle import four_bits
 from tests.support.scheduler_harness import (
     EOS,
@@ -57,6 +58,6 @@ def test_same_tokens_in_every_kind_of_engine():
         harness.check_at_rest()
         answers.append([answer.tokens for answer in harness.answers.values()])
         if setup.num_blocks == 20:
-            assert harness.engine.stats()["preemptions"] >= 20
+            assert stats_of(harness.engine)["preemptions"] >= 20
     assert all(answer == answers[0] for answer in answers)
     assert any(tokens[0] == EOS for tokens in answers[0])

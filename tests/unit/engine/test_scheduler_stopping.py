@@ -2,7 +2,8 @@
 
 import pytest
 
-from octavo.engine.sequence import RequestStatus, SequenceStatus
+from octavo.engine.sequence import SequenceStatus
+from octavo.engine.snapshots import stats_of
 from tests.support.scheduler_harness import EOS, STOP, Harness, Setup, expected, params_of
 from tests.support.scheduler_workload import NEVER_STOPS, prompt_of
 
@@ -25,7 +26,7 @@ def test_eos_as_the_very_first_token_ends_the_request():
     assert answer.tokens == [EOS]
     assert answer.sequence.status is SequenceStatus.FINISHED_STOPPED
     assert answer.sequence.stop_reason is None
-    assert answer.request.status is RequestStatus.FINISHED
+    assert answer.sequence.status.is_finished()
     assert ignores.tokens[0] == EOS
     assert len(ignores.tokens) == 10
     harness.check_at_rest()
@@ -64,7 +65,7 @@ def test_each_prompt_position_is_scored_exactly_once(budget, num_blocks):
     scored = [len(event.prompt) for a in harness.answers.values() for event in a.events]
     assert sum(scored) == sum(len(a.request.prompt_token_ids) - 1 for a in list(harness.answers.values())[1::2])
     if num_blocks == 12 and budget > 3:
-        assert harness.engine.stats()["preemptions"] > 5
+        assert stats_of(harness.engine)["preemptions"] > 5
     harness.check_at_rest()
 
 

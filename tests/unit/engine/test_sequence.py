@@ -1,9 +1,9 @@
-"""The values of the engine: a sequence's tokens, what it owes, its forks, and the request that it belongs to."""
+"""The values of the engine: a sequence's tokens, what it owes, and its forks."""
 
 import pickle
 
-from octavo.engine.sequence import Draw, Plan, RequestStatus, Row, Score, SequenceData, SequenceStatus
-from tests.support.scheduler_harness import Harness, Setup, params_of
+from octavo.engine.sequence import Draw, Plan, Row, Score, SequenceData, SequenceStatus
+from tests.support.scheduler_harness import Harness, params_of
 from tests.support.scheduler_workload import NEVER_STOPS, prompt_of
 
 
@@ -23,19 +23,6 @@ def test_a_fork_shares_the_past_and_nothing_that_comes():
     assert parent.data.get_len() == 22
     assert parent.block_ids != child.block_ids
     assert parent.chains[0].nodes
-
-
-def test_a_request_is_the_sum_of_its_sequences():
-    harness = Harness(Setup(num_seqs=1))
-    first, second = harness.ask(prompt_of(5), 2, NEVER_STOPS), harness.ask(prompt_of(5, 1), 2, NEVER_STOPS)
-    assert first.request.status is second.request.status is RequestStatus.WAITING
-    harness.step()
-    assert (first.request.status, second.request.status) == (RequestStatus.RUNNING, RequestStatus.WAITING)
-    assert first.request.get_seqs(SequenceStatus.RUNNING) == first.request.get_seqs() == [first.sequence]
-    assert second.request.get_seqs(SequenceStatus.RUNNING) == []
-    harness.run()
-    assert first.request.status is RequestStatus.FINISHED
-    assert first.sequence.data.get_last_token_id() == first.tokens[-1]
 
 
 def test_a_sequence_owes_what_it_knows_and_has_not_computed():

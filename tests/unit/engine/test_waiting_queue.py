@@ -3,6 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from octavo.engine.snapshots import stats_of
 from octavo.engine.waiting_queue import FairTurns
 from tests.support.scheduler_harness import Harness, Setup, params_of
 
@@ -60,7 +61,7 @@ def test_a_held_sequence_has_no_blocks_and_goes_on_where_it_was():
     harness.step()
     harness.engine.hold(held.sequence, is_held=True)
     harness.engine.hold(held.sequence, is_held=True)
-    assert harness.engine.stats()["running"] == 1
+    assert stats_of(harness.engine)["running"] == 1
     assert not held.sequence.block_ids
     while not beside.sequence.status.is_finished():
         assert [row.sequence_id for row in harness.step().rows] == [beside.sequence.id]

@@ -4,7 +4,15 @@ import json
 
 import pytest
 
-from octavo.errors import EngineError, QueueFullError, RequestError, UnsupportedError
+from octavo.errors import (
+    ContextLengthError,
+    EngineError,
+    EngineStoppedError,
+    NothingAllowedError,
+    QueueFullError,
+    RequestError,
+    UnsupportedError,
+)
 from octavo.serve.errors import MAX_MESSAGE_CHARS, ApiError, bad_request, busy, from_engine, internal, unsupported
 
 
@@ -43,15 +51,17 @@ def test_when_to_come_back():
         (UnsupportedError("images", "messages"), (400, "messages", "unsupported")),
         (RequestError("seed: odd", "seed"), (400, "seed", None)),
         (RequestError("prompt: odd", "prompt"), (400, "messages", None)),
-        (RequestError("too long for max_model_len", "max_tokens"), (400, "messages", "context_length_exceeded")),
-        (RequestError("needs 9 KV cache blocks", "prompt"), (400, "messages", "context_length_exceeded")),
+        (ContextLengthError("too long", "max_tokens"), (400, "messages", "context_length_exceeded")),
+        (RequestError("seed: has nothing to do with max_model_len", "seed"), (400, "seed", None)),
+        (NothingAllowedError(), (400, "allowed_token_ids", None)),
+        (EngineStoppedError("the thread is gone"), (503, None, "engine_stopped")),
     ],
 )
-def test_the_requests_own_fault(error, expected):
+def test_the_type_decides(error, expected):
     found = from_engine(error, prompt_param="messages")
     assert (found.status, found.param, found.code) == expected
 
 
-def test_what_is_not_the_requests_fault():
-    assert from_engine(EngineError("broken"), prompt_param="prompt") is None
+def test_what_nobody_foresaw():
+    assert from_engine(EngineError("the engine: broken, max_model_len"), prompt_param="prompt") is None
     assert from_engine(RuntimeError("broken"), prompt_param="prompt") is None

@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from octavo.serve.errors import unavailable
-from octavo.serve.output_stream import OutputStream, RequestFailed
+from octavo.serve.errors import ApiError, unavailable
+from octavo.serve.output_stream import OutputStream
 from tests.support.outputs import make_output
 
 
@@ -69,13 +69,13 @@ def test_the_first_failure_is_raised():
         stream, _ = made()
         reading = asyncio.create_task(stream.next_outputs(60))
         await asyncio.sleep(0)
-        stream.fail(RequestFailed(unavailable("later", "shutting_down")))
+        stream.fail(unavailable("later", "shutting_down"))
         stream.fail(RuntimeError("second"))
-        with pytest.raises(RequestFailed) as caught:
+        with pytest.raises(ApiError) as caught:
             await reading
-        assert caught.value.error.code == "shutting_down"
+        assert caught.value.code == "shutting_down"
         assert stream.has_more
-        with pytest.raises(RequestFailed):
+        with pytest.raises(ApiError):
             await stream.next_outputs(60)
 
     asyncio.run(scene())

@@ -5,12 +5,12 @@ from time import monotonic
 
 import pytest
 
-from octavo.errors import EngineError, RequestError
+from octavo.errors import EngineError, EngineStoppedError
 from octavo.serve.errors import ApiError
 from octavo.serve.service import DEFAULT_QUEUE, name_of
 from tests.support.outputs import make_output
-from tests.support.stub_requests import make_job
-from tests.support.stub_service import BOS, TEMPLATE, StubEngine, StubRenderPool, make_service, run_scene, running
+from tests.support.stub_requests import submit
+from tests.support.stub_service import TEMPLATE, StubEngine, StubRenderPool, make_service, run_scene, running
 
 
 def refusal(function, *args) -> tuple[int, str | None]:
@@ -49,6 +49,11 @@ def test_a_service_answers_to_its_name_and_to_its_models():
 # --- states -------------------------------------------------------------------------------------------------------
 
 
+def test_several_keys_are_tenants():
+    assert not make_service({"api_key": ("alpha",)}).has_tenants
+    assert make_service({"api_key": ("alpha", "beta")}).has_tenants
+
+
 def test_before_the_start_everything_is_refused():
     service = make_service()
     assert (service.state, service.is_live, service.is_ready) == ("starting", True, False)
@@ -57,7 +62,7 @@ def test_before_the_start_everything_is_refused():
         assert refusal(getattr, service, name) == (503, "starting")
     assert refusal(service.check_admission, "me") == (503, "starting")
     with pytest.raises(ApiError, match="loading"):
-        asyncio.run(service.submit(make_job(), is_incremental=True))
+        asyncio.run(submit(service))
     assert service.admission.num_sequences == 0
 
 
@@ -92,7 +97,7 @@ def test_stopping_ends_the_thread_the_pool_and_the_feed():
 
 
 def test_a_first_step_that_fails_is_no_start(monkeypatch):
-    monkeypatch.setattr(StubEngine, "first_output", make_output("", "error", error="boom"))
+    monkeypatch.setattr(StubEngine, "first_output", make_output("", "error", error=EngineError("boom")))
     service = make_service()
 
     async def start():
@@ -118,7 +123,7 @@ def test_draining_refuses_and_waits_for_what_is_active():
     async def scene(service, thread):
         service.begin("a")
         service.begin("b")
-        stream = await service.submit(make_job(client="a"), is_incremental=True)
+        stream = await submit(service, client="a")
         service.begin_drain()
         drained = asyncio.create_task(service.drained())
         assert (service.state, service.is_live, service.is_ready) == ("draining", True, False)
@@ -158,7 +163,7 @@ def test_liveness_is_that_steps_end_where_there_is_work():
 
 def test_an_engine_that_fails_ends_every_request_and_takes_no_more():
     async def scene(service, thread):
-        streams = [await service.submit(make_job(num_choices=2), is_incremental=False) for _ in range(2)]
+        streams = [await submit(service, num_choices=2, is_incremental=False) for _ in range(2)]
         thread.failure = EngineError("the engine failed: boom")
         thread.fail(thread.failure)
         for stream in streams:
@@ -191,16 +196,16 @@ def test_too_many_active_requests_are_refused():
 
 def test_a_full_queue_refuses_before_any_work():
     async def scene(service, thread):
-        streams = [await service.submit(make_job(), is_incremental=True) for _ in range(2)]
+        streams = [await submit(service) for _ in range(2)]
         assert service.stats["waiting"] == 2
         calls = len(service.engine.calls)
         with pytest.raises(ApiError, match="2 sequences are waiting") as caught:
-            await service.submit(make_job(), is_incremental=True)
+            await submit(service)
         assert (caught.value.status, caught.value.code) == (429, "queue_full")
         assert (len(thread.submitted), len(service.engine.calls)) == (2, calls)
         assert service.admission.num_sequences == 2
         thread.stats = thread.stats | {"running": 2}  # what runs does not wait
-        streams.append(await service.submit(make_job(), is_incremental=True))
+        streams.append(await submit(service))
         for stream in streams:
             stream.close()
         assert service.admission.num_sequences == 0
@@ -210,7 +215,7 @@ def test_a_full_queue_refuses_before_any_work():
 
 def test_every_sequence_counts_and_there_is_a_limit_without_one():
     async def scene(service, thread):
-        await service.submit(make_job("a", "b", num_choices=DEFAULT_QUEUE // 2), is_incremental=False)
+        await submit(service, "a", "b", num_choices=DEFAULT_QUEUE // 2, is_incremental=False)
         assert service.stats["waiting"] == DEFAULT_QUEUE
         assert refusal(service.check_admission, "me") == (429, "queue_full")
 
@@ -219,10 +224,10 @@ def test_every_sequence_counts_and_there_is_a_limit_without_one():
 
 def test_a_request_of_more_sequences_than_there_is_room_for_is_refused():
     async def scene(service, thread):
-        await service.submit(make_job(), is_incremental=True)
+        await submit(service)
         with pytest.raises(ApiError, match="waiting"):
-            await service.submit(make_job(num_choices=2), is_incremental=True)
-        await service.submit(make_job(), is_incremental=True)
+            await submit(service, num_choices=2)
+        await submit(service)
 
     run_scene(scene, make_service(max_queued_requests=2))
 
@@ -231,10 +236,10 @@ def test_when_to_come_back_follows_from_what_has_ended():
     async def scene(service, thread):
         async def retry_after() -> int:
             with pytest.raises(ApiError) as caught:
-                await service.submit(make_job(), is_incremental=True)
+                await submit(service)
             return int(caught.value.headers["retry-after"])
 
-        stream = await service.submit(make_job(num_choices=10), is_incremental=True)
+        stream = await submit(service, num_choices=10)
         assert await retry_after() == 5  # nothing is known yet
         thread.deliver([(stream.ids[0], make_output("a", "stop"))])
         assert await retry_after() == 1
@@ -242,113 +247,17 @@ def test_when_to_come_back_follows_from_what_has_ended():
     run_scene(scene, make_service(max_queued_requests=2))
 
 
-# --- what the engine is asked -------------------------------------------------------------------------------------
-
-
-def test_each_prompt_is_tokenized_once_for_all_its_choices():
-    async def scene(service, thread):
-        service.engine.calls.clear()
-        job = make_job("ab", "cd", num_choices=3, priority=5, cache_salt="salt", params={"seed": 40})
-        stream = await service.submit(job, is_incremental=True)
-        requests = thread.submitted
-        assert [request.request_id for request in requests] == list(stream.ids)
-        assert len(set(stream.ids)) == 6
-        assert [request.prompt for request in requests] == ["ab"] * 3 + ["cd"] * 3
-        assert requests[0].prompt_token_ids == requests[2].prompt_token_ids == [BOS, ord("a"), ord("b")]
-        assert [request.seed for request in requests] == [40, 41, 42] * 2
-        assert {(r.client, r.priority, r.cache_salt, r.score_only, r.max_tokens) for r in requests} == {
-            ("me", 5, "salt", False, 4)
-        }
-        assert service.engine.tokenizer.encoded == ["ab", "cd"]
-        assert service.engine.calls == ["check_params"] + ["prepare"] * 6
-
-    run_scene(scene)
-
-
-@pytest.mark.parametrize(
-    ("seed", "expected"), [(None, [1000, 1001, 1002]), (2**64 - 2, [2**64 - 2, 2**64 - 1, 0]), (-1, [-1, 0, 1])]
-)
-def test_seeds_count_on_from_the_first_and_wrap(seed, expected):
-    async def scene(service, thread):
-        await service.submit(make_job(num_choices=3, params={"seed": seed}), is_incremental=True)
-        assert [request.seed for request in thread.submitted] == expected
-
-    run_scene(scene)
-
-
-def test_what_is_scored_generates_nothing():
-    async def scene(service, thread):
-        await service.submit(make_job([1, 2, 3], is_score=True), is_incremental=True)
-        [request] = thread.submitted
-        assert (request.prompt_token_ids, request.max_tokens, request.score_only) == ([1, 2, 3], 0, True)
-
-    run_scene(scene)
-
-
-def test_a_text_without_special_tokens():
-    async def scene(service, thread):
-        await service.submit(make_job("ab", add_special=False), is_incremental=True)
-        assert thread.submitted[0].prompt_token_ids == [ord("a"), ord("b")]
-
-    run_scene(scene)
-
-
-@pytest.mark.parametrize(
-    ("num_tokens", "is_score", "most", "is_taken"),
-    [
-        (63, False, None, True), (64, False, None, False),  # of 64: one token must have room
-        (64, True, None, True), (65, True, None, False),  # a score needs none
-        (10, False, 10, True), (11, False, 10, False), (11, True, 10, False), (63, False, 1000, True),
-    ],
-)  # fmt: skip
-def test_the_longest_prompt(num_tokens, is_score, most, is_taken):
-    async def scene(service, thread):
-        job = make_job([5] * num_tokens, [5], is_score=is_score)
-        if is_taken:
-            await service.submit(job, is_incremental=True)
-            assert len(thread.submitted) == 2
-            return
-        with pytest.raises(RequestError, match=f"has {num_tokens} tokens.*max_model_len") as caught:
-            await service.submit(job, is_incremental=True)
-        assert caught.value.param == "prompt"
-        assert not thread.submitted
-        assert service.admission.num_sequences == 0
-
-    run_scene(scene, make_service({"max_prompt_tokens": most}))
-
-
-def test_a_text_that_cannot_be_short_enough_is_not_tokenized():
-    async def scene(service, thread):
-        with pytest.raises(RequestError, match="characters"):
-            await service.submit(make_job("x" * 100_000), is_incremental=True)
-        assert service.engine.tokenizer.encoded == []
-        assert service.admission.num_sequences == 0
-
-    run_scene(scene)
-
-
-def test_too_many_logprobs_are_refused_before_the_queue():
-    async def scene(service, thread):
-        job = make_job(num_choices=30, params={"logprobs": 20, "max_tokens": 10**6})
-        with pytest.raises(RequestError, match="log-probabilities"):
-            await service.submit(job, is_incremental=True)
-        assert not thread.submitted
-        assert service.admission.num_sequences == 0
-
-    run_scene(scene)
-
-
 def test_an_engine_that_fails_while_a_prompt_is_tokenized(monkeypatch):
     """... would never deliver anything: the request is refused, not queued."""
 
     async def scene(service, thread):
-        def check_params(params):
-            thread.failure = EngineError("the engine failed: boom")
-            return params.resolved({})
+        def prepare_many(*args, **options):
+            thread.failure = EngineStoppedError("the engine failed: boom")
+            return []
 
-        monkeypatch.setattr(service.engine, "check_params", check_params)
+        monkeypatch.setattr(service.engine, "prepare_many", prepare_many)
         with pytest.raises(ApiError) as caught:
-            await service.submit(make_job(), is_incremental=True)
+            await submit(service)
         assert (caught.value.status, caught.value.code) == (503, "engine_stopped")
         assert not thread.submitted
         assert service.admission.num_sequences == 0

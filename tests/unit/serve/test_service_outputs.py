@@ -7,11 +7,10 @@ import pytest
 
 from octavo.errors import QueueFullError, RequestError
 from octavo.serve.errors import ApiError
-from octavo.serve.output_stream import RequestFailed
 from octavo.serve.service import INLINE_WEIGHT, NUM_HELPERS
 from octavo.text.template_text import TemplateText
 from tests.support.outputs import make_output
-from tests.support.stub_requests import finished, make_job
+from tests.support.stub_requests import finished, submit
 from tests.support.stub_service import TEMPLATE, StubRenderPool, run_scene
 
 # --- outputs ------------------------------------------------------------------------------------------------------
@@ -19,8 +18,8 @@ from tests.support.stub_service import TEMPLATE, StubRenderPool, run_scene
 
 def test_a_stream_gets_every_output_of_its_own_sequences():
     async def scene(service, thread):
-        one = await service.submit(make_job(num_choices=2), is_incremental=True)
-        two = await service.submit(make_job(), is_incremental=True)
+        one = await submit(service, num_choices=2)
+        two = await submit(service)
         first, second = one.ids
         thread.deliver([(second, make_output("x")), (two.ids[0], make_output("o")), ("nobody", make_output("?"))])
         assert [(index, output.outputs[0].text) for index, output in await one.next_outputs(5)] == [(1, "x")]
@@ -39,7 +38,7 @@ def test_a_stream_gets_every_output_of_its_own_sequences():
 
 def test_a_reader_of_whole_responses_is_not_woken_before_the_end():
     async def scene(service, thread):
-        stream = await service.submit(make_job(), is_incremental=False)
+        stream = await submit(service, is_incremental=False)
         reading = asyncio.create_task(stream.next_outputs(5))
         await asyncio.sleep(0)
         thread.deliver([(stream.ids[0], make_output("a"))])
@@ -54,8 +53,8 @@ def test_a_reader_of_whole_responses_is_not_woken_before_the_end():
 
 def test_closing_a_stream_aborts_what_still_runs():
     async def scene(service, thread):
-        stream = await service.submit(make_job(num_choices=3), is_incremental=True)
-        other = await service.submit(make_job(), is_incremental=True)
+        stream = await submit(service, num_choices=3)
+        other = await submit(service)
         thread.deliver([(stream.ids[1], make_output("a", "stop"))])
         stream.close()
         assert thread.aborted == [stream.ids[0], stream.ids[2]]
@@ -73,7 +72,7 @@ def test_closing_a_stream_aborts_what_still_runs():
 
 def test_holding_a_stream_holds_what_still_runs():
     async def scene(service, thread):
-        stream = await service.submit(make_job(num_choices=2), is_incremental=True)
+        stream = await submit(service, num_choices=2)
         thread.deliver([(stream.ids[0], make_output("a", "stop"))])
         stream.hold(is_held=True)
         stream.hold(is_held=False)
@@ -84,7 +83,7 @@ def test_holding_a_stream_holds_what_still_runs():
 
 def test_a_refusal_by_the_engine_ends_its_stream_only():
     async def scene(service, thread):
-        stream, other = [await service.submit(make_job(), is_incremental=True) for _ in range(2)]
+        stream, other = [await submit(service) for _ in range(2)]
         thread.deliver([(stream.ids[0], QueueFullError("the queue is full"))])
         with pytest.raises(QueueFullError):
             await stream.next_outputs(5)
@@ -107,7 +106,7 @@ def test_fail_all_ends_all():
                 pass
             await asyncio.sleep(60)
 
-        streams = [await service.submit(make_job(num_choices=2), is_incremental=is_it) for is_it in (True, False)]
+        streams = [await submit(service, num_choices=2, is_incremental=is_it) for is_it in (True, False)]
         reading = [asyncio.create_task(stream.next_outputs(60)) for stream in streams]
         early, late = asyncio.create_task(unsubmitted()), asyncio.create_task(past_it())
         await asyncio.sleep(0)
@@ -115,8 +114,8 @@ def test_fail_all_ends_all():
         await asyncio.wait([*reading, early], timeout=5)
         for task in reading:
             error = task.exception()
-            assert isinstance(error, RequestFailed)
-            assert (error.error.status, error.error.code, str(error)) == (503, "shutting_down", "the time is over")
+            assert isinstance(error, ApiError)
+            assert (error.status, error.code, str(error)) == (503, "shutting_down", "the time is over")
         error = early.exception()
         assert isinstance(error, ApiError)
         assert (error.status, error.code) == (503, "shutting_down")
@@ -205,7 +204,7 @@ def test_a_service_without_a_template_refuses_chats_and_is_ready(caplog, templat
         with pytest.raises(RequestError, match=message) as caught:
             await service.render("me", [{"role": "user", "content": "ab"}])
         assert caught.value.param == "messages"
-        await service.submit(make_job(), is_incremental=True)
+        await submit(service)
 
     run_scene(scene, template=template)
     assert ("line 1" in caplog.text) == (template is not None)

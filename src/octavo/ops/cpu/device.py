@@ -78,7 +78,8 @@ def open_device(device: str, dtype: str, threads: int | None) -> Device:
     isa = _forced_isa()
     dtype = "bfloat16" if dtype == "float16" else dtype
     native = _cpu.ExecutionContext(isa, threads or hardware.processor().num_cores)
-    return Device("cpu", dtype, Handle(native, dtype == "bfloat16", Tokens(_cpu.TokensPlan())))
+    handle = Handle(native, dtype == "bfloat16", Tokens(_cpu.TokensPlan()))
+    return Device("cpu", dtype, handle, "cpu", native.isa, native.num_threads)
 
 
 def _forced_isa() -> str:

@@ -4,7 +4,7 @@ Knows the order: admission, the body, its validation, rendering and tokenizing, 
 """
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, Final
 from uuid import uuid4
@@ -12,19 +12,22 @@ from uuid import uuid4
 import orjson
 
 from octavo.errors import RequestError
-from octavo.llm_engine import Prompt
-from octavo.outputs import NOTHING_ALLOWED, RequestOutput
+from octavo.llm_engine import EngineRequest, Prompt
+from octavo.outputs import RequestOutput
+from octavo.params import SamplingParams
 from octavo.serve.api.requests import (
     chat_request_options,
+    check_logprob_entries,
     check_sequences,
     completion_request_options,
-    job_of,
     prompts_of,
+    salt_of,
+    weight_of,
+    with_shared_seed,
 )
 from octavo.serve.api.responses import ChatResponseBuilder, CompletionResponseBuilder, ResponseBuilder
 from octavo.serve.api.schemas import Body, ChatBody, CompletionBody, DetokenizeBody, GenerationBody, TokenizeBody, parse
 from octavo.serve.errors import ApiError, bad_request, from_engine, internal
-from octavo.serve.generation_job import GenerationJob
 from octavo.serve.http.exchange import COMMENT, DONE, Exchange, event
 from octavo.serve.output_stream import OutputStream
 from octavo.serve.service import Service
@@ -51,11 +54,11 @@ class GenerationRoutes:
 
     async def tokenize(self, exchange: Exchange) -> None:
         """POST /tokenize: the ids of a prompt or of messages."""
-        await self._admitted(exchange, self._before_submit(self._tokenize), "prompt")
+        await self._admitted(exchange, self._tokenize, "prompt")
 
     async def detokenize(self, exchange: Exchange) -> None:
         """POST /detokenize: the text of ids."""
-        await self._admitted(exchange, self._before_submit(self._detokenize), "tokens")
+        await self._admitted(exchange, self._detokenize, "tokens")
 
     async def _tokenize(self, exchange: Exchange, value: dict[str, Any]) -> None:
         body, ignored = parse(TokenizeBody, value)
@@ -94,15 +97,6 @@ class GenerationRoutes:
 
         await exchange.answer({"prompt": await self._service.on_thread(exchange.client, len(body.tokens), decoded)})
 
-    def _before_submit(self, handle: Handle) -> Handle:
-        """A handler that submits nothing: shutting down ends it with 503."""
-
-        async def handle_unsubmitted(exchange: Exchange, value: dict[str, Any]) -> None:
-            async with self._service.before_submit():
-                await handle(exchange, value)
-
-        return handle_unsubmitted
-
     async def _admitted(self, exchange: Exchange, handle: Handle, prompt_param: str) -> None:
         """Admit and handle a request; it counts as active until its response is complete."""
         self._service.begin(exchange.client)
@@ -110,8 +104,8 @@ class GenerationRoutes:
             self._service.check_admission(exchange.client)
             async with self._service.before_submit():
                 body = await exchange.json()
-            async with exchange.cancel_on_disconnect():
-                await handle(exchange, body)
+                async with exchange.cancel_on_disconnect():
+                    await handle(exchange, body)
         except RequestError as error:
             raise from_engine(error, prompt_param=prompt_param) or error from None
         finally:
@@ -122,13 +116,10 @@ class GenerationRoutes:
         self._check_body(body, exchange, ignored)
         params, options = chat_request_options(body, ignored, self._config)
         check_sequences(1, options, self._config)
-        async with self._service.before_submit():
-            ids = await self._rendered(exchange.client, body.messages, body)
-        job = job_of([ids], params, options, body, (exchange.client, self._service.has_tenants))
+        ids = await self._rendered(exchange.client, body.messages, body)
         service = self._service
-        await self._run(
-            exchange, job, ChatResponseBuilder(service.model_name, options, service.engine.tokenizer, service.new_ids)
-        )
+        builder = ChatResponseBuilder(service.model_name, options, service.engine.tokenizer, service.new_ids)
+        await self._run(exchange, body, [ids], params, builder)
 
     async def _complete(self, exchange: Exchange, value: dict[str, Any]) -> None:
         body, ignored = parse(CompletionBody, value)
@@ -136,10 +127,9 @@ class GenerationRoutes:
         params, options = completion_request_options(body, ignored, self._config)
         prompts: list[Prompt] = prompts_of(body, self._config)
         check_sequences(len(prompts), options, self._config)
-        job = job_of(prompts, params, options, body, (exchange.client, self._service.has_tenants))
         service = self._service
         builder = CompletionResponseBuilder(service.model_name, options, service.engine.tokenizer, service.new_ids)
-        await self._run(exchange, job, builder)
+        await self._run(exchange, body, prompts, params, builder)
 
     async def _rendered(self, client: str, messages: list[dict[str, Any]], body: ChatBody | TokenizeBody) -> list[int]:
         is_continued = bool(body.continue_final_message)
@@ -155,25 +145,71 @@ class GenerationRoutes:
             kwargs=body.chat_template_kwargs,
         )
 
-    async def _run(self, exchange: Exchange, job: GenerationJob, builder: ResponseBuilder) -> None:
-        """Run the job in the engine and respond in the shape that was asked for."""
-        async with self._service.before_submit():
-            stream = await self._service.submit(job, is_incremental=builder.options.is_stream)
+    async def _run(
+        self,
+        exchange: Exchange,
+        body: ChatBody | CompletionBody,
+        prompts: Sequence[Prompt],
+        params: SamplingParams,
+        builder: ResponseBuilder,
+    ) -> None:
+        """Run the prompts in the engine and respond in the shape that was asked for."""
+        service, options = self._service, builder.options
+        num_sequences = len(prompts) * options.num_best
+        params = with_shared_seed(params, num_sequences)
+
+        def prepare(ids: Sequence[str]) -> list[EngineRequest]:
+            requests = service.engine.prepare_many(
+                (self._checked_prompt(prompt, body) for prompt in prompts),
+                params,
+                ids=ids,
+                num_choices=options.num_best,
+                priority=body.priority or 0,
+                cache_salt=salt_of(body, exchange.client, is_tenant=service.has_tenants),
+                client=exchange.client,
+                score_only=options.is_score,
+            )
+            prepared = []
+            for request in requests:
+                service.check_prompt(len(request.prompt_token_ids), is_score=options.is_score)
+                prepared.append(request)
+            check_logprob_entries(prepared)
+            return prepared
+
+        stream = await service.submit(
+            exchange.client,
+            num_sequences,
+            prepare,
+            weight=weight_of(prompts, params, options.num_best),
+            is_incremental=options.is_stream,
+        )
         try:
-            if builder.options.is_stream:
+            if options.is_stream:
                 await self._stream(exchange, stream, builder)
             else:
-                while stream.has_more:
-                    for index, output in await stream.next_outputs(_FOREVER):
-                        _check_output(output)
-                        builder.outputs[index] = output
-                weight = sum(builder.weight(index, output) for index, output in builder.outputs.items())
-                body = await self._service.on_thread(job.client, weight, lambda: orjson.dumps(builder.body()))
-                await exchange.raw(body)
+                await self._answer(exchange, stream, builder)
         finally:
             stream.close()
             if self._config.log_requests:
-                self._log(exchange, job, builder)
+                self._log(exchange, prompts, builder)
+
+    def _checked_prompt(self, prompt: Prompt, body: ChatBody | CompletionBody) -> Prompt:
+        """The prompt, once it is known to be short enough to be worth tokenizing."""
+        if not isinstance(prompt, str):
+            return prompt
+        self._service.check_length(prompt)
+        if isinstance(body, CompletionBody) and body.add_special_tokens is False:
+            return self._service.engine.tokenizer.encode(prompt, add_special=False)
+        return prompt
+
+    async def _answer(self, exchange: Exchange, stream: OutputStream, builder: ResponseBuilder) -> None:
+        while stream.has_more:
+            for index, output in await stream.next_outputs(_FOREVER):
+                _check_output(output)
+                builder.outputs[index] = output
+        weight = sum(builder.weight(index, output) for index, output in builder.outputs.items())
+        body = await self._service.on_thread(exchange.client, weight, lambda: orjson.dumps(builder.body()))
+        await exchange.raw(body)
 
     async def _stream(self, exchange: Exchange, stream: OutputStream, builder: ResponseBuilder) -> None:
         await exchange.begin_stream()
@@ -207,10 +243,10 @@ class GenerationRoutes:
             message = f"model: {body.model[:100]!r} is not served here; /v1/models lists what is" if body.model else ""
             raise ApiError(404, message, param="model", code="model_not_found")
 
-    def _log(self, exchange: Exchange, job: GenerationJob, builder: ResponseBuilder) -> None:
+    def _log(self, exchange: Exchange, prompts: Sequence[Prompt], builder: ResponseBuilder) -> None:
         """Log one line a request; its prompts only with `log_prompts`."""
         usage, reasons = builder.usage(), [output.outputs[0].finish_reason for output in builder.outputs.values()]
-        prompts = f" prompts={list(job.prompts)!r}" if self._config.log_prompts else ""
+        prompts = f" prompts={list(prompts)!r}" if self._config.log_prompts else ""
         logger.info(
             "%s %s client=%s prompt_tokens=%d completion_tokens=%d finish=%s metrics=%s%s",
             exchange.request_id,
@@ -229,11 +265,11 @@ def _events(builder: ResponseBuilder, index: int, output: RequestOutput) -> byte
 
 
 def _check_output(output: RequestOutput) -> None:
-    """Raise ApiError for a sequence that failed: 400 where nothing was left to choose, else 500; why is in the log."""
-    completion = output.outputs[0]
-    if completion.error == NOTHING_ALLOWED:
-        raise bad_request(f"allowed_token_ids: {NOTHING_ALLOWED}", "allowed_token_ids")
-    if completion.finish_reason == "error":
+    """Raise for a sequence that failed: its request's own fault as it is, else a 500; why is in the log."""
+    error = output.outputs[0].error
+    if isinstance(error, RequestError):
+        raise error
+    if error is not None:
         error_id = f"err-{uuid4().hex[:16]}"
-        logger.error("%s: a sequence failed: %s", error_id, completion.error)
+        logger.error("%s: a sequence failed: %s", error_id, error)
         raise internal(error_id)

@@ -1,19 +1,22 @@
-"""From a validated body to what the engine is asked (GenerationJob) and the shape of the response (ResponseOptions).
+"""From a validated body to sampling parameters, prompts and the shape of the response (ResponseOptions).
 
 Knows both routes' rules: which fields go together, and the server's own limits. Renders and tokenizes nothing.
 """
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
-from octavo.llm_engine import Prompt
+from octavo.errors import RequestError
+from octavo.llm_engine import EngineRequest, Prompt
 from octavo.params import UNSET, SamplingParams
 from octavo.serve.api.responses import ResponseOptions
 from octavo.serve.api.schemas import ChatBody, CompletionBody, GenerationBody
 from octavo.serve.config import ServerConfig
 from octavo.serve.errors import bad_request
-from octavo.serve.generation_job import GenerationJob
+
+MAX_LOGPROB_ENTRIES: Final = 500_000  # log-probabilities in one response: some 25 MB of JSON
+_COUNTED_TOKENS: Final = 1024  # output tokens counted a sequence: max_tokens is an upper bound that is rarely reached
 
 
 def chat_request_options(
@@ -46,7 +49,7 @@ def completion_request_options(
         raise bad_request("max_tokens: 0 goes with echo=true only", "max_tokens")
     options = _response_options(body, ignored, config, body.logprobs)
     if body.echo and body.logprobs is not None and body.prompt_logprobs is None:
-        body.prompt_logprobs = body.logprobs
+        body = body.model_copy(update={"prompt_logprobs": body.logprobs})
     params = body.sampling(UNSET if body.max_tokens is None else max(1, body.max_tokens), body.logprobs)
     return _checked(params, config), options
 
@@ -71,30 +74,38 @@ def prompts_of(body: CompletionBody, config: ServerConfig) -> list[Prompt]:
     return many
 
 
-def job_of(
-    prompts: Sequence[Prompt],
-    params: SamplingParams,
-    options: ResponseOptions,
-    body: GenerationBody,
-    client: tuple[str, bool],
-) -> GenerationJob:
-    """The job for these prompts. `client`: its name, and whether it is a tenant that shares no cached prefixes."""
-    name, is_tenant = client
-    salt = body.cache_salt
-    if is_tenant:
-        salt = f"{name}:{salt or ''}"
-    if options.num_best * len(prompts) > 1 and params.seed is UNSET:
-        params = _with_seed(params)
-    return GenerationJob(
-        prompts=prompts,
-        params=params,
-        num_choices=options.num_best,
-        client=name,
-        priority=body.priority or 0,
-        cache_salt=salt,
-        is_score=options.is_score,
-        add_special=not (isinstance(body, CompletionBody) and body.add_special_tokens is False),
+def salt_of(body: GenerationBody, client: str, *, is_tenant: bool) -> str | None:
+    """The salt of the request's cached prefixes; a tenant shares none with any other client."""
+    return f"{client}:{body.cache_salt or ''}" if is_tenant else body.cache_salt
+
+
+def weight_of(prompts: Sequence[Prompt], params: SamplingParams, num_choices: int) -> int:
+    """A rough cost of tokenizing and checking: characters, token ids, and a constant for each sequence."""
+    lists = (params.stop_token_ids, params.allowed_token_ids, params.logit_bias)
+    words = sum(len(word) for word in (*(params.bad_words or ()), *params.stop_strings))
+    return (
+        sum(map(len, prompts)) + 32 * len(prompts) * num_choices + sum(len(each) for each in lists if each) + 16 * words
     )
+
+
+def check_logprob_entries(requests: Sequence[EngineRequest]) -> None:
+    """Raise RequestError where the response could hold more than MAX_LOGPROB_ENTRIES log-probabilities.
+
+    Millions of them could neither be built nor sent in time.
+    """
+    num_entries = 0
+    for request in requests:
+        params = request.params
+        if params.logprobs is not None:
+            num_entries += min(request.max_tokens, _COUNTED_TOKENS) * (1 + params.logprobs)
+        if params.prompt_logprobs is not None:
+            num_entries += len(request.prompt_token_ids) * (1 + params.prompt_logprobs)
+    if num_entries > MAX_LOGPROB_ENTRIES:
+        raise RequestError(
+            f"logprobs: the answer may hold {num_entries} log-probabilities; at most {MAX_LOGPROB_ENTRIES} are given "
+            "at a time: fewer prompts, choices or tokens (max_tokens), or fewer logprobs",
+            "logprobs",
+        )
 
 
 def check_sequences(num_prompts: int, options: ResponseOptions, config: ServerConfig) -> None:
@@ -145,7 +156,9 @@ def _checked(params: SamplingParams, config: ServerConfig) -> SamplingParams:
     return params
 
 
-def _with_seed(params: SamplingParams) -> SamplingParams:
-    """The parameters with a random seed, from which all candidates count on; the response names it."""
+def with_shared_seed(params: SamplingParams, num_sequences: int) -> SamplingParams:
+    """Several sequences without a seed get a random one, from which their own count on; the response names it."""
+    if num_sequences == 1 or params.seed is not UNSET:
+        return params
     given = {name: value for name, value in vars(params).items() if value is not UNSET}
     return SamplingParams(**given | {"seed": int.from_bytes(os.urandom(6), "little")})

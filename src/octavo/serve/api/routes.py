@@ -17,12 +17,11 @@ from octavo.errors import EngineError
 from octavo.serve.api.generate import GenerationRoutes
 from octavo.serve.api.info import InfoRoutes
 from octavo.serve.config import ServerConfig
-from octavo.serve.errors import ApiError, from_engine, internal, unavailable
+from octavo.serve.errors import ApiError, from_engine, internal
 from octavo.serve.http.auth import AccessPolicy
 from octavo.serve.http.exchange import Exchange
 from octavo.serve.http.json_body import ClientDisconnected
 from octavo.serve.http.request_ids import RequestIds
-from octavo.serve.output_stream import RequestFailed
 from octavo.serve.service import Service
 
 logger = logging.getLogger(__name__)
@@ -82,7 +81,6 @@ def create_app(service: Service, config: ServerConfig) -> ASGIApp:
         allowed_hosts=config.allowed_hosts,
         allowed_origins=config.allowed_origins,
     )
-    service.has_tenants = access.has_tenants
 
     def endpoint(handler: Handler, *, is_open: bool = False) -> "_Endpoint":
         return _Endpoint(handler, access, config, service.new_ids, is_open=is_open)
@@ -153,17 +151,14 @@ def _error_response(error: Exception) -> ApiError:
     match error:
         case ApiError():
             return error
-        case RequestFailed():
-            return error.error
     known = from_engine(error, prompt_param="prompt")
     if known is not None:
         return known
     error_id = f"err-{uuid4().hex[:16]}"
     if isinstance(error, EngineError):
         logger.error("%s: %s", error_id, error)
-        is_down = "the engine" in str(error)
-        return unavailable("the engine has stopped", "engine_stopped", 5) if is_down else internal(error_id)
-    logger.error("%s: unexpected error", error_id, exc_info=error)
+    else:
+        logger.error("%s: unexpected error", error_id, exc_info=error)
     return internal(error_id)
 
 

@@ -30,18 +30,27 @@ from collections import deque
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import orjson
 
 from octavo.engine_thread import EngineThread, post
-from octavo.serve.live.snapshot import MAX_STEPS, EngineSnapshot, SnapshotRecorder
+from octavo.serve.live.snapshot import MAX_STEPS, LiveSnapshot, SnapshotRecorder, StepLine
 
 POLL = 0.25  # seconds without news after which the engine is asked, unless it was idle
 HEARTBEAT = 2.0  # seconds between two frames where nothing happens
 MAX_STEPS_IN_FRAME = 64
 MAX_CELLS = 8192
+
+
+class BlockMap(TypedDict):
+    """The block map of a frame."""
+
+    blocks: int
+    blocks_per_cell: int
+    block_size: int
+    codes: str
 
 
 @dataclass(slots=True, eq=False)
@@ -110,10 +119,10 @@ class LiveFeed:
 
     def _reset(self) -> None:
         """Reset: the next viewer is sent nothing that was recorded before it came."""
-        self._snapshot: EngineSnapshot | None = None
-        self._steps: deque[dict[str, Any]] = deque(maxlen=MAX_STEPS)
+        self._snapshot: LiveSnapshot | None = None
+        self._steps: deque[StepLine] = deque(maxlen=MAX_STEPS)
         self._num_steps = 0
-        self._map: dict[str, Any] = {}
+        self._map: BlockMap | None = None
         self._map_version = 0
         self._is_requested = False
         self._last_frame = monotonic()
@@ -134,7 +143,7 @@ class LiveFeed:
             if now - self._last_frame >= HEARTBEAT:  # the engine is in a long step, or gone
                 self._wake_viewers()
 
-    def _receive(self, recorder: SnapshotRecorder, snapshot: EngineSnapshot) -> None:
+    def _receive(self, recorder: SnapshotRecorder, snapshot: LiveSnapshot) -> None:
         if recorder is not self._recorder:  # from before the last viewer left
             return
         self._snapshot, self._is_requested = snapshot, False
@@ -151,11 +160,11 @@ class LiveFeed:
         for viewer in self._viewers:
             viewer.updated.set()
 
-    def _frame(self, viewer: _Viewer, snapshot: EngineSnapshot) -> bytes:
+    def _frame(self, viewer: _Viewer, snapshot: LiveSnapshot) -> bytes:
         """The newest state, and the steps that this viewer has not seen yet."""
         num_new = self._num_steps - viewer.num_steps
         steps = list(self._steps)[-min(num_new, MAX_STEPS_IN_FRAME) :] if num_new else []
-        frame: dict[str, Any] = {
+        frame: dict[str, object] = {
             "time": round(snapshot.unix_time, 3),
             "age": round(monotonic() - snapshot.taken, 3),
             "requests": snapshot.requests,
@@ -170,7 +179,7 @@ class LiveFeed:
         return orjson.dumps(frame)
 
 
-def _encode_map(snapshot: EngineSnapshot) -> dict[str, Any]:
+def _encode_map(snapshot: LiveSnapshot) -> BlockMap:
     codes = snapshot.block_codes()
     per_cell = -(-len(codes) // MAX_CELLS)
     if per_cell > 1:

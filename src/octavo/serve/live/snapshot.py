@@ -1,21 +1,22 @@
-"""Snapshots of the engine, as plain data: taken on the engine's thread, read on the event loop's.
+"""What the live page shows of an engine: taken on the engine's thread (`LLMEngine.inspect`), read on the event loop's.
 
-Knows where the engine keeps its sequences, blocks and clock. Knows no socket, no JSON and no event loop. Copies numbers
-and request ids only: no prompt and no generated text ever passes through here.
+Adds what one look cannot tell: rates, the steps since the last frame, a small number for each sequence. Knows no
+socket, no JSON and no event loop.
 """
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import islice
 from time import monotonic, time
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
+from numpy.typing import NDArray
 
 from octavo.llm_engine import LLMEngine
+from octavo.snapshot import EngineStats, SequenceSnapshot
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ MAX_ROWS = 256
 MAX_STEPS = 256  # steps kept between two snapshots
 MAX_ID_CHARS = 64
 
-# Codes of the block map. `BlockPool.picture` speaks of USED, which becomes FIRST_OWNER + k or NO_NUMBER here.
+# Codes of the block map. `EngineSnapshot.pools` speak of USED, which becomes FIRST_OWNER + k or NO_NUMBER here.
 FREE, CACHED, SHARED, FIRST_OWNER, NO_NUMBER = 0, 1, 2, 3, 255
 MAX_OWNERS = NO_NUMBER - FIRST_OWNER
 
@@ -56,26 +57,57 @@ class TrackedSequence:
     rate: Rate = field(default_factory=Rate)
 
 
+class RequestLine(TypedDict):
+    """A line of the page's table of requests: one sequence. `owner` is its number; counts are tokens."""
+
+    id: str
+    owner: int
+    state: str
+    prompt: int
+    cached: int
+    computed: int
+    output: int
+    max_output: int
+    tokens_per_second: float
+    preemptions: int
+
+
+class StepLine(TypedDict):
+    """A step: tokens by kind, seconds by phase, rows as (owner, sequence id, kind, tokens)."""
+
+    step: int
+    tokens: dict[str, int]
+    seconds: dict[str, float]
+    num_rows: int
+    rows: list[tuple[int, str, str, int]]
+
+
+class Totals(EngineStats):
+    """The engine's numbers, and its rate."""
+
+    tokens_per_second: float
+
+
 @dataclass(frozen=True, slots=True)
-class EngineSnapshot:
+class LiveSnapshot:
     """The engine between two steps. `steps` are those since the last snapshot, `tables` (owner, pool, blocks)."""
 
     taken: float  # monotonic seconds
     due: float  # when the next one may be taken
     unix_time: float
-    requests: list[dict[str, Any]]
-    totals: dict[str, Any]
+    requests: list[RequestLine]
+    totals: Totals
     block_size: int
-    pools: list[bytes]
-    tables: list[tuple[int, int, list[int]]]
-    steps: list[dict[str, Any]]
+    pools: tuple[bytes, ...]
+    tables: list[tuple[int, int, tuple[int, ...]]]
+    steps: list[StepLine]
 
     @property
     def is_idle(self) -> bool:
         """Whether nothing runs or waits."""
         return not self.totals["running"] and not self.totals["waiting"]
 
-    def block_codes(self) -> "np.ndarray[Any, np.dtype[np.uint8]]":
+    def block_codes(self) -> NDArray[np.uint8]:
         """One code a block, pool after pool."""
         codes = np.frombuffer(b"".join(self.pools), np.uint8).copy()
         is_used, is_shared = codes == 2, codes == 3
@@ -91,12 +123,12 @@ class EngineSnapshot:
 class SnapshotRecorder:
     """Records each step, and takes a snapshot now and then. Every method runs on the engine's thread."""
 
-    def __init__(self, post: Callable[["SnapshotRecorder", EngineSnapshot], None]) -> None:
+    def __init__(self, post: Callable[["SnapshotRecorder", LiveSnapshot], None]) -> None:
         self._post = post
         self._tracked: dict[str, TrackedSequence] = {}
         self._numbers: set[int] = set()  # those in use
         self._last_number = -1
-        self._steps: deque[dict[str, Any]] = deque(maxlen=MAX_STEPS)
+        self._steps: deque[StepLine] = deque(maxlen=MAX_STEPS)
         self._num_steps: int | None = None
         self._seconds: dict[str, float] = {}
         self._rate = Rate()
@@ -127,30 +159,27 @@ class SnapshotRecorder:
         now = monotonic()
         if now < self._next_snapshot:
             return
-        scheduler = engine.engine.scheduler
-        self._forget_finished(scheduler.sequences)
-        waiting = (sequence for sequence in scheduler.sequences.values() if sequence.status.value == "waiting")
-        requests = [self._describe(s, now) for s in islice(scheduler.running, MAX_REQUESTS)]
-        requests += [self._describe(s, now) for s in islice(waiting, MAX_REQUESTS - len(requests))]
-        totals = engine.get_stats()
-        totals["tokens_per_second"] = self._rate.update(now, totals["generation_tokens"])
-        pools = [pool.picture() for pool in scheduler.tables.pools]
+        inside = engine.inspect(max_sequences=MAX_REQUESTS)
+        self._forget_finished(inside.sequence_ids)
+        requests = [self._describe(sequence, now) for sequence in inside.sequences]
+        rate = self._rate.update(now, inside.stats["generation_tokens"])
         tables = [
-            (self._owner(sequence).number, pool, list(blocks))
-            for sequence in scheduler.running
+            (self._owner(sequence).number, pool, blocks)
+            for sequence in inside.sequences
+            if sequence.state == "running"
             for pool, blocks in enumerate(sequence.block_tables)
         ]
         steps = list(self._steps)
         self._steps.clear()
         self._next_snapshot = now + max(INTERVAL, (monotonic() - now) / MAX_LOAD)
-        snapshot = EngineSnapshot(
+        snapshot = LiveSnapshot(
             taken=now,
             due=self._next_snapshot,
             unix_time=time(),
             requests=requests,
-            totals=totals,
-            block_size=scheduler.tables.block_size,
-            pools=pools,
+            totals={**inside.stats, "tokens_per_second": rate},
+            block_size=inside.block_size,
+            pools=inside.pools,
             tables=tables,
             steps=steps,
         )
@@ -158,49 +187,48 @@ class SnapshotRecorder:
 
     def _record(self, engine: LLMEngine) -> None:
         """Record the newest step, if it ran anything."""
-        core, plan = engine.engine, engine.engine.last_plan
-        before, self._seconds = self._seconds, dict(core.timer.seconds)
-        num_before, self._num_steps = self._num_steps, core.num_steps
-        if plan is None or num_before in (None, core.num_steps):  # of the first step seen only the end was seen
+        inside = engine.inspect(max_sequences=0, has_blocks=False)
+        number = inside.stats["steps"]
+        before, self._seconds = self._seconds, inside.stats["seconds"]
+        num_before, self._num_steps = self._num_steps, number
+        if num_before in (None, number):  # of the first step seen only the end was seen
             return
         rows: list[tuple[int, str, str, int]] = []
         num_by_kind = {"prompt": 0, "decode": 0, "recompute": 0}
-        for row in plan.rows:
-            sequence, num_tokens = core.scheduler.sequences.get(row.sequence_id), len(row.token_ids)
-            owner = self._tracked.get(row.sequence_id) or self._add_owner(row.sequence_id, sequence, row.start)
+        for row in inside.last_rows:
+            owner = self._tracked.get(row.sequence_id) or self._add_owner(row.sequence_id, row.sequence, row.start)
             kind = "prompt" if row.start < owner.num_prompt else "decode"
             kind = "recompute" if row.start < owner.num_known else kind
-            num_by_kind[kind] += num_tokens
-            if sequence is not None:  # still there; a failed step left it with nothing computed
-                owner.num_known = max(owner.num_known, sequence.num_computed)
+            num_by_kind[kind] += row.num_tokens
+            if row.sequence is not None:  # still there; a failed step left it with nothing computed
+                owner.num_known = max(owner.num_known, row.sequence.num_computed)
             if len(rows) < MAX_ROWS:
-                rows.append((owner.number, row.sequence_id[:MAX_ID_CHARS], kind, num_tokens))
+                rows.append((owner.number, row.sequence_id[:MAX_ID_CHARS], kind, row.num_tokens))
         seconds = {name: round(now - before[name], 6) for name, now in self._seconds.items()}
-        step = {"step": core.num_steps, "tokens": num_by_kind, "seconds": seconds}
-        self._steps.append({**step, "num_rows": len(plan.rows), "rows": rows})
+        self._steps.append({
+            "step": number, "tokens": num_by_kind, "seconds": seconds, "num_rows": len(inside.last_rows), "rows": rows,
+        })  # fmt: skip
 
-    def _describe(self, sequence: Any, now: float) -> dict[str, Any]:
-        """One line of the table of requests. (Sequences are the engine's: their type has no name up here.)"""
-        is_running = sequence.status.value == "running"
+    def _describe(self, sequence: SequenceSnapshot, now: float) -> RequestLine:
+        is_running = sequence.state == "running"
         owner = self._owner(sequence) if is_running else self._tracked.get(sequence.id)
-        num_output = len(sequence.data.output_token_ids)
         return {
             "id": sequence.id[:MAX_ID_CHARS],
             "owner": -1 if owner is None else owner.number,
-            "state": "held" if sequence.is_held else sequence.status.value,
-            "prompt": len(sequence.data.prompt_token_ids),
-            "cached": sequence.num_cached_tokens,
+            "state": sequence.state,
+            "prompt": sequence.num_prompt,
+            "cached": sequence.num_cached,
             "computed": sequence.num_computed,
-            "output": num_output,
-            "max_output": sequence.request.max_tokens,
-            "tokens_per_second": 0.0 if owner is None else owner.rate.update(now, num_output),
+            "output": sequence.num_output,
+            "max_output": sequence.max_output,
+            "tokens_per_second": 0.0 if owner is None else owner.rate.update(now, sequence.num_output),
             "preemptions": sequence.num_preemptions,
         }
 
-    def _owner(self, sequence: Any) -> TrackedSequence:
+    def _owner(self, sequence: SequenceSnapshot) -> TrackedSequence:
         return self._tracked.get(sequence.id) or self._add_owner(sequence.id, sequence, sequence.num_computed)
 
-    def _add_owner(self, sequence_id: str, sequence: Any, start: int) -> TrackedSequence:
+    def _add_owner(self, sequence_id: str, sequence: SequenceSnapshot | None, start: int) -> TrackedSequence:
         """Number a sequence that was not seen before. One that is gone already ran a single row: its prompt."""
         number = -1
         if len(self._numbers) < MAX_OWNERS:
@@ -211,12 +239,12 @@ class SnapshotRecorder:
             self._last_number = number
         owner = TrackedSequence(number, start + 1)
         if sequence is not None:
-            owner.num_prompt = len(sequence.data.prompt_token_ids)
-            if sequence.num_preemptions and sequence.data.output_token_ids:  # all but the newest two were computed once
-                owner.num_known = sequence.data.get_len() - 2
+            owner.num_prompt = sequence.num_prompt
+            if sequence.num_preemptions and sequence.num_output:  # all but the newest two were computed once
+                owner.num_known = sequence.num_prompt + sequence.num_output - 2
         self._tracked[sequence_id] = owner
         return owner
 
-    def _forget_finished(self, sequences: dict[str, Any]) -> None:
-        for sequence_id in [name for name in self._tracked if name not in sequences]:
+    def _forget_finished(self, sequence_ids: Collection[str]) -> None:
+        for sequence_id in [name for name in self._tracked if name not in sequence_ids]:
             self._numbers.discard(self._tracked.pop(sequence_id).number)

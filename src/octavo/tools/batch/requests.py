@@ -139,8 +139,8 @@ def result_json(request: BatchRequest, result: BatchResult) -> dict[str, Any]:
         body["logprobs"] = [_plain(at) for at in completion.logprobs]
     if result.prompt_logprobs is not None:
         body["prompt_logprobs"] = [None if at is None else _plain(at) for at in result.prompt_logprobs]
-    if completion.finish_reason == "error":
-        body["error"] = completion.error or "the engine failed"
+    if completion.error is not None:
+        body["error"] = str(completion.error)
     return head | body
 
 
@@ -149,7 +149,7 @@ def failure(result: BatchResult) -> str | None:
     if isinstance(result, RequestError):
         return str(result)
     completion = result.outputs[0]
-    return (completion.error or "the engine failed") if completion.finish_reason == "error" else None
+    return None if completion.error is None else str(completion.error)
 
 
 def json_line(record: Mapping[str, Any]) -> bytes:

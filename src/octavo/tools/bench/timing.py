@@ -8,9 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, pairwise
 from statistics import fmean, median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from octavo.errors import EngineError
 from octavo.outputs import RequestOutput
 from octavo.params import SamplingParams
 from octavo.tools.bench.workload import Job
@@ -20,7 +19,8 @@ if TYPE_CHECKING:
     from octavo.llm_engine import LLMEngine
 
 PERCENTILES = (50, 90, 99)
-_COUNTERS = ("steps", "preemptions", "prefix_query_tokens", "prefix_hit_tokens", "computed_tokens")
+_Counter = Literal["steps", "preemptions", "prefix_query_tokens", "prefix_hit_tokens", "computed_tokens"]
+_COUNTERS: tuple[_Counter, ...] = get_args(_Counter)
 _LONGEST_NAP = 0.02  # between two looks at Ctrl-C while no request has arrived
 
 
@@ -121,8 +121,8 @@ def _note(requests: Mapping[str, RequestTimes], outputs: Sequence[RequestOutput]
     """Record when the tokens of a step came."""
     for output in outputs:
         completion, request = output.outputs[0], requests[output.request_id]
-        if completion.finish_reason == "error":
-            raise EngineError(completion.error or "the engine failed")
+        if completion.error is not None:
+            raise completion.error
         request.prompt_len = len(output.prompt_token_ids)
         request.tokens += [now] * (len(completion.token_ids) - len(request.tokens))
 

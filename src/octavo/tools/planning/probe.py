@@ -18,7 +18,7 @@ from octavo.engine.engine import Engine
 from octavo.engine.phase_timer import PhaseTimer
 from octavo.engine.runner import Runner
 from octavo.engine.scheduler import Limits, Scheduler
-from octavo.engine.sequence import Request
+from octavo.engine.sequence import EngineRequest
 from octavo.models.batch import Batch, GroupBatch
 from octavo.ops.interface import AttentionShape, KVShape, RowSpans
 from octavo.params import SamplingParams
@@ -76,8 +76,18 @@ def _step_phases(reduced: ReducedModel, cache: CacheShape, num_rows: int) -> dic
     engine = _engine(reduced, cache, num_rows, timer)
     params = SamplingParams(temperature=0.0, ignore_eos=True).resolved()
     for row in range(num_rows):
-        prompt = [row % reduced.arch.vocab_size]
-        engine.add(Request(str(row), None, prompt, params, 0.0, 0, _NUM_STEPS))
+        engine.add(
+            EngineRequest(
+                request_id=str(row),
+                prompt=None,
+                prompt_token_ids=[row % reduced.arch.vocab_size],
+                params=params,
+                arrival_time=0.0,
+                arrived=0.0,
+                seed=0,
+                max_tokens=_NUM_STEPS,
+            )
+        )
     for _ in range(1 + _WARM_REPEATS):  # the first computes the prompts
         engine.step()
     steps: list[dict[str, float]] = []

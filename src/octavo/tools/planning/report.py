@@ -60,18 +60,18 @@ def _limits(model: ModelFiles, config: EngineConfig, device: Device, memory: Mem
 
 
 def _engine_json(model: ModelFiles, config: EngineConfig, device: Device, limits: Limits) -> dict[str, Any]:
-    arch, is_cpu = model.arch, device.name == "cpu"
+    arch = model.arch
     quantization = choose_precision(model, config, device).quantization
     held = device.dtype if quantization == "none" else f"{device.dtype}, weights {quantization or 'as stored'}"
     return {
         "model": config.model_config.model,
-        "backend": "cpu" if is_cpu else "reference",
-        "kernels": device.handle.native.isa if is_cpu else None,
+        "backend": device.backend,
+        "kernels": device.isa,
         "device": device.name,
         "dtype": device.dtype,
         "quantization": quantization,
         "kv_dtype": choose_kv_dtype(config, device),
-        "threads": device.handle.native.num_threads if is_cpu else None,
+        "threads": device.num_threads,
         "max_model_len": limits.max_model_len,
         "max_num_batched_tokens": limits.max_num_batched_tokens,
         "max_num_seqs": limits.max_num_seqs,

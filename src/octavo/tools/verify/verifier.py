@@ -183,7 +183,7 @@ def _baseline_config(config: EngineConfig, options: VerifyOptions) -> EngineConf
 def _checked(output: RequestOutput) -> RequestOutput:
     completion = output.outputs[0]
     if completion.finish_reason != "length":
-        raise EngineError(completion.error or f"a request ended early ({completion.finish_reason})")
+        raise completion.error or EngineError(f"a request ended early ({completion.finish_reason})")
     return output
 
 

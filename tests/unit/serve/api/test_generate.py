@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from octavo.errors import EngineError
+from octavo.errors import EngineStoppedError
 from octavo.serve.service import Service
 from tests.support.asgi import Peer, make_scope
 from tests.support.outputs import make_output
@@ -25,7 +25,7 @@ from tests.support.stub_requests import (
     post,
     posted,
 )
-from tests.support.stub_service import TEMPLATE, StubRenderPool, app_of, make_service, run_scene
+from tests.support.stub_service import BOS, TEMPLATE, StubRenderPool, app_of, make_service, run_scene
 
 # --- the order of things ------------------------------------------------------------------------------------------
 
@@ -50,7 +50,7 @@ class LoggingPeer(Peer):
 def test_the_order_of_things(monkeypatch, path, body):
     """Admission comes before the body is read, and once more, for all sequences, before anything is tokenized."""
     log: list[str] = []
-    submitted = ["check_admission", "check_params", "prepare", "submit", "response"]
+    submitted = ["check_admission", "prepare_many", "submit", "response"]
     expected = {
         COMPLETIONS: ["check_admission", "body", *submitted],
         CHAT: ["check_admission", "body", "render", "encode", *submitted],
@@ -62,10 +62,10 @@ def test_the_order_of_things(monkeypatch, path, body):
         tokenizer, thread.answer = service.engine.tokenizer, lambda request: [make_output("x", "stop")]
         for owner, name in (
             (service, "check_admission"), (StubRenderPool.made, "render"), (tokenizer, "decode"),
-            (service.engine, "check_params"), (service.engine, "prepare"), (thread, "submit"),
+            (service.engine, "prepare_many"), (thread, "submit"),
         ):  # fmt: skip
             log_calls(monkeypatch, log, owner, name)
-        if path != COMPLETIONS:  # there, `prepare` does it
+        if path != COMPLETIONS:  # there, `prepare_many` does it
             log_calls(monkeypatch, log, tokenizer, "encode")
         peer = await post(service, path, body, LoggingPeer(body, log))
         assert peer.status == 200
@@ -84,7 +84,7 @@ def test_who_is_not_admitted_has_no_body_read(path, body):
             assert int(peer.headers["retry-after"]) > 0
             return fault(peer)
 
-        thread.failure = EngineError("the engine failed: secret")
+        thread.failure = EngineStoppedError("the engine failed: secret")
         assert await refused() == (503, None, "engine_stopped")
         thread.failure = None
         service.begin_drain()
@@ -246,6 +246,54 @@ def test_a_completion_has_its_fields():
     assert (request.params.temperature, request.client) == (0.5, "10.0.0.1")
     [request], _ = submitted(COMPLETIONS, PROMPT | {"add_special_tokens": False})
     assert request.prompt_token_ids == [ord("a"), ord("b")]
+
+
+def test_each_prompt_is_tokenized_once_for_all_its_choices():
+    service = make_service()
+    requests, _ = submitted(COMPLETIONS, PROMPT | {"prompt": ["ab", "cd"], "n": 3, "seed": 40}, service)
+    assert len({request.request_id for request in requests}) == 6
+    assert requests[0].prompt_token_ids == requests[2].prompt_token_ids == [BOS, ord("a"), ord("b")]
+    assert {(request.client, request.max_tokens, request.score_only) for request in requests} == {
+        ("10.0.0.1", 4, False)
+    }
+
+
+LONG_SCORE = {"max_tokens": 0, "echo": True}
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "fields", "most", "is_taken"),
+    [
+        (63, {}, None, True), (64, {}, None, False),  # of 64: one token must have room
+        (64, LONG_SCORE, None, True), (65, LONG_SCORE, None, False),  # a score needs none
+        (10, {}, 10, True), (11, {}, 10, False), (11, LONG_SCORE, 10, False), (63, {}, 1000, True),
+    ],
+)  # fmt: skip
+def test_the_longest_prompt(num_tokens, fields, most, is_taken):
+    body = PROMPT | {"prompt": [[5] * num_tokens, [5]]} | fields
+    requests, peer = submitted(COMPLETIONS, body, make_service({"max_prompt_tokens": most}))
+    if is_taken:
+        assert len(requests) == 2
+        return
+    assert not requests
+    assert fault(peer) == (400, "prompt", "context_length_exceeded")
+    assert f"has {num_tokens} tokens" in peer.json()["error"]["message"]
+
+
+def test_a_text_that_cannot_be_short_enough_is_not_tokenized():
+    async def scene(service, thread):
+        peer = await post(service, COMPLETIONS, PROMPT | {"prompt": "x" * 100_000})
+        assert fault(peer) == (400, "prompt", "context_length_exceeded")
+        assert service.engine.tokenizer.encoded == []
+
+    run_scene(scene)
+
+
+def test_too_many_logprobs_are_refused_before_the_queue():
+    body = PROMPT | {"prompt": ["a"] * 30, "logprobs": 20, "max_tokens": 10**6}
+    requests, peer = submitted(COMPLETIONS, body)
+    assert (requests, fault(peer)) == ([], (400, "logprobs", None))
+    assert "log-probabilities" in peer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(("path", "body"), GENERATING)

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from octavo.errors import EngineError, QueueFullError
-from octavo.outputs import NOTHING_ALLOWED
+from octavo.errors import EngineError, EngineStoppedError, NothingAllowedError, QueueFullError
 from octavo.serve.http import exchange
 from octavo.serve.http.exchange import COMMENT
 from octavo.serve.output_stream import OutputStream
@@ -153,7 +152,7 @@ def test_a_sequence_that_failed_is_an_internal_error(caplog, path, body):
     async def scene(service, thread):
         def answer(request):
             if request.seed == 2:
-                return [make_output("a", "error", error="a secret")]
+                return [make_output("a", "error", error=EngineError("a secret"))]
             return [make_output("a", None if is_stream else "stop")]
 
         thread.answer = answer
@@ -172,7 +171,7 @@ def test_a_sequence_that_failed_is_an_internal_error(caplog, path, body):
 
 def test_a_sequence_with_nothing_to_choose_is_the_requests_fault():
     async def scene(service, thread):
-        thread.answer = lambda request: [make_output("", "error", error=NOTHING_ALLOWED)]
+        thread.answer = lambda request: [make_output("", "error", error=NothingAllowedError())]
         for is_stream in (False, True):
             peer = await post(service, COMPLETIONS, PROMPT | {"stream": is_stream})
             error = (events(peer)[-1] if is_stream else peer.json())["error"]
@@ -191,7 +190,7 @@ def test_a_refusal_by_the_engine_is_answered():
             return await asking
 
         assert fault(await refused(QueueFullError("the queue is full"))) == (429, None, "queue_full")
-        peer = await refused(EngineError("the engine failed: secret"))
+        peer = await refused(EngineStoppedError("the engine failed: secret"))
         assert fault(peer) == (503, None, "engine_stopped")
         assert b"secret" not in peer.sent
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from octavo import __version__
-from octavo.errors import EngineError
+from octavo.errors import EngineStoppedError
 from octavo.serve.api.info import MAX_VIEWERS
 from octavo.serve.api.openapi import openapi
 from tests.support.asgi import Peer, call, make_scope, request
@@ -47,7 +47,7 @@ def test_health_in_each_state():
 def test_an_engine_that_failed_is_neither_live_nor_ready():
     async def scene(service, thread):
         app = app_of(service)
-        thread.failure = EngineError("the engine failed: secret")
+        thread.failure = EngineStoppedError("the engine failed: secret")
         live, (ready, _) = await codes(app)
         assert (live, ready) == ((503, "stalled"), 503)
         assert b"secret" not in (await request(app, "/health/live")).sent

@@ -1,14 +1,21 @@
-"""serve.api.requests: the server's own limits, fields that go together, and what the engine is asked."""
+"""serve.api.requests: the server's own limits, fields that go together, and what a request costs."""
+
+from types import SimpleNamespace
 
 import pytest
 
-from octavo.params import UNSET
+from octavo.errors import RequestError
+from octavo.params import UNSET, SamplingParams
 from octavo.serve.api.requests import (
+    MAX_LOGPROB_ENTRIES,
     chat_request_options,
+    check_logprob_entries,
     check_sequences,
     completion_request_options,
-    job_of,
     prompts_of,
+    salt_of,
+    weight_of,
+    with_shared_seed,
 )
 from octavo.serve.api.schemas import ChatBody, CompletionBody, parse
 from octavo.serve.config import ServerConfig
@@ -121,9 +128,12 @@ def test_logprobs():
 
 
 def test_a_score_generates_nothing():
-    body, prompts, params, options = completion(max_tokens=0, echo=True, logprobs=1)
-    job = job_of(prompts, params, options, body, ("me", False))
-    assert (job.is_score, params.max_tokens) == (True, 1)
+    _, _, params, options = completion(max_tokens=0, echo=True, logprobs=1)
+    assert (options.is_score, params.max_tokens) == (True, 1)
+
+
+def test_a_body_stays_as_it_was_given():
+    assert completion(logprobs=3, echo=True)[0].prompt_logprobs is None
 
 
 def test_usage_in_a_stream():
@@ -136,27 +146,55 @@ def test_usage_in_a_stream():
         assert (options.has_usage, options.has_running_usage) == expected
 
 
-def job(client=("me", False), **fields):
-    body, prompts, params, options = completion(**fields)
-    return job_of(prompts, params, options, body, client)
-
-
-def test_the_job():
-    made = job(n=2, priority=3, cache_salt="s", add_special_tokens=False)
-    assert (made.num_choices, made.priority, made.cache_salt, made.add_special) == (2, 3, "s", False)
-    assert (made.client, made.is_score, job(best_of=4, n=2).num_choices) == ("me", False, 4)
+def test_how_many_sequences():
+    assert completion(n=2)[3].num_best == 2
+    assert completion(best_of=4, n=2)[3].num_best == 4
 
 
 def test_tenants_share_no_prefixes():
-    salts = {job(client=(name, True), cache_salt=salt).cache_salt for name in "ab" for salt in (None, "s")}
-    assert len(salts) == 4
-    assert job().cache_salt is None
+    bodies = [completion(cache_salt=salt)[0] for salt in (None, "s")]
+    assert len({salt_of(body, name, is_tenant=True) for name in "ab" for body in bodies}) == 4
+    assert [salt_of(body, "a", is_tenant=False) for body in bodies] == [None, "s"]
 
 
 def test_several_sequences_get_one_seed():
-    assert job().params.seed is UNSET
-    assert job(n=2, seed=7).params.seed == 7
-    for fields in ({"n": 2}, {"prompt": ["a", "b"]}):
-        seeds = {job(**fields).params.seed for _ in range(2)}
-        assert len(seeds) == 2
-        assert all(0 <= seed < 2**48 for seed in seeds)
+    plain, seeded = SamplingParams(max_tokens=4), SamplingParams(seed=7)
+    assert with_shared_seed(plain, 1) is plain
+    assert with_shared_seed(seeded, 2) is seeded
+    made = [with_shared_seed(plain, 2) for _ in range(2)]
+    assert len({params.seed for params in made}) == 2
+    assert all(0 <= params.seed < 2**48 and params.max_tokens == 4 for params in made)
+
+
+def weight(prompts, num_choices=1, **params) -> int:
+    return weight_of(prompts, SamplingParams(**params).resolved({}), num_choices)
+
+
+def test_the_weight_counts_what_is_gone_through():
+    assert weight(["a" * 100]) == 132
+    assert weight(["a" * 100], 4) == 100 + 4 * 32
+    assert weight([[1, 2, 3], [4]]) == 4 + 2 * 32
+    assert weight(["a"], stop=["xyz"]) == 33 + 16 * 3
+    assert weight(["a"], bad_words=["xy"], stop_token_ids=[1, 2], logit_bias={3: 1.0}) == 33 + 16 * 2 + 3
+
+
+def asked(num: int, max_tokens: int = 10, num_prompt: int = 10, **params):
+    request = SimpleNamespace(
+        max_tokens=max_tokens, prompt_token_ids=[1] * num_prompt, params=SamplingParams(**params).resolved({})
+    )
+    return [request] * num
+
+
+def test_too_many_logprobs_are_refused():
+    check_logprob_entries(asked(1000))
+    check_logprob_entries(asked(20, logprobs=20, max_tokens=10**6))  # few answers are that long
+    with pytest.raises(RequestError, match="log-probabilities") as caught:
+        check_logprob_entries(asked(30, logprobs=20, max_tokens=10**6))
+    assert caught.value.param == "logprobs"
+
+
+def test_a_prompts_logprobs_count_too():
+    most = MAX_LOGPROB_ENTRIES // 2
+    check_logprob_entries(asked(1, num_prompt=most, prompt_logprobs=1))
+    with pytest.raises(RequestError):
+        check_logprob_entries(asked(1, num_prompt=most + 1, prompt_logprobs=1))

@@ -4,10 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from octavo.errors import EngineError, QueueFullError, RequestError
+from octavo.errors import EngineError, EngineStoppedError, QueueFullError, RequestError
 from octavo.serve.api.routes import route_specs
 from octavo.serve.errors import unavailable
-from octavo.serve.output_stream import RequestFailed
 from tests.support.asgi import HOST, call
 from tests.support.stub_service import empty_app, empty_service
 
@@ -25,14 +24,6 @@ def test_every_route_but_the_open_ones_needs_a_key(headers):
         assert (peer.status == 401) == (spec.path not in OPEN), (spec.path, peer.status)
     for method, path in (("GET", "/nope"), ("DELETE", "/v1/models"), ("GET", "/v1/completions"), ("POST", "/")):
         assert call(app, path, method, (HOST, *headers)).status == 401, (method, path)
-
-
-def test_several_keys_are_tenants():
-    service = empty_service()
-    empty_app(service, api_key=("alpha",))
-    assert not service.has_tenants
-    empty_app(service, api_key=("alpha", "beta"))
-    assert service.has_tenants
 
 
 def test_unknown_paths_and_methods():
@@ -78,8 +69,8 @@ def test_a_request_id_comes_back():
     [
         (RuntimeError("secret"), 500, "internal_error"),
         (EngineError("the first step failed: secret"), 500, "internal_error"),
-        (EngineError("the engine failed: secret"), 503, "engine_stopped"),
-        (RequestFailed(unavailable("later", "shutting_down")), 503, "shutting_down"),
+        (EngineStoppedError("the engine failed: secret"), 503, "engine_stopped"),
+        (unavailable("later", "shutting_down"), 503, "shutting_down"),
         (QueueFullError("the queue is full"), 429, "queue_full"),
         (RequestError("prompt: is odd", "prompt"), 400, None),
     ],

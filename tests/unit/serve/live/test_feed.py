@@ -33,7 +33,7 @@ class Server:
     def submit(self, name: str, prompt, max_tokens: int = 8, **fields) -> asyncio.Future:
         params = SamplingParams(temperature=0.0, ignore_eos=True, max_tokens=max_tokens, **fields)
         self._done[name] = asyncio.get_running_loop().create_future()
-        self.engine_thread.submit(self.engine_thread.engine.prepare(name, prompt, params))
+        self.engine_thread.submit(self.engine_thread.engine.prepare(prompt, params, request_id=name))
         return self._done[name]
 
     def _deliver(self, items) -> None:
@@ -270,7 +270,9 @@ def test_close_ends_every_viewer(tiny_model):
 
 
 def test_a_mistake_in_the_feed_costs_no_request(tiny_model, monkeypatch, caplog):
-    monkeypatch.setattr(snapshot.SnapshotRecorder, "_record", lambda self, engine: 1 / (engine.engine.num_steps == 0))
+    monkeypatch.setattr(
+        snapshot.SnapshotRecorder, "_record", lambda self, engine: 1 / (engine.get_stats()["steps"] == 0)
+    )
 
     async def main():
         async with serving(tiny_model) as server, looking(LiveFeed(server.engine_thread)) as feed:
@@ -299,7 +301,7 @@ def test_the_feed_holds_no_text(tiny_model):
 
 def test_many_blocks_share_cells():
     codes = [0] * 9000 + [1] * 8998 + [0]
-    taken = snapshot.EngineSnapshot(0.0, 0.0, 0.0, [], {"blocks_total": 17999}, 16, [bytes(codes)], [], [])
+    taken = snapshot.LiveSnapshot(0.0, 0.0, 0.0, [], {"blocks_total": 17999}, 16, [bytes(codes)], [], [])
     block_map = live_feed._encode_map(taken)
     cells = base64.b64decode(block_map["codes"])
     assert block_map["blocks_per_cell"] == 3

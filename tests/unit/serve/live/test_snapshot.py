@@ -9,7 +9,7 @@ from octavo.serve.live import snapshot
 def test_owners_in_several_pools_and_without_a_number():
     pools = [bytes([2, 3, 0]), bytes([2, 2, 1])]
     tables = [(7, 0, [0, 1]), (7, 1, [1]), (-1, 1, [0])]
-    taken = snapshot.EngineSnapshot(0.0, 0.0, 0.0, [], {}, 16, pools, tables, [])
+    taken = snapshot.LiveSnapshot(0.0, 0.0, 0.0, [], {}, 16, pools, tables, [])
     assert taken.block_codes().tolist() == [10, 2, 0, 255, 10, 1]
 
 

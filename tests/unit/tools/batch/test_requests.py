@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 
-from octavo.errors import RequestError
+from octavo.errors import EngineError, RequestError
 from octavo.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput
 from octavo.params import SamplingParams
 from octavo.tools.batch.requests import BatchRequest, as_chat, failure, json_line, result_json
@@ -60,7 +60,7 @@ def test_a_result_is_plain_json_and_only_what_failed_has_an_error():
     assert found["cumulative_logprob"] is None
     assert "error" not in found
     assert json.loads(json_line(found)) == found
-    failed = output(finish_reason="error", error="it broke")
+    failed = output(finish_reason="error", error=EngineError("it broke"))
     assert result_json(request, failed)["error"] == failure(failed) == "it broke"
     refused = RequestError("no")
     assert result_json(request, refused) == {"id": "x", "index": 3, "error": "no"}
