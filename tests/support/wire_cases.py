@@ -105,7 +105,8 @@ CASES = {
     "completion, prompt logprobs": Case(COMPLETIONS, PROMPT | _PROMPT_LOGPROBS, _steps("c", **_WITH_PROMPT)),
     "completion stream": Case(COMPLETIONS, _stream(PROMPT), _steps(*_TEXTS)),
     "completion stream, all": Case(
-        COMPLETIONS, _stream(PROMPT | _IDS | _PROMPT_LOGPROBS | {"echo": True, "logprobs": 2, "user": "me"}, **_RUNNING),
+        COMPLETIONS,
+        _stream(PROMPT | _IDS | _PROMPT_LOGPROBS | {"echo": True, "logprobs": 2, "user": "me"}, **_RUNNING),
         _steps("", *_TEXTS, has_logprobs=True, **_WITH_PROMPT),
     ),
     "completion stream, logprobs": Case(
@@ -140,7 +141,9 @@ CASES = {
     "key, none": Case("/version", method="GET", **_LOCKED),
     "key, none, open": Case("/health/live", method="GET", **_LOCKED),
     "key, none, no path": Case("/nope", method="GET", **_LOCKED),
-    "key": Case("/version", method="GET", headers=(HOST, (b"x-api-key", b"alpha"), (b"x-request-id", b"me")), **_LOCKED),
+    "key": Case(
+        "/version", method="GET", headers=(HOST, (b"x-api-key", b"alpha"), (b"x-request-id", b"me")), **_LOCKED
+    ),
     "host, bad": Case("/version", method="GET", headers=[(b"host", b"evil.example")]),
     "origin": Case("/version", method="GET", **_BROWSER),
     "origin, stream": Case(CHAT, _stream(MESSAGES), _steps("a"), **_BROWSER),

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from octavo.errors import QueueFullError, RequestError, UnsupportedError
-from octavo.serve.api.response_schemas import ErrorDetail, ErrorResponse
+from octavo.serve.response_body import ResponseBody
 
 TYPES: Final[Mapping[int, str]] = {
     401: "authentication_error",
@@ -18,6 +18,21 @@ TYPES: Final[Mapping[int, str]] = {
     503: "server_error",
 }
 MAX_MESSAGE_CHARS: Final = 1000
+
+
+class ErrorDetail(ResponseBody):
+    """`param` names the field at fault; `code` is a word that programs may test."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorResponse(ResponseBody):
+    """The body of every error, and the data of the event that ends a stream."""
+
+    error: ErrorDetail
 
 
 class ApiError(Exception):

@@ -18,16 +18,16 @@ from octavo.serve.api.response_schemas import (
     Completion,
     CompletionChunk,
     DetokenizeResponse,
-    ErrorResponse,
     HealthResponse,
     ModelCard,
     ModelList,
-    ResponseBody,
     TokenizeResponse,
     VersionResponse,
 )
 from octavo.serve.api.schemas import ALIASES, IGNORED, Body, ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
+from octavo.serve.errors import ErrorResponse
 from octavo.serve.http.json_body import JsonObject
+from octavo.serve.response_body import ResponseBody
 
 
 @dataclass(frozen=True, slots=True)

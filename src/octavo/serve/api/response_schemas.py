@@ -1,17 +1,17 @@
 """The bodies of responses and the chunks of streams as pydantic types: what `responses` fills and `openapi` describes.
 
-A field that was not given is absent, one that is None is null. What comes by the thousand (chunks, log-probabilities)
-is a dict of a type that mypy checks: a model of each would cost seven times as much, and pydantic does not see them.
+What comes by the thousand (chunks, log-probabilities) is a dict of a type that mypy checks: a model of each would cost
+seven times as much, and pydantic does not see them.
 """
 
 from collections.abc import Sequence
 from typing import Literal
 
-import orjson
-from pydantic import BaseModel, ConfigDict, Field, SkipValidation
+from pydantic import Field, SkipValidation
 from typing_extensions import TypedDict  # pydantic takes this one only, before Python 3.12
 
 from octavo.outputs import FinishReason
+from octavo.serve.response_body import ResponseBody
 
 # --- what comes by the thousand -----------------------------------------------------------------------------------
 
@@ -165,21 +165,6 @@ class CompletionChunk(ResponseHead, ChunkFields):
 # --- whole bodies -------------------------------------------------------------------------------------------------
 
 
-class ResponseBody(BaseModel):
-    """A body. Only what may be absent has a default; what pydantic does not validate is checked by mypy alone."""
-
-    model_config = ConfigDict(frozen=True)
-
-    def to_json(self) -> bytes:
-        """The fields that were given, in the order in which they are declared."""
-        return orjson.dumps(self, default=_given_fields)
-
-
-def _given_fields(value: object) -> dict[str, object]:
-    assert isinstance(value, ResponseBody)
-    return {name: item for name, item in vars(value).items() if name in value.model_fields_set}
-
-
 class ChatMessage(ResponseBody):
     """What the model says."""
 
@@ -287,18 +272,3 @@ class VersionResponse(ResponseBody):
     """The body of a response of /version."""
 
     version: str
-
-
-class ErrorDetail(ResponseBody):
-    """`param` names the field at fault; `code` is a word that programs may test."""
-
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-
-
-class ErrorResponse(ResponseBody):
-    """The body of every error, and the data of the event that ends a stream."""
-
-    error: ErrorDetail

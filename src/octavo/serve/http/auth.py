@@ -41,7 +41,7 @@ class AccessMiddleware:
         if is_loopback(config.host):  # a page of another site could reach it under a name of its own (DNS rebinding)
             names |= {"localhost", "127.0.0.1", "[::1]", host, f"[{host}]"}
         self._hosts = None if "*" in names or not names else names
-        self._origins = frozenset(origin.lower().rstrip("/") for origin in config.allowed_origins)
+        self._origins = frozenset(origin.lower() for origin in config.allowed_origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         state: RequestState = scope["state"]

@@ -11,8 +11,8 @@ import pytest
 
 from octavo.errors import EngineError, QueueFullError
 from octavo.outputs import NOTHING_ALLOWED
-from octavo.serve.http import exchange
-from octavo.serve.http.exchange import COMMENT
+from octavo.serve.http import response as http_response
+from octavo.serve.http.response import COMMENT
 from octavo.serve.output_stream import OutputStream
 from tests.support.asgi import Peer, make_scope
 from tests.support.outputs import make_output
@@ -107,7 +107,7 @@ def test_a_stream_begins_before_the_first_token_and_is_kept_alive():
 
 
 def test_a_reader_that_takes_nothing_has_its_sequences_held(monkeypatch):
-    monkeypatch.setattr(exchange, "_BACKPRESSURE_SECONDS", 0.01)
+    monkeypatch.setattr(http_response, "_BACKPRESSURE_SECONDS", 0.01)
 
     async def scene(service, thread):
         peer, gate = Peer(json.dumps(PROMPT | {"stream": True}).encode()), asyncio.Event()
