@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from octavo.errors import EngineError, QueueFullError
+from octavo.errors import EngineError, QueueFullError, RequestError
 from octavo.outputs import NOTHING_ALLOWED
 from octavo.serve.http import response as http_response
 from octavo.serve.http.response import COMMENT
@@ -196,6 +196,19 @@ def test_a_refusal_by_the_engine_is_answered():
         assert b"secret" not in peer.sent
 
     run_scene(scene)
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_a_late_refusal_calls_the_prompt_as_the_route_does(is_stream):
+    async def scene(service, thread):
+        asking = asyncio.create_task(post(service, CHAT, MESSAGES | {"stream": is_stream}))
+        await until(lambda: thread.submitted)
+        thread.deliver([(thread.submitted[0].request_id, RequestError("needs 9 KV cache blocks", "prompt"))])
+        peer = await asking
+        error = (events(peer)[-1] if is_stream else peer.json())["error"]
+        assert (error["param"], error["code"]) == ("messages", "context_length_exceeded")
+
+    run_scene(scene, template=TEMPLATE)
 
 
 @pytest.mark.parametrize("is_stream", [False, True])

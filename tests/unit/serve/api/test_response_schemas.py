@@ -47,6 +47,7 @@ def test_every_body_that_was_recorded_is_of_its_type():
         for choice in json.loads(response["body"]).get("choices", ()):  # what a body does not validate
             checked(LOGPROBS[path], choice["logprobs"])
             checked(schemas.PromptLogprobs, choice.get("prompt_logprobs", []))
+            checked(list[int], [*choice.get("prompt_token_ids", []), *choice.get("token_ids", [])])
         num_whole += 1
     assert num_whole > 40
 

@@ -116,20 +116,29 @@ def test_a_write_that_blocks_pauses_generation(monkeypatch):
     assert asyncio.run(scene(is_paused=False, seconds=0.05)) == []
 
 
-def test_a_blocked_write_ends_with_its_caller(monkeypatch):
-    monkeypatch.setattr(module, "_BACKPRESSURE_SECONDS", 0.01)
+@pytest.mark.parametrize("seconds", [0.01, 60.0])
+def test_a_blocked_write_ends_with_its_caller(monkeypatch, seconds):
+    """... before it has paused generation, and after."""
+    monkeypatch.setattr(module, "_BACKPRESSURE_SECONDS", seconds)
 
     async def scene() -> tuple[list[bool], int]:
         held: list[bool] = []
-        peer = Peer()
-        peer.before_send = lambda: stay() if peer.messages else asyncio.sleep(0)  # the head is taken
+        peer, begun = Peer(), asyncio.Event()
+
+        async def block() -> None:
+            if peer.messages:  # the head is taken
+                begun.set()
+                await stay()
+
+        peer.before_send = block
         response = EventStreamResponse(Events(b"x")(), held.append)
         writing = asyncio.create_task(send(response, peer, is_write_paused=lambda: True))
-        while not held:
+        await begun.wait()
+        while seconds < 1 and not held:
             await asyncio.sleep(0.005)
         writing.cancel()
         await asyncio.wait([writing])
         await asyncio.sleep(0)
         return held, len(asyncio.all_tasks())
 
-    assert asyncio.run(scene()) == ([True], 1)
+    assert asyncio.run(scene()) == ([True] if seconds < 1 else [], 1)
