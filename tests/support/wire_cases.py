@@ -160,6 +160,9 @@ def response_of(case: Case) -> dict[str, Any]:
         lambda service, thread: _ask(case, service), service, TEMPLATE
     )  # fmt: skip
     headers = {name: _fixed(value) for name, value in sorted(peer.headers.items())}
+    if "content-length" in headers:  # some bodies name the release
+        assert headers["content-length"] == str(len(peer.sent))
+        headers["content-length"] = "LENGTH"
     return {"status": peer.status, "headers": headers, "body": _fixed(peer.sent.decode()), "is_whole": peer.is_complete}
 
 
