@@ -56,6 +56,7 @@ ONLY_IN = {
     "starlette": r"octavo\.serve(\..+)?",
     "uvicorn": r"octavo\.serve(\..+)?",
     "pydantic": r"octavo\.serve(\..+)?",
+    "typing_extensions": r"octavo\.serve(\..+)?",
     "orjson": r"octavo\.serve(\..+)?",
     "prometheus_client": r"octavo\.serve(\..+)?",
     "rich": r"octavo\.(cli|tools|hub|llm)(\..+)?",
@@ -179,7 +180,8 @@ def test_a_cycle_is_found():
 
 # Floor of the server, from the ground -> the floors of it that it may import (itself always).
 SERVE_FLOORS: dict[str, set[str]] = {
-    "errors": set(),
+    "response_body": set(),
+    "errors": {"response_body"},
     "config": set(),
     "http": {"errors", "config"},
     "admission": {"errors"},
@@ -200,8 +202,15 @@ SERVE_MAY_IMPORT: dict[str, set[str]] = {
     "fair_semaphore": set(),
     "config": {"config", "errors"},
     "errors": {"errors"},
+    "response_body": set(),
 }
-SERVE_ONLY_IN = {"uvicorn": {"http", "server"}, "httptools": {"http"}, "pydantic": {"api"}, "starlette": {"api"}}
+SERVE_ONLY_IN = {
+    "uvicorn": {"http", "server"},
+    "httptools": {"http"},
+    "starlette": {"api", "http"},
+    "pydantic": {"api", "errors", "response_body"},
+    "typing_extensions": {"api"},
+}
 
 
 def serve_floor_of(name: str) -> str:

@@ -4,11 +4,10 @@ Knows which of our errors is whose fault; knows no route.
 """
 
 from collections.abc import Mapping
-from typing import Any, Final
-
-import orjson
+from typing import Final
 
 from octavo.errors import ContextLengthError, EngineStoppedError, QueueFullError, RequestError, UnsupportedError
+from octavo.serve.response_body import ResponseBody
 
 TYPES: Final[Mapping[int, str]] = {
     401: "authentication_error",
@@ -19,6 +18,21 @@ TYPES: Final[Mapping[int, str]] = {
     503: "server_error",
 }
 MAX_MESSAGE_CHARS: Final = 1000
+
+
+class ErrorDetail(ResponseBody):
+    """`param` names the field at fault; `code` is a word that programs may test."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorResponse(ResponseBody):
+    """The body of every error, and the data of the event that ends a stream."""
+
+    error: ErrorDetail
 
 
 class ApiError(Exception):
@@ -39,23 +53,21 @@ class ApiError(Exception):
         self.code = code
         self.headers = dict(headers or {})
 
-    def envelope(self) -> dict[str, Any]:
-        """The body of the response, and the data of the event that ends a stream."""
+    def envelope(self) -> ErrorResponse:
+        """The body of the response. Lone surrogates, which a request may smuggle into a message, become '?'."""
         message = str(self)
         shown = message if len(message) <= MAX_MESSAGE_CHARS else message[:MAX_MESSAGE_CHARS] + "…"
         kind = TYPES.get(self.status, "invalid_request_error")
-        return {"error": {"message": shown, "type": kind, "param": self.param, "code": self.code}}
+        param = None if self.param is None else _encodable(self.param)
+        return ErrorResponse(error=ErrorDetail(message=_encodable(shown), type=kind, param=param, code=self.code))
 
     def body(self) -> bytes:
-        """The envelope as JSON. Lone surrogates, which a request may smuggle into a message, become '?'."""
-        try:
-            return orjson.dumps(self.envelope())
-        except TypeError:
-            clean = self.envelope()
-            for name in ("message", "param"):
-                if clean["error"][name] is not None:
-                    clean["error"][name] = clean["error"][name].encode("utf-8", "replace").decode()
-            return orjson.dumps(clean)
+        """The envelope as JSON, for a response and for the event that ends a stream."""
+        return self.envelope().to_json()
+
+
+def _encodable(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()
 
 
 def bad_request(message: str, param: str | None = None, code: str | None = None) -> ApiError:

@@ -27,7 +27,7 @@ def test_the_envelope(status, kind):
 
 
 def test_a_long_message_is_cut():
-    shown = bad_request("x" * 5000).envelope()["error"]["message"]
+    shown = bad_request("x" * 5000).envelope().error.message
     assert shown == "x" * MAX_MESSAGE_CHARS + "…"
 
 
@@ -39,7 +39,7 @@ def test_a_lone_surrogate_can_be_sent():
 def test_when_to_come_back():
     assert busy("full", 7).headers == {"retry-after": "7"}
     assert "err-1" in str(internal("err-1"))
-    assert unsupported("tools", "no").envelope()["error"] == {
+    assert unsupported("tools", "no").envelope().error.model_dump() == {
         "message": "tools: no", "type": "invalid_request_error", "param": "tools", "code": "unsupported",
     }  # fmt: skip
 

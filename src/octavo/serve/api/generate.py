@@ -1,15 +1,16 @@
 """The routes that take a prompt: chat, completions, tokenize and detokenize.
 
-Knows the order: admission, the body, its validation, rendering and tokenizing, the engine, the response.
+Knows the order: the body, its validation, rendering and tokenizing, the engine, the response.
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Final
 from uuid import uuid4
 
 import orjson
+from starlette.responses import Response
 
 from octavo.errors import RequestError
 from octavo.llm_engine import EngineRequest, Prompt
@@ -25,15 +26,18 @@ from octavo.serve.api.requests import (
     weight_of,
     with_shared_seed,
 )
+from octavo.serve.api.response_schemas import DetokenizeResponse, TokenizeResponse
 from octavo.serve.api.responses import ChatResponseBuilder, CompletionResponseBuilder, ResponseBuilder
 from octavo.serve.api.schemas import Body, ChatBody, CompletionBody, DetokenizeBody, GenerationBody, TokenizeBody, parse
-from octavo.serve.errors import ApiError, bad_request, from_engine, internal
-from octavo.serve.http.exchange import COMMENT, DONE, Exchange, event
+from octavo.serve.errors import ApiError, bad_request, internal
+from octavo.serve.http.json_body import JsonObject, read_json
+from octavo.serve.http.request import Request, cancel_on_disconnect, report_ignored
+from octavo.serve.http.response import COMMENT, DONE, EventStreamResponse, JsonResponse, event
 from octavo.serve.output_stream import OutputStream
 from octavo.serve.service import Service
 
 logger = logging.getLogger(__name__)
-Handle = Callable[[Exchange, dict[str, Any]], Awaitable[None]]
+Handle = Callable[[Request, JsonObject], Awaitable[Response]]
 _FOREVER: Final = 3600.0
 
 
@@ -44,48 +48,45 @@ class GenerationRoutes:
         self._service = service
         self._config = service.server_config
 
-    async def chat(self, exchange: Exchange) -> None:
+    async def chat(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
-        await self._admitted(exchange, self._chat, "messages")
+        return await self._handle(request, self._chat)
 
-    async def completions(self, exchange: Exchange) -> None:
+    async def completions(self, request: Request) -> Response:
         """POST /v1/completions."""
-        await self._admitted(exchange, self._complete, "prompt")
+        return await self._handle(request, self._complete)
 
-    async def tokenize(self, exchange: Exchange) -> None:
+    async def tokenize(self, request: Request) -> Response:
         """POST /tokenize: the ids of a prompt or of messages."""
-        await self._admitted(exchange, self._tokenize, "prompt")
+        return await self._handle(request, self._tokenize)
 
-    async def detokenize(self, exchange: Exchange) -> None:
+    async def detokenize(self, request: Request) -> Response:
         """POST /detokenize: the text of ids."""
-        await self._admitted(exchange, self._detokenize, "tokens")
+        return await self._handle(request, self._detokenize)
 
-    async def _tokenize(self, exchange: Exchange, value: dict[str, Any]) -> None:
+    async def _tokenize(self, request: Request, value: JsonObject) -> Response:
         body, ignored = parse(TokenizeBody, value)
         self._check_model(body)
-        exchange.report_ignored(ignored)
+        report_ignored(request, ignored)
         body.check_together()
         tokenizer = self._service.engine.tokenizer
         if body.messages is not None:
-            ids = await self._rendered(exchange.client, body.messages, body)
+            ids = await self._rendered(request.state["client"], body.messages, body)
         else:
             text, special = body.prompt or "", body.add_special_tokens is not False
             self._service.check_length(text)
             encode = partial(tokenizer.encode, text, add_special=special)
-            ids = await self._service.on_thread(exchange.client, len(text), encode)
-        found: dict[str, Any] = {
-            "tokens": ids,
-            "count": len(ids),
-            "max_model_len": self._service.engine.resolved.limits.max_model_len,
-        }
+            ids = await self._service.on_thread(request.state["client"], len(text), encode)
+        max_model_len = self._service.engine.resolved.limits.max_model_len
+        found = TokenizeResponse(tokens=ids, count=len(ids), max_model_len=max_model_len)
         if body.return_token_strs:
-            found["token_strs"] = [tokenizer.decode_token(token_id) for token_id in ids]
-        await exchange.answer(found)
+            found = found.model_copy(update={"token_strs": [tokenizer.decode_token(token_id) for token_id in ids]})
+        return JsonResponse(found.to_json())
 
-    async def _detokenize(self, exchange: Exchange, value: dict[str, Any]) -> None:
+    async def _detokenize(self, request: Request, value: JsonObject) -> Response:
         body, ignored = parse(DetokenizeBody, value)
         self._check_model(body)
-        exchange.report_ignored(ignored)
+        report_ignored(request, ignored)
         engine = self._service.engine
         vocab_size = engine.resolved.arch.vocab_size
         is_bare = bool(body.skip_special_tokens)
@@ -95,43 +96,38 @@ class GenerationRoutes:
                 raise bad_request(f"tokens: ids must be from 0 to {vocab_size - 1}", "tokens")
             return engine.tokenizer.decode(body.tokens, skip_special=is_bare)
 
-        await exchange.answer({"prompt": await self._service.on_thread(exchange.client, len(body.tokens), decoded)})
+        text = await self._service.on_thread(request.state["client"], len(body.tokens), decoded)
+        return JsonResponse(DetokenizeResponse(prompt=text).to_json())
 
-    async def _admitted(self, exchange: Exchange, handle: Handle, prompt_param: str) -> None:
-        """Admit and handle a request; it counts as active until its response is complete."""
-        self._service.begin(exchange.client)
-        try:
-            self._service.check_admission(exchange.client)
-            async with self._service.before_submit():
-                body = await exchange.json()
-                async with exchange.cancel_on_disconnect():
-                    await handle(exchange, body)
-        except RequestError as error:
-            raise from_engine(error, prompt_param=prompt_param) or error from None
-        finally:
-            self._service.end(exchange.client)
+    async def _handle(self, request: Request, handle: Handle) -> Response:
+        """Read the body and handle it; until then and during it the client may leave."""
+        limit, seconds = int(self._config.max_body_bytes), self._config.body_timeout
+        async with self._service.before_submit():
+            body = await read_json(request.receive, max_bytes=limit, seconds=seconds)
+            async with cancel_on_disconnect(request.receive):
+                return await handle(request, body)
 
-    async def _chat(self, exchange: Exchange, value: dict[str, Any]) -> None:
+    async def _chat(self, request: Request, value: JsonObject) -> Response:
         body, ignored = parse(ChatBody, value)
-        self._check_body(body, exchange, ignored)
+        self._check_body(body, request, ignored)
         params, options = chat_request_options(body, ignored, self._config)
         check_sequences(1, options, self._config)
-        ids = await self._rendered(exchange.client, body.messages, body)
+        ids = await self._rendered(request.state["client"], body.messages, body)
         service = self._service
         builder = ChatResponseBuilder(service.model_name, options, service.engine.tokenizer, service.new_ids)
-        await self._run(exchange, body, [ids], params, builder)
+        return await self._run(request, body, [ids], params, builder)
 
-    async def _complete(self, exchange: Exchange, value: dict[str, Any]) -> None:
+    async def _complete(self, request: Request, value: JsonObject) -> Response:
         body, ignored = parse(CompletionBody, value)
-        self._check_body(body, exchange, ignored)
+        self._check_body(body, request, ignored)
         params, options = completion_request_options(body, ignored, self._config)
         prompts: list[Prompt] = prompts_of(body, self._config)
         check_sequences(len(prompts), options, self._config)
         service = self._service
         builder = CompletionResponseBuilder(service.model_name, options, service.engine.tokenizer, service.new_ids)
-        await self._run(exchange, body, prompts, params, builder)
+        return await self._run(request, body, prompts, params, builder)
 
-    async def _rendered(self, client: str, messages: list[dict[str, Any]], body: ChatBody | TokenizeBody) -> list[int]:
+    async def _rendered(self, client: str, messages: list[JsonObject], body: ChatBody | TokenizeBody) -> list[int]:
         is_continued = bool(body.continue_final_message)
         if is_continued and body.add_generation_prompt:
             name = "continue_final_message"
@@ -147,14 +143,14 @@ class GenerationRoutes:
 
     async def _run(
         self,
-        exchange: Exchange,
+        request: Request,
         body: ChatBody | CompletionBody,
         prompts: Sequence[Prompt],
         params: SamplingParams,
         builder: ResponseBuilder,
-    ) -> None:
+    ) -> Response:
         """Run the prompts in the engine and respond in the shape that was asked for."""
-        service, options = self._service, builder.options
+        service, options, client = self._service, builder.options, request.state["client"]
         num_sequences = len(prompts) * options.num_best
         params = with_shared_seed(params, num_sequences)
 
@@ -165,33 +161,33 @@ class GenerationRoutes:
                 ids=ids,
                 num_choices=options.num_best,
                 priority=body.priority or 0,
-                cache_salt=salt_of(body, exchange.client, is_tenant=service.has_tenants),
-                client=exchange.client,
+                cache_salt=salt_of(body, client, is_tenant=service.has_tenants),
+                client=client,
                 score_only=options.is_score,
             )
             prepared = []
-            for request in requests:
-                service.check_prompt(len(request.prompt_token_ids), is_score=options.is_score)
-                prepared.append(request)
+            for made in requests:
+                service.check_prompt(len(made.prompt_token_ids), is_score=options.is_score)
+                prepared.append(made)
             check_logprob_entries(prepared)
             return prepared
 
-        stream = await service.submit(
-            exchange.client,
-            num_sequences,
-            prepare,
-            weight=weight_of(prompts, params, options.num_best),
-            is_incremental=options.is_stream,
-        )
+        weight = weight_of(prompts, params, options.num_best)
+        stream = await service.submit(client, num_sequences, prepare, weight=weight, is_incremental=options.is_stream)
+        log = partial(self._log, request, prompts, builder)
+        if options.is_stream:
+            events = self._stream(client, stream, builder, log)
+            return EventStreamResponse(events, lambda is_held: stream.hold(is_held=is_held))
         try:
-            if options.is_stream:
-                await self._stream(exchange, stream, builder)
-            else:
-                await self._answer(exchange, stream, builder)
+            while stream.has_more:
+                for index, output in await stream.next_outputs(_FOREVER):
+                    _check_output(output)
+                    builder.outputs[index] = output
+            weight = sum(builder.weight(index, output) for index, output in builder.outputs.items())
+            return JsonResponse(await service.on_thread(client, weight, lambda: builder.body().to_json()))
         finally:
             stream.close()
-            if self._config.log_requests:
-                self._log(exchange, prompts, builder)
+            log()
 
     def _checked_prompt(self, prompt: Prompt, body: ChatBody | CompletionBody) -> Prompt:
         """The prompt, once it is known to be short enough to be worth tokenizing."""
@@ -202,56 +198,55 @@ class GenerationRoutes:
             return self._service.engine.tokenizer.encode(prompt, add_special=False)
         return prompt
 
-    async def _answer(self, exchange: Exchange, stream: OutputStream, builder: ResponseBuilder) -> None:
-        while stream.has_more:
-            for index, output in await stream.next_outputs(_FOREVER):
-                _check_output(output)
-                builder.outputs[index] = output
-        weight = sum(builder.weight(index, output) for index, output in builder.outputs.items())
-        body = await self._service.on_thread(exchange.client, weight, lambda: orjson.dumps(builder.body()))
-        await exchange.raw(body)
+    async def _stream(
+        self, client: str, stream: OutputStream, builder: ResponseBuilder, log: Callable[[], None]
+    ) -> AsyncGenerator[bytes, None]:
+        """The events of a response, as the engine's outputs come."""
+        try:
+            yield b""  # the head: it does not wait for the first token
+            while stream.has_more:
+                outputs = await stream.next_outputs(self._config.keep_alive)
+                data = b"" if outputs else COMMENT
+                for index, output in outputs:
+                    _check_output(output)
+                    weight, encode = builder.weight(index, output), partial(_events, builder, index, output)
+                    data += await self._service.on_thread(client, weight, encode)
+                if stream.has_more:
+                    yield data
+            if builder.options.has_usage:
+                data += event(orjson.dumps(builder.usage_chunk()))
+            yield data + DONE
+        finally:
+            stream.close()
+            log()
 
-    async def _stream(self, exchange: Exchange, stream: OutputStream, builder: ResponseBuilder) -> None:
-        await exchange.begin_stream()
-        seconds = self._config.keep_alive
-        while stream.has_more:
-            outputs = await stream.next_outputs(seconds)
-            data = b"" if outputs else COMMENT
-            for index, output in outputs:
-                _check_output(output)
-                weight, encode = builder.weight(index, output), partial(_events, builder, index, output)
-                data += await self._service.on_thread(exchange.client, weight, encode)
-            if stream.has_more and data:
-                await exchange.write_with_backpressure(data, lambda is_held: stream.hold(is_held=is_held))
-        if builder.options.has_usage:
-            data += event(builder.usage_chunk())
-        await exchange.write(data + DONE, is_last=True)
-
-    def _check_body(self, body: GenerationBody, exchange: Exchange, ignored: list[str]) -> None:
+    def _check_body(self, body: GenerationBody, request: Request, ignored: list[str]) -> None:
         """Check what both generating routes have in common, before any work is done."""
         if body.request_id is not None:
-            exchange.request_id = body.request_id
+            request.state["request_id"] = body.request_id
         self._check_model(body)
         if body.stream_options is not None and body.stream_options.include_obfuscation:
             ignored.append("stream_options.include_obfuscation")
         if body.priority and not self._service.has_priorities:
             raise bad_request("priority: needs a server with --policy priority", "priority")
-        exchange.report_ignored(ignored)
+        report_ignored(request, ignored)
 
     def _check_model(self, body: Body) -> None:
         if body.model not in (None, "", *self._service.names):
             message = f"model: {body.model[:100]!r} is not served here; /v1/models lists what is" if body.model else ""
             raise ApiError(404, message, param="model", code="model_not_found")
 
-    def _log(self, exchange: Exchange, prompts: Sequence[Prompt], builder: ResponseBuilder) -> None:
-        """Log one line a request; its prompts only with `log_prompts`."""
+    def _log(self, request: Request, prompts: Sequence[Prompt], builder: ResponseBuilder) -> None:
+        """Log one line a request with `log_requests`; its prompts only with `log_prompts`."""
+        if not self._config.log_requests:
+            return
         usage, reasons = builder.usage(), [output.outputs[0].finish_reason for output in builder.outputs.values()]
         prompts = f" prompts={list(prompts)!r}" if self._config.log_prompts else ""
         logger.info(
             "%s %s client=%s prompt_tokens=%d completion_tokens=%d finish=%s metrics=%s%s",
-            exchange.request_id,
-            exchange.scope["path"],
-            exchange.client,
+            request.state["request_id"],
+            request.scope["path"],
+            request.state["client"],
             usage["prompt_tokens"],
             usage["completion_tokens"],
             reasons,
@@ -261,15 +256,15 @@ class GenerationRoutes:
 
 
 def _events(builder: ResponseBuilder, index: int, output: RequestOutput) -> bytes:
-    return b"".join(map(event, builder.chunks_of(index, output)))
+    return b"".join(event(orjson.dumps(chunk)) for chunk in builder.chunks_of(index, output))
 
 
 def _check_output(output: RequestOutput) -> None:
     """Raise for a sequence that failed: its request's own fault as it is, else a 500; why is in the log."""
-    error = output.outputs[0].error
-    if isinstance(error, RequestError):
-        raise error
-    if error is not None:
+    completion = output.outputs[0]
+    if isinstance(completion.error, RequestError):
+        raise completion.error
+    if completion.finish_reason == "error":
         error_id = f"err-{uuid4().hex[:16]}"
-        logger.error("%s: a sequence failed: %s", error_id, error)
+        logger.error("%s: a sequence failed: %s", error_id, completion.error)
         raise internal(error_id)

@@ -1,13 +1,20 @@
 """The routes that only inform: health, version, metrics, models, the page and its feed, the OpenAPI file."""
 
 import time
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any, Final
+from typing import Final
+
+import orjson
+from starlette.responses import Response
 
 from octavo import __version__
 from octavo.serve.api.openapi import openapi
+from octavo.serve.api.response_schemas import HealthResponse, ModelCard, ModelList, VersionResponse
 from octavo.serve.errors import ApiError, busy, unavailable
-from octavo.serve.http.exchange import Exchange
+from octavo.serve.http.request import Request
+from octavo.serve.http.response import EventStreamResponse, JsonResponse, event
+from octavo.serve.live.feed import LiveFeed
 from octavo.serve.live.page import load_page
 from octavo.serve.service import Service
 
@@ -22,69 +29,70 @@ class InfoRoutes:
         self._page, self._policy = load_page()
         self._created = int(time.time())
 
-    async def page(self, exchange: Exchange) -> None:
+    async def page(self, _request: Request) -> Response:
         """GET /: the page. It holds nothing of anybody's, and asks for the key itself."""
         headers = {"content-security-policy": self._policy, "referrer-policy": "no-referrer"}
-        await exchange.raw(self._page, kind="text/html; charset=utf-8", headers=headers)
+        return Response(self._page, headers=headers, media_type="text/html")
 
-    async def live(self, exchange: Exchange) -> None:
+    async def live(self, _request: Request) -> Response:
         """GET /health/live: 503 when there is work and no step ends: restart the process."""
         if not self._service.is_live:
             raise unavailable("the engine has stopped, or has work and completes no step", "stalled", 5)
-        await exchange.answer({"status": "live"})
+        return JsonResponse(HealthResponse(status="live").to_json())
 
-    async def ready(self, exchange: Exchange) -> None:
+    async def ready(self, _request: Request) -> Response:
         """GET /health/ready and /health: whether a request would be taken."""
         if not self._service.is_ready:
             reason = "stalled" if self._service.state == "ready" else self._service.state
             raise unavailable(f"not ready: {reason}", reason)
-        await exchange.answer({"status": "ready"})
+        return JsonResponse(HealthResponse(status="ready").to_json())
 
-    async def version(self, exchange: Exchange) -> None:
+    async def version(self, _request: Request) -> Response:
         """GET /version."""
-        await exchange.answer({"version": __version__})
+        return JsonResponse(VersionResponse(version=__version__).to_json())
 
-    async def metrics(self, exchange: Exchange) -> None:
+    async def metrics(self, _request: Request) -> Response:
         """GET /metrics, for Prometheus."""
-        await exchange.raw(self._service.metrics.text(), kind="text/plain; version=0.0.4; charset=utf-8")
+        return Response(self._service.metrics.text(), media_type="text/plain; version=0.0.4")
 
-    async def events(self, exchange: Exchange) -> None:
+    async def events(self, request: Request) -> Response:
         """GET /events: what the engine does, frame by frame, for the page."""
         feed = self._service.feed
-        if exchange.scope["method"] == "HEAD":
-            await exchange.raw(b"", kind="text/event-stream; charset=utf-8")
-            return
+        if request.method == "HEAD":
+            return Response(media_type=EventStreamResponse.media_type)
         if feed.num_viewers >= MAX_VIEWERS:  # each costs the loop some milliseconds a second
             raise busy(f"{MAX_VIEWERS} are looking on already", 5)
-        async with exchange.cancel_on_disconnect():
-            await exchange.begin_stream()
-            async with aclosing(feed.frames()) as frames:
-                async for frame in frames:
-                    await exchange.write(b"data: " + frame + b"\n\n")
-            await exchange.write(b"", is_last=True)
+        return EventStreamResponse(_frames(feed))
 
-    async def openapi(self, exchange: Exchange) -> None:
+    async def openapi(self, _request: Request) -> Response:
         """GET /openapi.json."""
-        await exchange.answer(openapi())
+        return JsonResponse(orjson.dumps(openapi()))
 
-    async def models(self, exchange: Exchange) -> None:
+    async def models(self, _request: Request) -> Response:
         """GET /v1/models."""
-        await exchange.answer({"object": "list", "data": [self._card()]})
+        return JsonResponse(ModelList(object="list", data=[self._card()]).to_json())
 
-    async def model(self, exchange: Exchange) -> None:
+    async def model(self, request: Request) -> Response:
         """GET /v1/models/{id}; ids may hold slashes."""
-        if exchange.scope["path_params"]["id"] not in self._service.names:
+        if request.path_params["id"] not in self._service.names:
             raise ApiError(404, "model: no such model is served here", param="model", code="model_not_found")
-        await exchange.answer(self._card())
+        return JsonResponse(self._card().to_json())
 
-    def _card(self) -> dict[str, Any]:
+    def _card(self) -> ModelCard:
         name = self._service.model_name
-        return {
-            "id": name,
-            "object": "model",
-            "created": self._created,
-            "owned_by": "octavo",
-            "root": name,
-            "parent": None,
-            "max_model_len": self._service.engine.resolved.limits.max_model_len,
-        }
+        return ModelCard(
+            id=name,
+            object="model",
+            created=self._created,
+            owned_by="octavo",
+            root=name,
+            parent=None,
+            max_model_len=self._service.engine.resolved.limits.max_model_len,
+        )
+
+
+async def _frames(feed: LiveFeed) -> AsyncGenerator[bytes, None]:
+    yield b""
+    async with aclosing(feed.frames()) as frames:
+        async for frame in frames:
+            yield event(frame)

@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from octavo.errors import shown
 from octavo.params import UNSET, SamplingParams
 from octavo.serve.errors import bad_request, unsupported
+from octavo.serve.http.json_body import JsonObject
 
 # What clients send that changes no token of an answer here.
 IGNORED: Final = frozenset([
@@ -62,7 +63,7 @@ _TYPE_NAME: Final = re.compile(r"(str|int|float|bool|list\[.*|dict\[.*|constrain
 MAX_IDS: Final = 65_536
 
 
-def _checked_biases(value: Any) -> Any:
+def _checked_biases(value: object) -> object:
     """Stop at the first fault: pydantic would list every one of a million."""
     if isinstance(value, dict):
         if len(value) > MAX_IDS:
@@ -211,10 +212,10 @@ class DetokenizeBody(Body):
 Kind = TypeVar("Kind", bound=Body)
 
 
-def parse(kind: type[Kind], value: dict[str, Any]) -> tuple[Kind, list[str]]:
+def parse(kind: type[Kind], value: JsonObject) -> tuple[Kind, list[str]]:
     """A body of this kind, and the names of the fields in it that are ignored. Raises ApiError."""
     ignored = []
-    fields: dict[str, Any] = {}
+    fields: JsonObject = {}
     for given, item in value.items():
         name = ALIASES.get(given, given) if given not in kind.model_fields else given
         if name in kind.model_fields:

@@ -1,41 +1,59 @@
-"""Access control: API keys, the Host header, and CORS. Knows raw headers; knows no route.
+"""Access control: API keys, the Host header, and web pages of other origins. Knows raw headers; knows no handler.
 
-Decisions are made on the request as it was routed and on raw header bytes, never on a URL put together again from what
+Decisions are made on the path that is routed and on raw header bytes, never on a URL put together again from what
 the client sent (that was Starlette's CVE-2026-48710).
 """
 
 import hmac
 import re
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Collection, Sequence
 from hashlib import sha256
-from typing import Any, Final
+from typing import Final
 
-from octavo.serve.config import is_loopback
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from octavo.serve.config import ServerConfig, is_loopback
 from octavo.serve.errors import ApiError
-
-Scope = MutableMapping[str, Any]
+from octavo.serve.http.request import RequestState
 
 _HOST: Final = re.compile(rb"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
 _CLIENT_CHARS: Final = 16  # of a key's digest, as the name of its client
+_PREFLIGHT: Final = {
+    "access-control-allow-methods": "GET, POST",
+    "access-control-allow-headers": "authorization, content-type, x-api-key, x-request-id",
+    "access-control-max-age": "600",
+    "content-length": "0",
+}
 
 
-class AccessPolicy:
-    """The access rules of one server. Without keys every request is allowed, and a client is its address."""
+class AccessMiddleware:
+    """Checks who may ask, before anything is routed. Without keys everybody may, and a client is its address.
 
-    def __init__(
-        self, keys: Sequence[str], *, host: str, allowed_hosts: Sequence[str], allowed_origins: Sequence[str]
-    ) -> None:
+    Deny by default: of `open_paths` alone no key is needed, to read them.
+    """
+
+    def __init__(self, app: ASGIApp, config: ServerConfig, keys: Sequence[str], open_paths: Collection[str]) -> None:
+        self._app = app
+        self._open_paths = frozenset(open_paths)
         self._digests = [sha256(key.encode()).digest() for key in keys]
-        names = {name.lower() for name in allowed_hosts}
-        if is_loopback(host):  # a page of another site could reach this server under a name of its own (DNS rebinding)
-            names |= {"localhost", "127.0.0.1", "[::1]", host.lower(), f"[{host.lower()}]"}
+        names, host = {name.lower() for name in config.allowed_hosts}, config.host.lower()
+        if is_loopback(config.host):  # a page of another site could reach it under a name of its own (DNS rebinding)
+            names |= {"localhost", "127.0.0.1", "[::1]", host, f"[{host}]"}
         self._hosts = None if "*" in names or not names else names
-        self._origins = frozenset(origin.lower().rstrip("/") for origin in allowed_origins)
+        self._origins = frozenset(origin.lower() for origin in config.allowed_origins)
 
-    @property
-    def has_tenants(self) -> bool:
-        """Whether there are several keys, whose owners must learn nothing of each other's requests."""
-        return len(self._digests) > 1
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        state: RequestState = scope["state"]
+        self.check_host(scope)
+        cors = self.check_origin(scope)
+        state["headers"] += cors
+        if scope["method"] == "OPTIONS" and cors:
+            await Response(None, 204, _PREFLIGHT, "application/json")(scope, receive, send)
+            return
+        if scope["method"] not in ("GET", "HEAD") or scope["path"] not in self._open_paths:
+            state["client"] = self.authenticate(scope)
+        await self._app(scope, receive, send)
 
     def check_host(self, scope: Scope) -> None:
         """Raise ApiError (400) for a Host header that is missing, twice there, malformed or not ours."""

@@ -10,11 +10,16 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Awaitable, Callable, MutableMapping
 from time import monotonic
-from typing import Any, Final, NoReturn
+from typing import Final, NoReturn, TypeAlias
+
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive
 
 from octavo.serve.errors import ApiError, bad_request
+
+Json: TypeAlias = "dict[str, Json] | list[Json] | str | int | float | bool | None"
+JsonObject: TypeAlias = dict[str, Json]
 
 MAX_DEPTH: Final = 64
 INLINE_BYTES: Final = 32 << 10  # more than that is parsed on a thread, so that no other request waits
@@ -26,15 +31,9 @@ _ESCAPE: Final = re.compile(
     r"\\(?:[^u]|u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|u(?P<half>[dD][89a-fA-F])?)"
 )
 
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
-
-class ClientDisconnected(Exception):  # noqa: N818  (not an error)
-    """The client has closed the connection; there is nobody to respond to."""
-
-
-async def read_json(receive: Receive, *, max_bytes: int, seconds: float) -> dict[str, Any]:
-    """The body as an object. Raises ApiError (400, 408, 413) and ClientDisconnected."""
+async def read_json(receive: Receive, *, max_bytes: int, seconds: float) -> JsonObject:
+    """The body as an object. Raises ApiError (400, 408, 413) and ClientDisconnect."""
     body = await read_body(receive, max_bytes=max_bytes, seconds=seconds)
     return parse_json(body) if len(body) <= INLINE_BYTES else await asyncio.to_thread(parse_json, body)
 
@@ -56,7 +55,7 @@ async def read_body(receive: Receive, *, max_bytes: int, seconds: float) -> byte
         except TimeoutError:
             raise ApiError(408, "the body did not arrive in time", headers={"connection": "close"}) from None
         if message["type"] == "http.disconnect":
-            raise ClientDisconnected
+            raise ClientDisconnect
         pieces.append(message.get("body", b""))
         num_bytes += len(pieces[-1])
         is_over = not message.get("more_body", False)
@@ -66,7 +65,7 @@ async def read_body(receive: Receive, *, max_bytes: int, seconds: float) -> byte
     return b"".join(pieces)
 
 
-def parse_json(body: bytes) -> dict[str, Any]:
+def parse_json(body: bytes) -> JsonObject:
     """The object that `body` holds. Raises ApiError for anything that is not strict JSON, or no object."""
     try:
         text = body.decode("utf-8")
@@ -92,7 +91,7 @@ def _not_json(why: str) -> ApiError:
     return bad_request(f"the body is not JSON: {why}", code="invalid_json")
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object(pairs: list[tuple[str, Json]]) -> JsonObject:
     made = dict(pairs)
     if len(made) != len(pairs):
         twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
@@ -117,9 +116,9 @@ def _number(digits: str) -> float:
     return value
 
 
-def _check_depth(value: dict[str, Any]) -> None:
+def _check_depth(value: JsonObject) -> None:
     """Refuse deep nesting. Level by level: no recursion, and every value is looked at once."""
-    level: list[Any] = [value]
+    level: list[JsonObject | list[Json]] = [value]
     for _ in range(MAX_DEPTH):
         level = [
             item

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from octavo.errors import EngineError, EngineStoppedError, NothingAllowedError, QueueFullError
-from octavo.serve.http import exchange
-from octavo.serve.http.exchange import COMMENT
+from octavo.errors import ContextLengthError, EngineError, EngineStoppedError, NothingAllowedError, QueueFullError
+from octavo.serve.http import response as http_response
+from octavo.serve.http.response import COMMENT
 from octavo.serve.output_stream import OutputStream
 from tests.support.asgi import Peer, make_scope
 from tests.support.outputs import make_output
@@ -106,7 +106,7 @@ def test_a_stream_begins_before_the_first_token_and_is_kept_alive():
 
 
 def test_a_reader_that_takes_nothing_has_its_sequences_held(monkeypatch):
-    monkeypatch.setattr(exchange, "_BACKPRESSURE_SECONDS", 0.01)
+    monkeypatch.setattr(http_response, "_BACKPRESSURE_SECONDS", 0.01)
 
     async def scene(service, thread):
         peer, gate = Peer(json.dumps(PROMPT | {"stream": True}).encode()), asyncio.Event()
@@ -195,6 +195,19 @@ def test_a_refusal_by_the_engine_is_answered():
         assert b"secret" not in peer.sent
 
     run_scene(scene)
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_a_late_refusal_calls_the_prompt_as_the_route_does(is_stream):
+    async def scene(service, thread):
+        asking = asyncio.create_task(post(service, CHAT, MESSAGES | {"stream": is_stream}))
+        await until(lambda: thread.submitted)
+        thread.deliver([(thread.submitted[0].request_id, ContextLengthError("needs 9 KV cache blocks", "max_tokens"))])
+        peer = await asking
+        error = (events(peer)[-1] if is_stream else peer.json())["error"]
+        assert (error["param"], error["code"]) == ("messages", "context_length_exceeded")
+
+    run_scene(scene, template=TEMPLATE)
 
 
 @pytest.mark.parametrize("is_stream", [False, True])

@@ -1,6 +1,7 @@
 """serve.api.openapi: the file says what the routes are, and the copy in docs/ is the same."""
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,6 +26,20 @@ def test_the_openapi_file_says_what_the_routes_are():
 def test_the_copy_in_docs_is_the_same():
     written = json.loads((ROOT / "docs" / "openapi.json").read_text(encoding="utf-8"))
     assert written == json.loads(json.dumps(openapi())), "docs/openapi.json: write it anew from serve.api.openapi"
+
+
+def test_every_reference_leads_somewhere():
+    text = json.dumps(openapi())
+    schemas = openapi()["components"]["schemas"]
+    named = set(re.findall(r'"#/components/schemas/(\w+)"', text))
+    assert named == schemas.keys()
+    assert {"ChatCompletion", "ChatCompletionChunk", "Completion", "CompletionChunk", "ErrorResponse"} <= named
+
+
+def test_what_may_be_absent_is_not_required_and_has_no_default():
+    choice = openapi()["components"]["schemas"]["ChatChoice"]
+    assert set(choice["properties"]) - set(choice["required"]) == {"prompt_token_ids", "prompt_logprobs", "token_ids"}
+    assert all("default" not in choice["properties"][name] for name in choice["properties"])
 
 
 def test_every_field_is_in_it():

@@ -84,7 +84,7 @@ def fault(function, **fields) -> ApiError:
 def test_what_is_wrong_is_refused_by_name(fields, param):
     error = fault(completion, **fields)
     assert error.param == param
-    assert error.envelope()["error"]["type"] == "invalid_request_error"
+    assert error.envelope().error.type == "invalid_request_error"
     assert param in str(error)
 
 

@@ -1,14 +1,10 @@
 """serve.api.responses on outputs made by hand: the shapes that clients break on."""
 
 import json
-import math
 from typing import Any
 
-import orjson
-import pytest
-
 from octavo.outputs import RequestMetrics
-from octavo.serve.api.responses import ChatResponseBuilder, CompletionResponseBuilder, ResponseOptions, finite
+from octavo.serve.api.responses import ChatResponseBuilder, CompletionResponseBuilder, ResponseOptions
 from octavo.serve.http.request_ids import RequestIds
 from tests.support.outputs import CharTokenizer, make_logprobs, make_output
 
@@ -16,6 +12,11 @@ from tests.support.outputs import CharTokenizer, make_logprobs, make_output
 def made(kind=ChatResponseBuilder, **options: Any):
     fields = {"num_choices": 1, "num_best": 1} | options
     return kind("tiny", ResponseOptions(**fields), CharTokenizer(), RequestIds())
+
+
+def whole(builder) -> Any:
+    """The body as a client reads it."""
+    return json.loads(builder.body().to_json())
 
 
 def streamed(builder, *outputs):
@@ -69,7 +70,7 @@ def test_nothing_is_sent_before_an_echoed_prompt_is_computed():
 def test_the_same_at_once():
     builder = made(ignored=("user", "store"))
     builder.outputs[0] = make_output("Hi", "length")
-    body = builder.body()
+    body = whole(builder)
     assert body["object"] == "chat.completion"
     assert body["choices"] == [
         {
@@ -81,7 +82,6 @@ def test_the_same_at_once():
         }
     ]
     assert [warning.partition(":")[0] for warning in body["warnings"]] == ["user", "store"]
-    assert json.loads(orjson.dumps(body)) == body
 
 
 def test_warnings_come_with_the_first_chunk_only():
@@ -93,7 +93,7 @@ def test_the_best_are_kept():
     builder = made(num_choices=2, num_best=3)
     for index, likelihood in enumerate((-5.0, -1.0, -3.0, -1.0, -2.0, -9.0)):
         builder.outputs[index] = make_output(f"{index}", "stop", cumulative_logprob=likelihood)
-    body = builder.body()
+    body = whole(builder)
     assert [choice["message"]["content"] for choice in body["choices"]] == ["1", "2", "3", "4"]
     assert [choice["index"] for choice in body["choices"]] == [0, 1, 2, 3]
     assert (body["usage"]["prompt_tokens"], body["usage"]["completion_tokens"]) == (4, 6)
@@ -102,7 +102,7 @@ def test_the_best_are_kept():
 def test_chat_logprobs():
     builder = made(num_logprobs=1)
     builder.outputs[0] = make_output("é", "stop", has_logprobs=True)
-    [entry] = builder.body()["choices"][0]["logprobs"]["content"]
+    [entry] = whole(builder)["choices"][0]["logprobs"]["content"]
     assert entry["top_logprobs"] == [{"token": "é", "logprob": -1.0, "bytes": list("é".encode())}]
     assert (entry["token"], entry["logprob"]) == ("é", -1.0)
     streams = streamed(made(num_logprobs=0), make_output("a", has_logprobs=True), make_output("ab", has_logprobs=True))
@@ -114,7 +114,7 @@ def test_legacy_logprobs_with_an_echo():
     builder = made(CompletionResponseBuilder, has_echo=True, num_logprobs=2)
     prompt_logprobs = [None, make_logprobs(98)]
     builder.outputs[0] = make_output("é!", "stop", has_logprobs=True, prompt_logprobs=prompt_logprobs)
-    choice = builder.body()["choices"][0]
+    choice = whole(builder)["choices"][0]
     table = choice["logprobs"]
     assert choice["text"] == "abé!"
     assert table["tokens"] == ["a", "b", "é", "!"]
@@ -129,31 +129,16 @@ def test_legacy_logprobs_with_an_echo():
     assert piece["choices"][0]["logprobs"]["text_offset"] == [2, 3]
 
 
-class ByteTokenizer(CharTokenizer):
-    """A token is a byte."""
-
-    def token_bytes(self, token_id: int) -> bytes:
-        return bytes([token_id])
-
-
-def test_a_part_of_a_character_has_a_label_of_its_own():
-    builder = CompletionResponseBuilder("tiny", ResponseOptions(1, 1, num_logprobs=0), ByteTokenizer(), RequestIds())
-    builder.outputs[0] = make_output("\xc3\xa9!", "stop", has_logprobs=True)
-    table = builder.body()["choices"][0]["logprobs"]
-    assert table["tokens"] == ["bytes:\\xc3", "bytes:\\xa9", "!"]
-    assert table["text_offset"] == [0, 0, 1]
-
-
 def test_an_echo_of_what_was_kept():
     builder = made(CompletionResponseBuilder, has_echo=True, is_truncated=True)
     builder.outputs[0] = make_output("c", "stop", prompt="xxab")
-    assert builder.body()["choices"][0]["text"] == "abc"
+    assert whole(builder)["choices"][0]["text"] == "abc"
 
 
 def test_prompt_logprobs():
     builder = made(has_prompt_logprobs=True)
     builder.outputs[0] = make_output("c", "stop", prompt_logprobs=[None, make_logprobs(98)])
-    first, second = builder.body()["choices"][0]["prompt_logprobs"]
+    first, second = whole(builder)["choices"][0]["prompt_logprobs"]
     assert first is None
     assert second["98"] == {"logprob": -1.0, "rank": 1, "decoded_token": "b"}
 
@@ -166,11 +151,6 @@ def test_metrics():
         metrics = RequestMetrics(0.0, decode_time=decode, **times)
         builder.outputs[index] = make_output("abc", "stop", metrics=metrics)
     assert builder.metrics() == {"queue_ms": 250.0, "ttft_ms": 500.0, "decode_ms": 2000.0, "tokens_per_second": 2.0}
-
-
-@pytest.mark.parametrize(("given", "expected"), [(-1.5, -1.5), (-math.inf, -9999.0), (math.nan, -9999.0), (0.0, 0.0)])
-def test_json_has_finite_numbers_only(given, expected):
-    assert finite(given) == expected
 
 
 def test_the_weight_is_what_logprobs_cost():

@@ -1,14 +1,19 @@
 """serve.http.auth: which keys, Host headers and origins are let through."""
 
-import pytest
+import asyncio
 
+import pytest
+from starlette.responses import Response
+
+from octavo.serve.config import ServerConfig
 from octavo.serve.errors import ApiError
-from octavo.serve.http.auth import AccessPolicy
-from tests.support.asgi import make_scope
+from octavo.serve.http.auth import AccessMiddleware
+from tests.support.asgi import HOST, Header, Peer, make_scope
 
 
 def policy(*keys: str, host: str = "127.0.0.1", hosts: tuple[str, ...] = (), origins: tuple[str, ...] = ()):
-    return AccessPolicy(keys, host=host, allowed_hosts=hosts, allowed_origins=origins)
+    config = ServerConfig(host=host, allowed_hosts=hosts, allowed_origins=origins)
+    return AccessMiddleware(Response(b"let through"), config, keys, ["/open"])
 
 
 def scope(**headers: bytes):
@@ -56,7 +61,7 @@ def test_origins():
     assert policy().check_origin(own) == []
     for origin in (b"https://evil.example", b"null", b"http://localhost"):
         assert refusal(policy().check_origin, scope(host=b"localhost:8000", origin=origin)).status == 403
-    allowed = policy(origins=("https://App.example/",))
+    allowed = policy(origins=("https://App.example",))
     headers = dict(allowed.check_origin(scope(host=b"localhost", origin=b"https://app.example")))
     assert headers[b"access-control-allow-origin"] == b"https://app.example"
     assert policy(origins=("*",)).check_origin(scope(host=b"localhost", origin=b"https://evil.example"))
@@ -67,9 +72,6 @@ def test_origins():
 def test_without_keys_a_client_is_its_address():
     assert policy().authenticate(make_scope()) == "10.0.0.1"
     assert policy().authenticate(make_scope() | {"client": None}) == "local"
-    assert not policy().has_tenants
-    assert not policy("alpha").has_tenants
-    assert policy("alpha", "beta").has_tenants
 
 
 def test_each_key_is_a_client_of_its_own():
@@ -98,3 +100,47 @@ def test_a_key_that_comes_twice_is_none():
     both = make_scope(headers=[(b"authorization", b"Bearer x"), (b"x-api-key", b"alpha")])
     assert refusal(policy("alpha").authenticate, both).status == 401
     assert refusal(policy("alpha").authenticate, make_scope()).status == 401
+
+
+# --- as middleware ------------------------------------------------------------------------------------------------
+
+
+def asked(middleware: AccessMiddleware, path: str, method: str = "GET", *headers: Header):
+    """The peer of one request, and the state that a handler finds."""
+    state = {"client": "", "headers": []}
+    peer = Peer()
+    scope = make_scope(path, method, [HOST, *headers]) | {"state": state}
+    asyncio.run(middleware(scope, peer.receive, peer.send))
+    return peer, state
+
+
+def test_only_an_open_path_needs_no_key_and_only_to_read_it():
+    for method in ("GET", "HEAD"):
+        peer, state = asked(policy("alpha"), "/open", method)
+        assert (peer.sent, state["client"]) == (b"let through", "")
+    for path, method in (("/open", "POST"), ("/open", "OPTIONS"), ("/open/", "GET"), ("/Open", "GET"), ("/", "GET"),
+                         ("/open\n", "GET"), ("//open", "GET")):  # fmt: skip
+        assert refusal(asked, policy("alpha"), path, method).status == 401, (path, method)
+
+
+def test_a_handler_finds_the_client():
+    key = (b"x-api-key", b"alpha")
+    expected = policy("alpha").authenticate(scope(x_api_key=b"alpha"))
+    assert asked(policy("alpha"), "/closed", "POST", key)[1]["client"] == expected
+    assert asked(policy(), "/closed")[1]["client"] == "10.0.0.1"
+
+
+def test_a_preflight_is_answered_without_a_key():
+    origin = (b"origin", b"https://app.example")
+    allowing = policy("alpha", origins=("https://app.example",))
+    peer, state = asked(allowing, "/closed", "OPTIONS", origin)
+    assert (peer.status, peer.sent) == (204, b"")
+    assert peer.headers["access-control-allow-methods"] == "GET, POST"
+    assert (b"access-control-allow-origin", b"https://app.example") in state["headers"]
+    assert refusal(asked, allowing, "/closed", "OPTIONS").status == 401
+    assert refusal(asked, policy("alpha"), "/closed", "OPTIONS", origin).status == 403
+
+
+def test_an_origin_is_answered_with_its_headers_whatever_comes():
+    peer, state = asked(policy(origins=("*",)), "/closed", "GET", (b"origin", b"https://app.example"))
+    assert (peer.sent, dict(state["headers"])[b"vary"]) == (b"let through", b"origin")

@@ -8,9 +8,10 @@ import time
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from starlette.requests import ClientDisconnect
 
 from octavo.serve.errors import ApiError
-from octavo.serve.http.json_body import MAX_DEPTH, MAX_DIGITS, ClientDisconnected, parse_json, read_body, read_json
+from octavo.serve.http.json_body import MAX_DEPTH, MAX_DIGITS, parse_json, read_body, read_json
 from tests.support.counts import examples
 
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
@@ -255,7 +256,7 @@ def test_a_body_that_drips_has_an_end():
 
 @pytest.mark.parametrize("pieces", [(), (b"{",), (b"{}", b"")])
 def test_a_client_that_leaves(pieces):
-    with pytest.raises(ClientDisconnected):
+    with pytest.raises(ClientDisconnect):
         read(Peer(*pieces, last={"type": "http.disconnect"}))
 
 
