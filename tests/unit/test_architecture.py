@@ -183,7 +183,6 @@ SERVE_FLOORS: dict[str, set[str]] = {
     "fair_semaphore": set(),
     "generation_job": set(),
     "output_stream": {"errors"},
-    "render_pool": set(),
     "metrics": {"output_stream"},
     "live": set(),
 }
