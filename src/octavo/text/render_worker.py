@@ -43,10 +43,8 @@ def main() -> None:
         _write_frame(answers, _refusal(error))
         return
     _write_frame(answers, {"text": ""})
-    _arm(0)
     while (frame := _read_frame(0, limits.cpu_seconds)) is not None:
         _write_frame(answers, _answer(template, frame))
-        _arm(0)
 
 
 def rendered(template: ChatTemplate, job: Mapping[str, Any]) -> str:
@@ -128,8 +126,8 @@ def _confine(limits: RenderLimits) -> None:
 
 
 def _arm(cpu_seconds: float) -> None:
-    """End this process after so much more CPU time of its own; 0 takes it back. SIGPROF keeps its default action, which
-    ends a process at any point of any code. A machine that is busy with other things takes nothing from a template."""
+    """End this process after so much more CPU time of its own; waiting takes none, for the next job or for a processor.
+    SIGPROF keeps its default action, which ends a process at any point of any code."""
     signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
 
 

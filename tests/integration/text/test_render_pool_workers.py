@@ -16,6 +16,7 @@ import pytest
 from octavo.errors import EngineError, RequestError
 from octavo.text import render_pool
 from octavo.text.render_pool import RenderPool
+from tests.support.hostile_templates import loops
 from tests.support.render_pools import (
     FORKED,
     PLAIN,
@@ -69,13 +70,16 @@ class TestKilling:
 
     def test_a_worker_that_waits_for_the_processor_takes_no_time(self) -> None:
         """The limit is on CPU time: nothing is lost by a machine that is busy with other things."""
-        with started(PLAIN, 1, cpu_seconds=0.2) as pool:
+        source = "{% if messages[0].content == 'long' %}" + loops("", 3000) + "{% endif %}{{ messages[0].content }}"
+        with started(source, 1, cpu_seconds=2.0) as pool:
             [child] = children()
+            begun = child.cpu_times().user
+            [found] = outcomes(pool, ["long"])
+            until(lambda: child.cpu_times().user > begun + 0.03)
             child.send_signal(signal.SIGSTOP)
-            [found] = outcomes(pool, ["Hi"])
-            time.sleep(0.6)
+            time.sleep(2.2)
             child.send_signal(signal.SIGCONT)
-            assert found.result() == "Hi"
+            assert found.result() == "long"
             assert pids() == {child.pid}
 
     def test_idle_time_is_nobodys(self) -> None:
@@ -222,6 +226,20 @@ class TestTheEnd:
             pool.close()
             assert not children(with_zombies=True)
             assert job.result() == "Hi" or job.result().startswith("EngineError")
+
+    def test_closed_by_a_thread_that_has_not_seen_the_process(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        pool = made(PLAIN, 1)
+
+        class Late(render_pool._Process):
+            def __init__(self) -> None:
+                super().__init__()
+                pool._helpers[0].close()
+
+        monkeypatch.setattr(render_pool, "_Process", Late)
+        with pytest.raises(EngineError, match="is closed"):
+            pool.render(USER)
+        assert not children(with_zombies=True)
+        pool.close()
 
     def test_nobody_has_it_any_more(self) -> None:
         pool = made(PLAIN)
