@@ -180,9 +180,10 @@ class LLM:
         return self.engine.profile(path)
 
     def shutdown(self) -> None:
-        """Abort whatever is unfinished and drop the cached prefixes."""
+        """Abort whatever is unfinished, drop the cached prefixes, and end the helper process of `chat`."""
         self._discard(self.engine.unfinished_ids())
         self.engine.reset_prefix_cache()
+        self.engine.close_renderer()
 
     def _score(self, sequences: Sequence[list[int]]) -> list[list[float]]:
         """Logprob of every token but the first, of each token sequence."""

@@ -10,9 +10,8 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from octavo import hub
 from octavo.config import EngineConfig
@@ -26,9 +25,8 @@ from octavo.params import UNSET, SamplingParams
 from octavo.request import Request
 from octavo.snapshot import EngineSnapshot, EngineStats
 from octavo.text.load import load_text
-
-if TYPE_CHECKING:  # Jinja is imported when a template is compiled
-    from octavo.text.chat import ChatTemplate
+from octavo.text.messages import checked_messages, plain_json
+from octavo.text.render_pool import RenderPool
 
 logger = logging.getLogger(__name__)
 Prompt = str | Sequence[int] | Mapping[str, Any]
@@ -69,17 +67,7 @@ class LLMEngine:
         self._requests: dict[str, Request] = {}
         self._aborted: list[RequestOutput] = []
         self._num_requests = 0
-
-    @cached_property
-    def chat_template(self) -> "ChatTemplate | None":
-        """The model's template, None where it has none. Compiled when it is first asked for.
-
-        Raises ModelFormatError for one that is broken.
-        """
-        from octavo.text.chat import ChatTemplate
-
-        text = self.template_text
-        return None if text is None else ChatTemplate(text.sources, text.special_tokens)
+        self._render_pool: RenderPool | None = None  # its process starts with the first rendering
 
     def add_request(
         self,
@@ -249,13 +237,24 @@ class LLMEngine:
         chat_template_kwargs: Mapping[str, Any] | None = None,
         add_generation_prompt: bool = True,
     ) -> list[int]:
-        """Messages to prompt ids by the model's own template. Raises RequestError where it has none or refuses."""
-        if self.chat_template is None:
+        """Messages to prompt ids by the model's own template, in a helper process that lives until `close_renderer`.
+        Raises RequestError where the model has no template or it refuses, ModelFormatError where it is broken."""
+        if self.template_text is None:
             raise RequestError("the model has no chat template: use generate with a prompt of your own", "messages")
-        text = self.chat_template.render(
-            messages, tools=tools, add_generation_prompt=add_generation_prompt, kwargs=chat_template_kwargs
+        self._render_pool = self._render_pool or RenderPool(self.template_text)
+        text = self._render_pool.render(
+            checked_messages(messages, parts_as_text=False),
+            tools=plain_json(tools, "tools"),
+            add_generation_prompt=add_generation_prompt,
+            kwargs=plain_json(chat_template_kwargs, "chat_template_kwargs"),
         )
         return self.tokenizer.encode(text, add_special=False)
+
+    def close_renderer(self) -> None:
+        """End the helper process of `render_chat`; another call starts a new one."""
+        if self._render_pool is not None:
+            self._render_pool.close()
+        self._render_pool = None
 
     def get_stats(self) -> EngineStats:
         """Counters and gauges of the engine."""

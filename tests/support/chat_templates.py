@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from octavo.text.chat import ChatTemplate
-from octavo.text.meter import RenderLimits
 from octavo.text.template_text import TemplateText
 
 FOLDER = Path(__file__).parent / "fixtures" / "chat"
@@ -17,12 +16,11 @@ FEATURES = [line.replace("\\n", "\n") for line in (FOLDER / "features.txt").read
 
 USER = [{"role": "user", "content": "Hi"}]
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
-ROOMY = RenderLimits(seconds=20.0)  # for tests that are not about time: the machine is shared
 
 
 def template(source: str, **special: str) -> ChatTemplate:
-    """The template, compiled, with time enough."""
-    return ChatTemplate({"default": source}, special or SPECIAL, limits=ROOMY)
+    """The template, compiled."""
+    return ChatTemplate({"default": source}, special or SPECIAL)
 
 
 def compiled(text: TemplateText | None) -> ChatTemplate | None:

@@ -37,7 +37,7 @@ class FakeEngine:
         self.resolved = SimpleNamespace(limits=limits, describe=lambda: "fake on cpu")
         self.engine = SimpleNamespace(timer=PhaseTimer())
         self.profile = self.engine.timer.profile
-        self.chat_template = None if "no-template" in config.model_config.model else object()
+        self.template_text = None if "no-template" in config.model_config.model else object()
         self.live: dict[str, dict[str, Any]] = {}
         self.aborted: list[RequestOutput] = []
         self.requests: list[tuple[Any, SamplingParams]] = []

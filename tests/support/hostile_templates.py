@@ -1,4 +1,10 @@
-"""Chat templates that try to reach Python, or to take minutes or gigabytes."""
+"""Chat templates that try to reach Python, or to take minutes or gigabytes, and any number of relatives of theirs."""
+
+import random
+import re
+from collections.abc import Sequence
+
+from jinja2 import Environment, TemplateError
 
 # Published server-side template injections and their relatives. CMD stands for a shell command that writes a file.
 PAYLOADS = """
@@ -203,3 +209,64 @@ BOMBS = {
     "cycler's items": sixty("()", "cycler(n.a, n.a).items", "{{ {n.a: 1} | length }}"),
     "escape a list": "{{ (['<' * 999] * 9999) | escape | length }}",
 }  # fmt: skip
+
+
+_NUMBERS = ("7", "60", "2000", "99999", "1000000", "999999999", "9223372036854775807")
+_TEXTS = ("'x'", "'𝒳'", "'<&'", "'{0}{0}'", "'%s%s'", "'a\\n\\t'")
+_FILTERS = (
+    "list", "string", "tojson", "sort", "join", "upper", "title", "trim", "escape", "wordcount", "length", "reverse",
+    "unique", "indent", "center(9999)", "batch(3)", "replace('x', 'yy')", "map('string')", "select", "wordwrap(9)",
+)  # fmt: skip
+_AROUND = (
+    "{% for z in range(3) %}BODY{% endfor %}",
+    "{% macro g(z=1) %}BODY{% endmacro %}{{ g() }}{{ g() }}",
+    "{% macro h() %}{{ caller() }}{{ caller() }}{% endmacro %}{% call h() %}BODY{% endcall %}",
+    "{% set y %}BODY{% endset %}{{ y }}{{ y }}",
+    "{% filter upper %}BODY{% endfilter %}",
+    "{% generation %}BODY{% endgeneration %}",
+    "{% for z in range(99999) %}{% if z < 2 %}BODY{% endif %}{% endfor %}",
+    "{% set k = namespace(a='x') %}{% for z in range(999999) %}{% set k.a = k.a ~ k.a %}{% endfor %}BODY",
+)
+
+
+def mutated(count: int, seed: int = 1) -> list[str]:
+    """Bombs and injections that are changed at random and still compile: other numbers, texts, filters and operators,
+    one inside of another, two in a row."""
+    rng = random.Random(seed)
+    environment = Environment(extensions=["jinja2.ext.loopcontrols"])
+    # A block may be there once only; a template within another would have it twice.
+    sources = [source for source in BOMBS.values() if "{% block" not in source]
+    found: list[str] = []
+    while len(found) < count:
+        source = rng.choice(sources)
+        for _ in range(rng.randint(1, 3)):
+            source = _mutated_once(source, rng.choice([*sources, *PAYLOADS]), rng)
+        try:
+            environment.parse(re.sub("{% (end)?generation %}", "", source))
+        except TemplateError:
+            continue
+        if len(source) < 4000 and not re.search("include|import|extends", source):
+            found.append(source)
+    return found
+
+
+def _mutated_once(source: str, other: str, rng: random.Random) -> str:
+    match rng.randrange(6):
+        case 0:
+            return re.sub(r"\b\d{2,}\b", lambda _: rng.choice(_NUMBERS), source)
+        case 1:
+            return re.sub(r"'x+'", lambda _: rng.choice(_TEXTS), source)
+        case 2:
+            return re.sub(r"\| \w+\b(?!\()", lambda _: f"| {rng.choice(_FILTERS)}", source)
+        case 3:
+            return re.sub(r" [+~] ", lambda _: rng.choice((" + ", " ~ ", " * ", ", ")), source)
+        case 4:
+            return rng.choice(_AROUND).replace("BODY", source)
+        case _:
+            return source + other
+
+
+def as_one(sources: Sequence[str]) -> str:
+    """A template that is the one of `sources` whose number is the first message."""
+    branches = [f"{{% elif messages[0].content == '{number}' %}}{source}" for number, source in enumerate(sources)]
+    return "{% if messages[0].content == 'Hi' %}Hi" + "".join(branches) + "{% endif %}"

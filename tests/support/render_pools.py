@@ -1,36 +1,24 @@
-"""Pools of template workers for tests: a loop's runner, templates that take their time, and a check of leftovers."""
+"""Pools of helper processes for tests: templates that take their time, and a check of leftovers."""
 
-import asyncio
+import gc
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import psutil
 import pytest
-import uvloop
 
-from octavo.serve.render_pool import RenderPool
+from octavo.text.render_pool import RenderPool
+from octavo.text.render_protocol import RenderLimits
+from octavo.text.template_text import TemplateText
 from tests.support.hostile_templates import loops
 
 USER = [{"role": "user", "content": "Hi"}]
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
 PLAIN = "{% for m in messages %}{{ m.content }}{% endfor %}"
-# "go" takes no time; "slow" all that it is given.
+# "slow" takes all that it is given; anything else no time.
 FORKED = "{% if messages[0].content == 'slow' %}" + loops("") + "{% endif %}{{ messages[0].content }}"
-Run = Callable[[Coroutine[Any, Any, None]], None]
-
-
-@pytest.fixture(params=[pytest.param("asyncio", marks=pytest.mark.nightly), "uvloop"])  # uvloop is what serves
-def run(request: pytest.FixtureRequest) -> Run:
-    """A loop's runner that has run a process before: uvloop keeps two file descriptors for ever."""
-
-    async def nothing() -> None:
-        await (await asyncio.create_subprocess_exec("true")).wait()
-
-    found: Run = asyncio.run if request.param == "asyncio" else uvloop.run
-    found(nothing())
-    return found
-
 
 EARLIER: set[int] = set()  # children from before the test: workers of servers that live for the session
 
@@ -47,31 +35,40 @@ def children(*, with_zombies: bool = False) -> list[psutil.Process]:
     return [child for child in found if with_zombies or child.status() != psutil.STATUS_ZOMBIE]
 
 
+def pids() -> set[int]:
+    return {child.pid for child in children()}
+
+
 def says(content: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": content}]
 
 
-async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
+def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
-        await asyncio.sleep(0.02)
+        time.sleep(0.01)
 
 
-def with_pool(run: Run, check: Callable[[RenderPool], Coroutine[Any, Any, None]], source: str, **options: Any) -> None:
-    """The check with a full pool; afterwards there is no process, and no file descriptor more than before."""
+def made(source: str, num_workers: int = 3, **limits: Any) -> RenderPool:
+    """A pool that has started nothing yet."""
+    return RenderPool(
+        TemplateText({"default": source}, SPECIAL), num_workers=num_workers, limits=RenderLimits(**limits)
+    )
 
-    async def work() -> None:
-        pool = RenderPool({"default": source}, SPECIAL, **options)
-        await pool.start()
-        try:
-            await until(lambda: len(pool._free) == options.get("num_workers", 2) + 1)
-            await check(pool)
-        finally:
-            await pool.stop()
-        assert not children()
 
+@contextmanager
+def started(source: str, num_workers: int = 3, **limits: Any) -> Iterator[RenderPool]:
+    """A pool that is full. Afterwards there is no process, and no file descriptor more than before."""
+    gc.collect()
     before = psutil.Process().num_fds()
-    run(work())
-    assert psutil.Process().num_fds() <= before
+    pool = made(source, num_workers, **limits)
+    try:
+        pool.start()
+        for helper in pool._helpers:
+            helper.make_ready()
+        yield pool
+    finally:
+        pool.close()
     assert not children(with_zombies=True)
+    until(lambda: psutil.Process().num_fds() <= before)  # a thread that has waited for an answer closes its pipes

@@ -141,22 +141,23 @@ class StubRenderPool:
 
     made: "StubRenderPool"  # the newest
 
-    def __init__(self, sources: Mapping[str, str], special_tokens: Mapping[str, str], *, num_workers: int) -> None:
+    def __init__(self, text: TemplateText, *, num_workers: int) -> None:
         StubRenderPool.made = self
-        self.is_broken = "broken" in sources["default"]
+        self.is_broken = "broken" in text.sources["default"]
+        self.num_workers = num_workers
         self.options: list[dict[str, Any]] = []
-        self.is_stopped = False
+        self.is_closed = False
 
-    async def start(self) -> None:
+    def start(self) -> None:
         if self.is_broken:
             raise ModelFormatError("line 1: broken")
 
-    async def render(self, messages: Sequence[Any], **options: Any) -> str:
+    def render(self, messages: Sequence[Any], **options: Any) -> str:
         self.options.append(options)
         return "".join(message["content"] for message in messages)
 
-    async def stop(self) -> None:
-        self.is_stopped = True
+    def close(self) -> None:
+        self.is_closed = True
 
 
 def make_service(server_config: Mapping[str, Any] | None = None, **fields: Any) -> Service:

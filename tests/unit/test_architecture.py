@@ -187,7 +187,6 @@ SERVE_FLOORS: dict[str, set[str]] = {
     "admission": {"errors"},
     "fair_semaphore": set(),
     "output_stream": set(),
-    "render_pool": set(),
     "metrics": {"output_stream"},
     "live": set(),
 }

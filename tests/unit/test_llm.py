@@ -2,8 +2,11 @@
 
 import asyncio
 import math
+import shutil
+from collections import UserList
 from itertools import pairwise
 
+import psutil
 import pytest
 
 from octavo import LLM, AsyncLLM, ConfigError, EngineConfig, EngineError, RequestError, SamplingParams
@@ -75,6 +78,42 @@ def test_chat_uses_the_models_template(llm):
     assert len(llm.chat([messages, messages], SamplingParams(max_tokens=2))) == 2
     capped = llm.chat(messages, SamplingParams(temperature=0.0, ignore_eos=True))[0]  # max_tokens: up to the length
     assert len(capped.prompt_token_ids) + len(capped.outputs[0].token_ids) == 256
+
+
+def test_a_process_for_templates_comes_with_the_first_chat_and_goes_with_the_end(tiny_model):
+    """None is started for those who never chat."""
+
+    def helpers():
+        return {child.pid for child in psutil.Process().children()} - before
+
+    before = {child.pid for child in psutil.Process().children()}
+    messages, params = [{"role": "user", "content": "hello"}], SamplingParams(max_tokens=1)
+    with LLM(str(tiny_model), **FIELDS) as llm:
+        llm.generate("hello", params)
+        assert not helpers()
+        ids = [llm.chat(messages, params)[0].prompt_token_ids for _ in range(2)]
+        assert len(helpers()) == 1
+        with pytest.raises(RequestError, match=r"messages\[0\].role"):
+            llm.chat([{"content": "hello"}])
+        with pytest.raises(RequestError, match="not a JSON value"):
+            llm.chat([{"role": "user", "content": "hello", "more": object()}])
+    assert not helpers()
+    ids.append(llm.engine.render_chat(UserList(messages)))  # whoever goes on has a new one
+    assert len(helpers()) == 1
+    assert ids[0] == ids[1] == ids[2]
+    llm.shutdown()
+    llm.shutdown()
+    assert not helpers()
+
+
+def test_a_hostile_template_ends_a_chat_and_not_the_program(tiny_model, tmp_path):
+    shutil.copytree(tiny_model, tmp_path / "model")
+    source = "{% if messages[0].content == 'evil' %}{{ [1] | batch(999999999, 0) | list }}{% endif %}hello"
+    (tmp_path / "model" / "chat_template.jinja").write_text(source)
+    with LLM(str(tmp_path / "model"), **FIELDS) as llm:
+        with pytest.raises(RequestError, match="need more memory"):
+            llm.chat([{"role": "user", "content": "evil"}])
+        assert len(llm.chat([{"role": "user", "content": "hello"}], SamplingParams(max_tokens=2))) == 1
 
 
 def test_score_is_the_sum_of_prompt_logprobs(llm):

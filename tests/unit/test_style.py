@@ -23,7 +23,7 @@ MAY_IMPORT_BY_NAME = {"octavo", "octavo.cli.main"}
 
 MAX_FUNCTION_LINES, MAX_FUNCTION_LINES_P90, MAX_PYTHON_LINES, MAX_PARAMETERS = 60, 30, 400, 6
 MAX_UNTESTED_LINES = 60  # a longer module has a test file of its own name
-INTEGRATION_FOLDERS = {"serve": "server", "cli": "cli", "models": "models"}
+INTEGRATION_FOLDERS = {"serve": "server", "cli": "cli", "models": "models", "text": "text"}
 # Public API: whatever may be said of a request is a keyword of these.
 MANY_PARAMETERS = {
     "octavo.llm.LLM.chat",

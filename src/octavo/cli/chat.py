@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     config, params = check_session_flags(args), sampling_from(args)
     refuse_logprobs(params, "a conversation has no place for them; see octavo generate --chat --json")
     with opened(args, config) as engine:
-        if engine.chat_template is None:
+        if engine.template_text is None:
             raise UnsupportedError(
                 f"{config.model_config.model} has no chat template, so it cannot chat; octavo generate continues text"
             )

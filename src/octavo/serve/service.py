@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any, Final, TypeVar
@@ -29,12 +30,12 @@ from octavo.serve.http.request_ids import RequestIds
 from octavo.serve.live.feed import LiveFeed
 from octavo.serve.metrics import Metrics, ServiceStats
 from octavo.serve.output_stream import OutputStream
-from octavo.serve.render_pool import RenderPool
+from octavo.text.render_pool import RenderPool
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
-NUM_HELPERS: Final = 2  # threads that tokenize, processes that render
+NUM_HELPERS: Final = 2  # texts that are tokenized, and templates that are rendered, at once
 DEFAULT_QUEUE: Final = 256  # waiting sequences, where the configuration says nothing
 INLINE_WEIGHT: Final = 4096  # heavier work is done on a thread, so that no other request waits for it
 _CHARS_PER_TOKEN: Final = 32  # a text longer than this times the longest prompt is refused before it is tokenized
@@ -62,6 +63,7 @@ class Service:
         self._render_pool: RenderPool | None = None
         self._template_fault: str | None = None
         self._threads = ThreadPoolExecutor(NUM_HELPERS, thread_name_prefix="octavo-text")
+        self._render_threads = ThreadPoolExecutor(NUM_HELPERS, thread_name_prefix="octavo-render")
         self._text_slots, self._render_slots = FairSemaphore(NUM_HELPERS), FairSemaphore(NUM_HELPERS)
         self._unsubmitted: set[asyncio.Task[Any]] = set()  # tasks of requests that are read, rendered or tokenized
         self._cancelled: set[asyncio.Task[Any]] = set()  # those of them that `fail_all` has ended
@@ -75,9 +77,10 @@ class Service:
         engine = await asyncio.to_thread(self._load)
         template = engine.template_text
         if template is not None:
-            self._render_pool = RenderPool(template.sources, template.special_tokens, num_workers=NUM_HELPERS)
+            # One process to spare: it steps in while another one, which has gone over its limits, is started anew.
+            self._render_pool = RenderPool(template, num_workers=NUM_HELPERS + 1)
             try:
-                await self._render_pool.start()
+                await loop.run_in_executor(self._render_threads, self._render_pool.start)
             except ModelFormatError as error:
                 logger.warning("the model's chat template is broken, chat is refused: %s", error)
                 self._template_fault, self._render_pool = "the model's chat template is broken", None
@@ -95,8 +98,9 @@ class Service:
         if self._engine_thread is not None:
             await self._engine_thread.stop()
         if self._render_pool is not None:
-            await self._render_pool.stop()
-        self._threads.shutdown(wait=False, cancel_futures=True)
+            await asyncio.to_thread(self._render_pool.close)
+        for threads in (self._threads, self._render_threads):
+            threads.shutdown(wait=False, cancel_futures=True)
         self._engine_thread = self._feed = None
         gc.unfreeze()
 
@@ -258,8 +262,9 @@ class Service:
             raise RequestError(
                 self._template_fault or "the model has no chat template: use /v1/completions", "messages"
             )
+        render = partial(self._render_pool.render, messages, **options)
         async with self._render_slots.acquire(client):
-            text = await self._render_pool.render(messages, **options)
+            text = await asyncio.get_running_loop().run_in_executor(self._render_threads, render)
         self.check_length(text)
         tokenizer = self.engine.tokenizer
         return await self.on_thread(client, len(text), lambda: tokenizer.encode(text, add_special=False))

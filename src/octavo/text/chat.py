@@ -1,8 +1,8 @@
 """Messages to a prompt, by the model's own chat template.
 
 Knows which of several templates is used, and which variables a template sees. Where templates are kept is known to
-`template_text`, how one is kept within its limits to `sandbox`. `render` takes plain data and returns a string, so that
-it can move to a process of its own.
+`template_text`. A template is somebody else's program and may take any time and memory: this runs in a process of its
+own, which has limits (`render_worker`).
 """
 
 import re
@@ -15,10 +15,10 @@ from jinja2 import TemplateError
 from octavo.errors import ModelFormatError, RequestError
 from octavo.text.hf_files import SPECIAL_TOKEN_NAMES
 from octavo.text.messages import checked_messages, plain_json
-from octavo.text.meter import LimitReached, RenderLimits
 from octavo.text.sandbox import TemplateEnvironment
 
-MAX_TEMPLATE_CHARS: Final = 64 << 10  # the longest in use have 30,000; Jinja compiles some 10,000 a second
+MAX_TEMPLATE_CHARS: Final = 64 << 10  # the longest in use have 30,000; Jinja compiles some 100,000 a second
+MAX_PROMPT_CHARS: Final = 4 << 20
 _OURS: Final = frozenset([
     "messages", "tools", "add_generation_prompt", "self", "loop", "super", "caller", "varargs", "kwargs", "true",
     "false", "none", "True", "False", "None", *SPECIAL_TOKEN_NAMES,
@@ -27,10 +27,10 @@ _ADDRESS: Final = re.compile(r" (?:object )?at 0x[0-9a-fA-F]+")
 
 
 class ChatTemplate:
-    """A model's chat template, compiled. `render` may be called from several threads at once.
+    """A model's chat template, compiled.
 
     `sources`: the template's text under "default", perhaps a second under "tool_use" for requests with tools.
-    `special_tokens`: variables such as `bos_token`. `now`: the clock behind `strftime_now`.
+    `special_tokens`: variables such as `bos_token`. `max_chars`: of a prompt. `now`: the clock behind `strftime_now`.
     """
 
     def __init__(
@@ -38,11 +38,11 @@ class ChatTemplate:
         sources: Mapping[str, str],
         special_tokens: Mapping[str, str],
         *,
-        limits: RenderLimits | None = None,
+        max_chars: int = MAX_PROMPT_CHARS,
         now: Callable[[], datetime] = datetime.now,
     ) -> None:
         environment = TemplateEnvironment(now)
-        self._limits = limits or RenderLimits()
+        self._max_chars = max_chars
         self._special_tokens = dict(special_tokens)
         self._reserved = _OURS | set(environment.globals)
         if "default" not in sources:
@@ -64,7 +64,7 @@ class ChatTemplate:
 
         `kwargs` become variables of the template and nothing else; they may not be called like one of ours. Raises
         `RequestError` for messages, tools or kwargs that are not what they should be, for messages that the template
-        refuses or fails on, and when it goes over a limit (time, size of the prompt, memory).
+        refuses or fails on, and for too long a prompt; `MemoryError` when memory runs out.
         """
         template = self._templates["default"]
         if tools:
@@ -78,9 +78,9 @@ class ChatTemplate:
             "add_generation_prompt": bool(add_generation_prompt),
         }
         try:
-            return template.render(variables, self._limits)
-        except LimitReached as error:
-            raise RequestError(str(error), param="messages") from error
+            return template.render(variables, self._max_chars)
+        except (RequestError, MemoryError):
+            raise
         except TemplateError as error:
             message = _ADDRESS.sub("", str(error))[:1000]
             raise RequestError(f"messages: the chat template refuses them: {message}", param="messages") from error

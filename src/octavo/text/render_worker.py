@@ -1,8 +1,7 @@
-"""The helper process that renders chat templates for the server: what runs in it from its first line to its last.
+"""The helper process that renders chat templates: what runs in it from its first line to its last.
 
-Talks frames over stdin and stdout: a length (4 bytes, little-endian), then so many bytes of JSON. The first frame has
-the templates, each one after it a job; each is answered by one frame. A thread that is stuck inside one call of C
-cannot be stopped, a process can: by its parent, by an alarm of its own, and by the kernel when its parent is gone.
+A thread that is stuck inside one call of C cannot be stopped, a process can: by its parent, and by the kernel, at its
+limits of CPU time and memory and when its parent is gone. Talks frames over stdin and stdout (`render_protocol`).
 Imports no more than a template needs. Knows no HTTP.
 """
 
@@ -11,16 +10,14 @@ import json
 import os
 import resource
 import signal
-import struct
+import sys
 from collections.abc import Mapping
 from typing import Any, Final
 
 from octavo.errors import OctavoError, RequestError, UnsupportedError
 from octavo.text.chat import ChatTemplate
-from octavo.text.meter import RenderLimits
+from octavo.text.render_protocol import HEADER, RenderLimits
 
-HEADER: Final = struct.Struct("<I")
-MEMORY_BYTES: Final = 384 << 20  # that the process may grow by; a rendering's own account stops at 128 MiB
 _MAX_FILES: Final = 16
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_NO_NEW_PRIVS: Final = 38
@@ -37,19 +34,17 @@ def main() -> None:
     if first is None:
         return
     start = json.loads(first)
-    _confine()
+    limits = RenderLimits(**start["limits"])
+    _confine(limits)
     try:
-        _arm(start["start_seconds"])  # compiling is not metered
-        limits = RenderLimits(seconds=start["seconds"])
-        template = ChatTemplate(start["sources"], start["special_tokens"], limits=limits)
+        _arm(limits.compile_seconds)
+        template = ChatTemplate(start["sources"], start["special_tokens"])
     except OctavoError as error:
         _write_frame(answers, _refusal(error))
         return
     _write_frame(answers, {"text": ""})
-    _arm(0)
-    while (frame := _read_frame(0, start["alarm_seconds"])) is not None:
+    while (frame := _read_frame(0, limits.cpu_seconds)) is not None:
         _write_frame(answers, _answer(template, frame))
-        _arm(0)
 
 
 def rendered(template: ChatTemplate, job: Mapping[str, Any]) -> str:
@@ -93,7 +88,8 @@ def _answer(template: ChatTemplate, frame: bytes) -> dict[str, Any]:
     except OctavoError as error:
         return _refusal(error)
     except (MemoryError, RecursionError):
-        return _refusal(RequestError("messages: they need more memory than a chat template may use", "messages"))
+        pass  # what filled the memory is freed when this block is left
+    return _refusal(RequestError("messages: they need more memory than a chat template may use", "messages"))
 
 
 def _refusal(error: OctavoError) -> dict[str, Any]:
@@ -104,37 +100,41 @@ def _refusal(error: OctavoError) -> dict[str, Any]:
 
 def _die_with_the_parent() -> None:
     """The kernel kills this process when its parent ends, whatever it is doing then. Also: no set-uid program."""
+    if sys.platform != "linux":
+        return  # its input ends then, and a job ends by its limit
     prctl = ctypes.CDLL(None).prctl
     prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 
 
-def _confine() -> None:
+def _confine(limits: RenderLimits) -> None:
     """Limits that hold even if a template should get out of its sandbox: memory, files, processes."""
-    with open("/proc/self/statm", encoding="ascii") as file:
-        used = int(file.read().split()[0]) * resource.getpagesize()
-    for what, most in (
-        (resource.RLIMIT_AS, used + MEMORY_BYTES),
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_FSIZE, 0),
-        (resource.RLIMIT_NOFILE, _MAX_FILES),
-        (resource.RLIMIT_NPROC, 0),
-    ):
+    ceilings = {
+        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_FSIZE: 0,
+        resource.RLIMIT_NOFILE: _MAX_FILES,
+        resource.RLIMIT_NPROC: 0,
+    }
+    if sys.platform == "linux":
+        with open("/proc/self/statm", encoding="ascii") as file:
+            used = int(file.read().split()[0]) * resource.getpagesize()
+        ceilings[resource.RLIMIT_AS] = used + limits.memory_bytes
+    for what, most in ceilings.items():
         hard = resource.getrlimit(what)[1]
         most = most if hard == resource.RLIM_INFINITY else min(most, hard)
         resource.setrlimit(what, (most, most))
 
 
-def _arm(seconds: float) -> None:
-    """End this process so many seconds from now; 0 takes it back. The last resort: SIGALRM keeps its default action,
-    which ends a process at any point of any code."""
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+def _arm(cpu_seconds: float) -> None:
+    """End this process after so much more CPU time of its own; waiting takes none, for the next job or for a processor.
+    SIGPROF keeps its default action, which ends a process at any point of any code."""
+    signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
 
 
-def _read_frame(stream: int, alarm_seconds: float = 0.0) -> bytes | None:
-    """The next frame's bytes; None at the end of the stream. The alarm runs from its first byte."""
+def _read_frame(stream: int, cpu_seconds: float = 0.0) -> bytes | None:
+    """The next frame's bytes; None at the end of the stream. The CPU time is counted from its first byte."""
     header = _read_exactly(stream, HEADER.size)
-    _arm(alarm_seconds)
+    _arm(cpu_seconds)
     return None if header is None else _read_exactly(stream, HEADER.unpack(header)[0])
 
 

@@ -1,58 +1,15 @@
-"""What is changed in a chat template's syntax tree before Jinja compiles it. Knows no limits and no values.
+"""What is read from a chat template's syntax tree before it runs, and the tag that Jinja does not know."""
 
-Whatever Jinja would do by itself without asking the environment (turn a loop, join text, make a list, cut a slice) is
-sent through filters of ours. A template cannot spell their names: they begin with a space.
-"""
-
-from typing import Final, cast
+from typing import Final
 
 from jinja2 import TemplateError, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
-from jinja2.visitor import NodeTransformer
 
-TICKING: Final = " ticking"  # the items of a loop
-MADE: Final = " made"  # a list, tuple or dict as it is written; a slice
-JOINED: Final = " joined"  # the operator ~
-
-
-class Metering(NodeTransformer):
-    """Sends what Jinja would do by itself through the meter: turns of loops, `~`, lists and dicts, slices."""
-
-    def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802
-        self.generic_visit(node)
-        node.iter = _filtered(node.iter, TICKING)
-        return node
-
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802
-        self.generic_visit(node)
-        return _filtered(node.nodes[0], JOINED, node.nodes[1:])
-
-    def visit_List(self, node: nodes.List) -> nodes.Node:  # noqa: N802
-        self.generic_visit(node)
-        return _filtered(node, MADE)
-
-    def visit_Dict(self, node: nodes.Dict) -> nodes.Node:  # noqa: N802
-        self.generic_visit(node)
-        return _filtered(node, MADE)
-
-    def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:  # noqa: N802
-        self.generic_visit(node)
-        return _filtered(node, MADE) if node.ctx == "load" else node
-
-    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:  # noqa: N802
-        self.generic_visit(node)
-        return _filtered(node, MADE) if isinstance(node.arg, nodes.Slice) else node
-
-    def _refused(self, node: nodes.Node) -> nodes.Node:
-        raise TemplateError(f"line {node.lineno}: {type(node).__name__} is not offered to chat templates")
-
-    visit_Include = visit_Import = visit_FromImport = visit_Extends = _refused  # noqa: N815
-    visit_ScopedEvalContextModifier = visit_EvalContextModifier = _refused  # noqa: N815
-
-
-def _filtered(node: nodes.Node, name: str, args: list[nodes.Expr] | None = None) -> nodes.Filter:
-    return nodes.Filter(cast(nodes.Expr, node), name, args or [], [], None, None, lineno=node.lineno)
+_NOT_OFFERED: Final = (
+    nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends, nodes.ScopedEvalContextModifier,
+    nodes.EvalContextModifier,
+)  # fmt: skip
 
 
 class Generation(Extension):
@@ -64,6 +21,12 @@ class Generation(Extension):
         lineno = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return nodes.Scope(body, lineno=lineno)
+
+
+def check_offered(tree: nodes.Template) -> None:
+    """Refuse other templates and HTML escaping by name: `TemplateError`."""
+    for found in tree.find_all(_NOT_OFFERED):
+        raise TemplateError(f"line {found.lineno}: {type(found).__name__} is not offered to chat templates")
 
 
 def takes_parts(tree: nodes.Template) -> bool:

@@ -89,7 +89,7 @@ def test_stopping_ends_the_thread_the_pool_and_the_feed():
         feed = service.feed
         await service.stop()
         assert thread.state == "stopped"
-        assert StubRenderPool.made.is_stopped
+        assert StubRenderPool.made.is_closed
         assert [frame async for frame in feed.frames()] == []
         assert refusal(getattr, service, "feed")[0] == 503
 

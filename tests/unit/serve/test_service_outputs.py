@@ -182,6 +182,33 @@ def test_heavy_work_takes_turns():
     run_scene(scene)
 
 
+def test_prompts_are_rendered_a_few_at_a_time_and_clients_take_turns():
+    gate, begun = threading.Event(), []
+
+    def render(messages, **options):
+        begun.append(options["name"])
+        assert gate.wait(5)
+        return "x"
+
+    async def scene(service, thread):
+        StubRenderPool.made.render = render
+        assert StubRenderPool.made.num_workers == NUM_HELPERS + 1  # one to step in
+        names = ["a"] * (NUM_HELPERS + 2) + ["b"]
+        tasks = [asyncio.create_task(service.render(name, [], name=name)) for name in names]
+        while len(begun) < NUM_HELPERS:
+            await asyncio.sleep(0.001)
+        tasks[0].cancel()  # its client has left; its thread still renders, and is waited for by nobody
+        await asyncio.sleep(0.01)
+        assert begun == ["a"] * NUM_HELPERS
+        gate.set()
+        await asyncio.wait(tasks)
+        assert tasks[0].cancelled()
+        assert [task.result() for task in tasks[1:]] == [[ord("x")]] * (len(names) - 1)
+        assert begun.index("b") < len(names) - 1
+
+    run_scene(scene, template=TEMPLATE)
+
+
 def test_messages_are_rendered_and_encoded_without_special_tokens():
     async def scene(service, thread):
         messages = [{"role": "user", "content": "ab"}, {"role": "user", "content": "c"}]

@@ -7,7 +7,7 @@ import pytest
 
 from octavo.errors import RequestError
 from octavo.text.chat import ChatTemplate
-from tests.support.chat_templates import ROOMY, SPECIAL, TEMPLATES, USER, template
+from tests.support.chat_templates import SPECIAL, TEMPLATES, USER, template
 
 
 class TestMessages:
@@ -68,5 +68,5 @@ class TestKwargs:
 
 def test_the_clock() -> None:
     at = datetime(2024, 7, 26)
-    compiled = ChatTemplate({"default": TEMPLATES["llama3"]}, SPECIAL, limits=ROOMY, now=lambda: at)
+    compiled = ChatTemplate({"default": TEMPLATES["llama3"]}, SPECIAL, now=lambda: at)
     assert "Today Date: 26 Jul 2024\n" in compiled.render(USER)

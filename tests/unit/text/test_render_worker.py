@@ -1,6 +1,6 @@
 """What the rendering process makes of a job, and the frames that it talks in. Here without a process.
 
-With one: tests/integration/server/test_render_pool_workers.py.
+With one: tests/integration/text/test_render_pool_hostile.py.
 """
 
 import json
@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from octavo.errors import RequestError
-from octavo.text.render_worker import HEADER, _answer, _read_frame, _write_frame, rendered
+from octavo.text.render_protocol import HEADER
+from octavo.text.render_worker import _answer, _read_frame, _write_frame, rendered
 from tests.support.chat_templates import TEMPLATES, USER, template
 
 CHATML = template(TEMPLATES["chatml"])
@@ -81,6 +82,12 @@ def test_half_of_a_surrogate_pair_is_refused():
 )
 def test_a_refusal_is_an_answer(messages: list[dict[str, Any]], error: dict[str, Any]):
     assert _answer(CHATML, json.dumps(job(messages)).encode()) == {"error": error}
+
+
+@pytest.mark.parametrize("source", ["{{ 'x' * 9000000000000000000 }}", "{{ 'x'.zfill(9000000000000000000) }}"])
+def test_running_out_of_memory_is_a_refusal(source: str):
+    error = {"message": "messages: they need more memory than a chat template may use", "param": "messages"}
+    assert _answer(template(source), json.dumps(job(USER)).encode()) == {"error": error | {"is_unsupported": False}}
 
 
 def test_a_good_answer_is_its_text():

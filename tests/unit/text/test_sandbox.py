@@ -1,6 +1,7 @@
-"""Hostile chat templates: none reaches Python, and what would take gigabytes is refused before it is done.
+"""The Jinja of chat templates: none reaches Python, and what it offers beside Jinja's own.
 
-That none takes long or much memory is measured in tests/integration/text/test_template_bombs.py.
+That none takes long or much memory is the business of the process that it runs in:
+tests/integration/text/test_template_bombs.py.
 """
 
 from pathlib import Path
@@ -43,29 +44,62 @@ def test_errors_show_no_addresses() -> None:
         assert "0x" not in str(caught.value)
 
 
+def rendered(source: str) -> str:
+    return ChatTemplate({"default": source}, {}).render(USER)
+
+
+def test_no_constant_is_computed_while_it_is_compiled() -> None:
+    """Compiling has a limit of its own, and a template that goes over it is taken for broken."""
+    source = "{% if messages[0].content == 'go' %}{{ 1 // 0 }}{{ 'x' * (1 // 0) }}{% set y = 1 // 0 %}{% endif %}ok"
+    assert rendered(source) == "ok"
+    compiled = ChatTemplate({"default": "{{ 'x' * 99999999999 }}" + str(BOMBS["power"])}, {})
+    assert compiled is not None
+
+
+def test_too_long_a_prompt() -> None:
+    compiled = ChatTemplate({"default": "{{ messages[0].content }}"}, {}, max_chars=100)
+    assert len(compiled.render([{"role": "user", "content": "x" * 100}])) == 100
+    with pytest.raises(RequestError, match="writes more than 100 characters") as caught:
+        compiled.render([{"role": "user", "content": "x" * 101}])
+    assert caught.value.param == "messages"
+
+
+def test_no_memory_is_the_callers_to_tell() -> None:
+    with pytest.raises(MemoryError):
+        rendered("{{ 'x' * 9000000000000000000 }}")
+
+
+def test_a_macro_without_end() -> None:
+    with pytest.raises(RequestError, match="fails on them: RecursionError"):
+        rendered(BOMBS["endless macro"])
+
+
+def test_json_is_not_escaped_for_html() -> None:
+    assert rendered("{{ {'b': '<é>', 'a': 1} | tojson }}") == '{"b": "<é>", "a": 1}'
+    assert rendered("{{ {'b': 1, 'a': [1]} | tojson(indent=1, sort_keys=true) }}") == '{\n "a": [\n  1\n ],\n "b": 1\n}'
+    assert rendered("{{ 'é' | tojson(ensure_ascii=true) }}") == '"\\u00e9"'
+
+
 @pytest.mark.parametrize(
-    ("name", "message"),
+    ("source", "message"),
     [
-        ("times", "makes more than 128 MiB of values"),
-        ("join of copies", "makes more than 128 MiB of values"),
-        ("lists of lists", "makes a value of more than 32 MiB"),
-        ("deep tuple", "more than 100 levels deep"),
-        ("power", "computes an integer of more than 65536 bits"),
-        ("center", "asks for a width of 1e.09; at most 100000"),
-        ("percent star", "asks for a width of"),
-        ("batch", "asks for a width of"),
-        ("round", "asks for a width of"),
-        ("format of copies", "has a format of more than 100000 characters"),
-        ("tojson separator", "asks tojson for more than 64 characters"),
-        ("rfind", "seeks 2000001 characters in 4000000"),
-        ("endless macro", "RecursionError"),
-        ("strftime", "strftime_now: a format of more than 200 characters"),
-        ("lipsum", "'lipsum' is undefined"),
-        ("to_bytes", r"calls int\.to_bytes"),
-        ("translate", r"calls str\.translate"),
-        ("urlize", "No filter named 'urlize'"),
+        ("{{ lipsum() }}", "'lipsum' is undefined"),
+        ("{{ [1, 2] | random }}", "No filter named 'random'"),
+        ("{{ range }}", "prints a function"),
+        ("{{ cycler }}", "prints a type"),
+        ("{{ messages | map('upper') }}", "prints a generator"),
+        ("{{ raise_exception('no') }}", "refuses them: no"),
+        ("{{ range(999999) | length }}", "Range too big"),
     ],
 )
-def test_what_would_take_too_much_is_refused_before_it_is_done(name: str, message: str) -> None:
+def test_what_is_refused(source: str, message: str) -> None:
     with pytest.raises(OctavoError, match=message):
-        ChatTemplate({"default": BOMBS[name]}, {}).render(USER)
+        rendered(source)
+
+
+def test_a_long_conversation_is_no_bomb() -> None:
+    """3 million characters in 300 messages, through an ordinary template's string work."""
+    source = "{% for m in messages %}{{ '<|' + m.role + '|>\n' }}"
+    source += "{{ m.content.split('</think>')[-1].strip() ~ '\n' }}{% endfor %}"
+    messages = [{"role": "user", "content": "word " * 2000} for _ in range(300)]
+    assert ChatTemplate({"default": source}, {}).render(messages).count("<|user|>") == 300

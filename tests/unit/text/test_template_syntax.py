@@ -1,12 +1,9 @@
-"""What is changed in a template before it is compiled, what is refused there, and what is found out about it."""
-
-from collections import Counter
-from typing import Any
+"""What is refused in a template before it is compiled, what is found out about it, and the tag of ours."""
 
 import pytest
 from jinja2 import Environment, TemplateError
 
-from octavo.text.template_syntax import JOINED, MADE, TICKING, Generation, Metering, takes_parts
+from octavo.text.template_syntax import Generation, check_offered, takes_parts
 from tests.support.chat_templates import template
 
 MACRO = "{% macro m(content) %}{% for p in content %}{{ p.text }}+{% endfor %}{% endmacro %}"
@@ -66,65 +63,23 @@ def test_other_loops_want_text(source: str) -> None:
         ("{% from 'x' import y %}", "FromImport"),
         ("{% extends 'x' %}", "Extends"),
         ("a\n\n{% include 'x' %}", "line 3: Include"),
+        ("{% if x %}{% macro m() %}{% include 'x' %}{% endmacro %}{% endif %}", "Include"),
+        ("{% autoescape true %}{% endautoescape %}", "ScopedEvalContextModifier"),
     ],
 )
 def test_what_chat_templates_are_not_offered(source: str, what: str) -> None:
     with pytest.raises(TemplateError, match=f"{what} is not offered to chat templates"):
-        Metering().visit(Environment().parse(source))
+        check_offered(Environment().parse(source))
 
 
-class Counted:
-    """Stands for the meter: counts what is sent through the filters, and changes nothing."""
-
-    def __init__(self) -> None:
-        self.calls: Counter[str] = Counter()
-        self.environment = Environment(extensions=[Generation])
-        self.environment.filters |= {
-            TICKING: lambda items: self.count("turns", items),
-            MADE: lambda value: self.count("made", value),
-            JOINED: lambda first, *rest: self.count("joined", "".join(map(str, [first, *rest]))),
-        }
-
-    def count(self, what: str, value: Any) -> Any:
-        self.calls[what] += 1
-        return value
-
-    def render(self, source: str) -> str:
-        tree = Metering().visit(self.environment.parse(source))
-        return self.environment.from_string(tree).render(x=[1, 2, 3], text="abc")
-
-
-@pytest.mark.parametrize(
-    ("source", "text", "calls"),
-    [
-        ("{% for i in x %}{{ i }}{% endfor %}", "123", {"turns": 1}),
-        ("{% for i in x if i > 1 %}{% for j in x %}{{ j }}{% endfor %}{% endfor %}", "123123", {"turns": 3}),
-        ("{{ text ~ 1 ~ text }}", "abc1abc", {"joined": 1}),
-        ("{{ [1, [2]] | length }}", "2", {"made": 2}),
-        ("{{ {'a': (1, 2)} | length }}", "1", {"made": 2}),
-        ("{{ text[1:] ~ text[0] }}", "bca", {"made": 1, "joined": 1}),
-        ("{% set a, b = 1, 2 %}{{ b }}", "2", {"made": 1}),
-        ("{{ text }}", "abc", {}),
-        ("a{% generation %}{{ text }}{% endgeneration %}b", "aabcb", {}),
-    ],
-)
-def test_what_jinja_does_by_itself_goes_through_filters(source: str, text: str, calls: dict[str, int]) -> None:
-    counted = Counted()
-    assert counted.render(source) == text
-    assert dict(counted.calls) == calls
-
-
-def test_a_template_cannot_spell_the_names_of_these_filters() -> None:
-    """They begin with a space, and a name in a template has none."""
-    environment = Counted().environment
-    for name in (TICKING, MADE, JOINED):
-        assert name in environment.filters
-        with pytest.raises(TemplateError, match="No filter named"):
-            environment.from_string(f"{{{{ x |{name} }}}}")
+def test_everything_else_is_offered() -> None:
+    source = "{% macro m(x) %}{% for i in x %}{{ i }}{% endfor %}{% endmacro %}{% set y %}{{ m([1]) ~ 2 }}{% endset %}"
+    check_offered(Environment().parse(source))
 
 
 def test_a_generation_is_a_scope_of_its_own() -> None:
     source = "{% set y = 1 %}{% generation %}{% set y = 2 %}{{ y }}{% endgeneration %}{{ y }}"
-    assert Counted().render(source) == "21"
+    environment = Environment(extensions=[Generation])
+    assert environment.from_string(source).render() == "21"
     with pytest.raises(TemplateError):
-        Counted().render("{% generation %}without an end")
+        environment.from_string("{% generation %}without an end")

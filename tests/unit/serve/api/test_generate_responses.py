@@ -5,6 +5,7 @@ Each request must leave nothing behind, however it ends: `post` checks it.
 
 import asyncio
 import json
+import threading
 from typing import Any
 
 import pytest
@@ -229,16 +230,16 @@ def test_the_end_of_the_server_is_an_answer_at_every_stage():
     """While the body comes, while it is rendered, and while the engine runs; a stream ends with the error."""
 
     async def scene(service, thread):
-        gate, rendering = asyncio.Event(), []
+        gate, rendered, rendering = asyncio.Event(), threading.Event(), []
 
         class SlowPeer(Peer):
             async def receive(self) -> dict[str, Any]:
                 await gate.wait()
                 return await super().receive()
 
-        async def slow_render(messages: Any, **options: Any) -> str:
+        def slow_render(messages: Any, **options: Any) -> str:
             rendering.append(messages)
-            await gate.wait()
+            rendered.wait(10)
             return ""
 
         StubRenderPool.made.render = slow_render
@@ -259,6 +260,7 @@ def test_the_end_of_the_server_is_an_answer_at_every_stage():
         assert events(peers[-1])[-1]["error"]["code"] == "shutting_down"
         assert len(thread.aborted) == 2
         assert service.num_active == service.admission.num_sequences == 0
+        rendered.set()
 
     run_scene(scene, template=TEMPLATE)
 
