@@ -173,8 +173,11 @@ async def _ask(case: Case, service: Service) -> Peer:
     scope = make_scope(case.path, case.method, case.headers)
     asking = asyncio.create_task(app_of(service)(scope, peer.receive, peer.send))
     for step in case.steps:
-        await _settle()
         thread = service.engine_thread
+        most = max((index for index, _ in step), default=-1)
+        while len(thread.submitted) <= most and not asking.done():  # type: ignore[attr-defined]
+            await asyncio.sleep(0.001)  # a chat is rendered on a thread
+        await _settle()
         ids = [request.request_id for request in thread.submitted]  # type: ignore[attr-defined]
         thread.deliver([(ids[index], output) for index, output in step])  # type: ignore[attr-defined]
     await asking
