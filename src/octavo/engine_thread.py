@@ -158,7 +158,7 @@ class EngineThread:
             observer(engine)
 
 
-def post(loop: asyncio.AbstractEventLoop, callback: Callable[..., object], *args: Any) -> None:
+def post(loop: asyncio.AbstractEventLoop, callback: Callable[..., object], *args: object) -> None:
     """Call on the event loop's thread; a loop that is closed has nobody left to tell."""
     with suppress(RuntimeError):
         loop.call_soon_threadsafe(callback, *args)

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 from octavo.config import EngineConfig
 from octavo.engine_thread import Delivery, EngineThread
@@ -20,7 +20,7 @@ from octavo.outputs import RequestOutput
 from octavo.params import UNSET, SamplingParams
 from octavo.snapshot import EngineSnapshot, EngineStats
 
-Message = Mapping[str, Any]
+Message = Mapping[str, object]
 
 
 class LLM:
@@ -92,12 +92,13 @@ class LLM:
         messages: Sequence[Message] | Sequence[Sequence[Message]],
         params: SamplingParams | None = None,
         *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
+        tools: Sequence[Mapping[str, object]] | None = None,
+        chat_template_kwargs: Mapping[str, object] | None = None,
         add_generation_prompt: bool = True,
     ) -> list[RequestOutput]:
         """Answer one conversation or many, by the model's own chat template. `max_tokens` defaults to None here."""
-        many: Any = [messages] if messages and isinstance(messages[0], Mapping) else messages
+        is_single = bool(messages) and isinstance(messages[0], Mapping)
+        many = cast("Sequence[Sequence[Message]]", [messages] if is_single else messages)
         prompts = [
             self.engine.render_chat(
                 conversation,

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from octavo import hub
 from octavo.config import EngineConfig
@@ -29,7 +28,7 @@ from octavo.text.messages import checked_messages, plain_json
 from octavo.text.render_pool import RenderPool
 
 logger = logging.getLogger(__name__)
-Prompt = str | Sequence[int] | Mapping[str, Any]
+Prompt = str | Sequence[int] | Mapping[str, object]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -231,10 +230,10 @@ class LLMEngine:
 
     def render_chat(
         self,
-        messages: Sequence[Mapping[str, Any]],
+        messages: Sequence[Mapping[str, object]],
         *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
+        tools: Sequence[Mapping[str, object]] | None = None,
+        chat_template_kwargs: Mapping[str, object] | None = None,
         add_generation_prompt: bool = True,
     ) -> list[int]:
         """Messages to prompt ids by the model's own template, in a helper process that lives until `close_renderer`.
@@ -359,7 +358,7 @@ class LLMEngine:
         return f"request-{self._num_requests}"
 
 
-def _checked_list(ids: Any) -> list[int]:
+def _checked_list(ids: object) -> list[int]:
     if not isinstance(ids, (list, tuple)) or not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
         raise RequestError("prompt: token ids must be a list of whole numbers", "prompt")
     return list(ids)

@@ -3,6 +3,7 @@
 Reads the source only. Each rule is a function from a module to complaints, and is itself tested on a bad snippet.
 """
 
+import ast
 import re
 import sys
 import tomllib
@@ -44,6 +45,12 @@ MAY_IMPORT["__main__"] = {"cli"}
 # The stations of a step meet in values, and only `engine.engine` and `engine.build` know their order.
 STATIONS = {"octavo.engine.scheduler", "octavo.engine.batch_builder", "octavo.engine.runner"}
 
+# What serve and tools see of an engine: nothing that is public here is untyped.
+BORDER = {
+    f"octavo.{name}"
+    for name in ("engine_thread", "llm_engine", "request", "outputs", "snapshot", "engine.sequence", "engine.snapshots")
+}
+
 # Third-party packages that only some modules may import.
 ONLY_IN = {
     "torch": r"octavo\.(ops\.reference(\..+)?|tools\.diagnostics)",
@@ -84,6 +91,30 @@ def wrong_packages(module: Module, declared: frozenset[str]) -> list[str]:
     return complaints
 
 
+_PUBLIC_KINDS = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef, ast.Assign)
+
+
+def untyped(module: Module) -> list[str]:
+    """What a module of the border offers as `Any`: parameters, results, fields, names of types."""
+    public = [node for node in module.tree.body if isinstance(node, _PUBLIC_KINDS)]
+    public += [node for owner in public if isinstance(owner, ast.ClassDef) for node in owner.body]
+    complaints = []
+    for node in public:
+        match node:
+            case ast.FunctionDef(name=name, args=args) | ast.AsyncFunctionDef(name=name, args=args):
+                parts = [args, *([node.returns] if node.returns else [])]
+            case ast.AnnAssign(target=ast.Name(id=name), annotation=annotation):
+                parts = [annotation]
+            case ast.Assign(targets=[ast.Name(id=name)], value=value):
+                parts = [value]
+            case _:
+                continue
+        is_open = name == "__init__" or not name.startswith("_")
+        if is_open and any(isinstance(at, ast.Name) and at.id == "Any" for part in parts for at in ast.walk(part)):
+            complaints.append(f"{module.name}: {name} is Any")
+    return complaints
+
+
 def find_cycle(graph: dict[str, set[str]]) -> list[str]:
     """A path of imports that ends where it began; empty if there is none."""
     done: set[str] = set()
@@ -117,6 +148,22 @@ def test_the_walk_sees_the_package():
 def test_each_box_imports_only_what_stands_below_it():
     complaints = [line for module in MODULES for line in wrong_floors(module)]
     assert not complaints, report(complaints)
+
+
+def test_what_serve_and_tools_see_of_an_engine_is_typed():
+    assert BORDER <= NAMES
+    complaints = [line for module in MODULES if module.name in BORDER for line in untyped(module)]
+    assert not complaints, report(complaints)
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["def f(x: list[Any]) -> int: ...", "async def f() -> Any: ...", "class C:\n    x: Any", "T = dict[str, Any]",
+     "class C:\n    def __init__(self, x: Any) -> None: ..."],
+)  # fmt: skip
+def test_an_untyped_border_is_found(source):
+    assert untyped(Module("octavo.llm_engine", source))
+    assert not untyped(Module("octavo.llm_engine", source.replace("Any", "object")))
 
 
 def test_no_import_cycle():
