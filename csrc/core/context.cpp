@@ -1,3 +1,5 @@
+// What a context is made of, and its scratch memory.
+
 #include "core/context.h"
 
 #include "core/isa_variants.h"

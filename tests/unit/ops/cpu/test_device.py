@@ -34,7 +34,7 @@ def test_the_variants_are_those_whose_features_are_present_best_first():
     expected = [name for name, needs in NEEDS.items() if needs <= features]
     if "amx" in expected and isa_names()[0] != "amx":
         expected.remove("amx")  # the operating system may refuse the tile registers
-    assert isa_names() == expected
+    assert [name for name in isa_names() if name in NEEDS] == expected
 
 
 def test_a_variant_that_cannot_run_here_is_refused(monkeypatch):
