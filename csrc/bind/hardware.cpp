@@ -1,7 +1,5 @@
-// What this processor is: instruction sets that are safe to use, its name, its caches, the cores we may run on.
-//
-// "Safe to use" means that the processor has the instructions (CPUID) and that the operating system saves the
-// registers they touch (XGETBV). Knows nothing of kernels: core/context.cpp decides which ISA variant of them runs.
+// What this processor is: the CPU features of the table that are safe to use, its name, its caches, the cores we may
+// run on.
 
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/map.h>
@@ -11,19 +9,16 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <iterator>
 #include <map>
 #include <string>
 #include <thread>
 #include <vector>
 
-#if defined(__x86_64__) || defined(__i386__)
-#define OCTAVO_X86 1
-#include <cpuid.h>
-#endif
+#include "core/cpu_features.h"
 
 #if defined(__linux__)
 #include <sched.h>
-#include <sys/auxv.h>
 #include <unistd.h>
 #endif
 
@@ -33,68 +28,16 @@
 
 namespace {
 
-#if OCTAVO_X86
+#if defined(OCTAVO_X86)
 
-struct Registers {
-    std::uint32_t eax = 0, ebx = 0, ecx = 0, edx = 0;
-};
-
-// All zero where the processor does not have the leaf.
-Registers cpuid(std::uint32_t leaf, std::uint32_t subleaf = 0) {
-    Registers r;
-    __get_cpuid_count(leaf, subleaf, &r.eax, &r.ebx, &r.ecx, &r.edx);
-    return r;
-}
-
-bool bit(std::uint64_t word, int index) { return (word >> index) & 1; }
-
-// XCR0: which register states the operating system saves. Zero without OSXSAVE.
-std::uint64_t saved_states() {
-    if (!bit(cpuid(1).ecx, 27)) return 0;
-    std::uint32_t low = 0, high = 0;
-    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-    return (std::uint64_t{high} << 32) | low;
-}
-
-// Bit numbers: Intel SDM volume 2A, CPUID, leaves 1 and 7; volume 1, 13.1 for XCR0.
-std::vector<std::string> find_features() {
-    const Registers one = cpuid(1), seven = cpuid(7, 0), seven_one = cpuid(7, 1);
-    const std::uint64_t saved = saved_states();
-    const auto all = [saved](std::uint64_t mask) { return (saved & mask) == mask; };
-    const bool avx = all(0x6) && bit(one.ecx, 28);         // XMM, YMM
-    const bool avx512 = all(0xe6) && bit(seven.ebx, 16);   // + opmask, ZMM low and high
-    const bool amx = all(0x60000) && bit(seven.edx, 24);   // tile configuration and data
-
-    const struct { const char* name; bool present; } table[] = {
-        {"sse4.2", bit(one.ecx, 20)},
-        {"avx", avx},
-        {"f16c", avx && bit(one.ecx, 29)},
-        {"fma", avx && bit(one.ecx, 12)},
-        {"avx2", avx && bit(seven.ebx, 5)},
-        {"avx_vnni", avx && bit(seven_one.eax, 4)},
-        {"avx512f", avx512},
-        {"avx512dq", avx512 && bit(seven.ebx, 17)},
-        {"avx512bw", avx512 && bit(seven.ebx, 30)},
-        {"avx512vl", avx512 && bit(seven.ebx, 31)},
-        {"avx512_vnni", avx512 && bit(seven.ecx, 11)},
-        {"avx512_bf16", avx512 && bit(seven_one.eax, 5)},
-        {"avx512_fp16", avx512 && bit(seven.edx, 23)},
-        {"amx_tile", amx},
-        {"amx_bf16", amx && bit(seven.edx, 22)},
-        {"amx_int8", amx && bit(seven.edx, 25)},
-        {"amx_fp16", amx && bit(seven_one.eax, 21)},
-    };
-    std::vector<std::string> names;
-    for (const auto& row : table)
-        if (row.present) names.emplace_back(row.name);
-    return names;
-}
+using octavo::cpuid;
+using octavo::CpuidRegisters;
 
 std::string find_brand() {
     if (cpuid(0x80000000u).eax < 0x80000004u) return "";
     char text[49] = {};
     for (std::uint32_t i = 0; i < 3; ++i) {
-        const Registers r = cpuid(0x80000002u + i);
+        const CpuidRegisters r = cpuid(0x80000002u + i);
         std::memcpy(text + 16 * i, &r, 16);
     }
     const std::string brand(text);
@@ -105,11 +48,11 @@ std::string find_brand() {
 
 // Leaf 4 (Intel) and 0x8000001D (AMD) list the caches in one format: size = ways x partitions x line x sets.
 std::map<std::string, std::int64_t> find_caches() {
-    const bool is_amd_leaf = bit(cpuid(0x80000001u).ecx, 22) && cpuid(0x80000000u).eax >= 0x8000001du;
+    const bool is_amd_leaf = ((cpuid(0x80000001u).ecx >> 22) & 1) && cpuid(0x80000000u).eax >= 0x8000001du;
     const std::uint32_t leaf = is_amd_leaf ? 0x8000001du : 4u;
     std::map<std::string, std::int64_t> sizes;
     for (std::uint32_t i = 0; i < 16; ++i) {
-        const Registers r = cpuid(leaf, i);
+        const CpuidRegisters r = cpuid(leaf, i);
         const std::uint32_t kind = r.eax & 0x1f, level = (r.eax >> 5) & 0x7;  // kind: 0 end, 1 data, 2 code, 3 both
         if (kind == 0) break;
         if (kind == 2) continue;
@@ -121,23 +64,6 @@ std::map<std::string, std::int64_t> find_caches() {
 }
 
 #else  // Arm and others
-
-std::vector<std::string> find_features() {
-    std::vector<std::string> names;
-#if defined(__aarch64__) && defined(__linux__)
-    // Bit numbers: arch/arm64/include/uapi/asm/hwcap.h of the Linux kernel.
-    const unsigned long one = getauxval(AT_HWCAP), two = getauxval(AT_HWCAP2);
-    const struct { const char* name; unsigned long word; int bit; } table[] = {
-        {"neon", one, 1}, {"fp16", one, 10}, {"dotprod", one, 20}, {"sve", one, 22},
-        {"sve2", two, 1}, {"i8mm", two, 13}, {"bf16", two, 14},
-    };
-    for (const auto& row : table)
-        if ((row.word >> row.bit) & 1) names.emplace_back(row.name);
-#elif defined(__aarch64__)
-    names.emplace_back("neon");
-#endif
-    return names;
-}
 
 std::string find_brand() {
 #if defined(__APPLE__)
@@ -151,6 +77,14 @@ std::string find_brand() {
 std::map<std::string, std::int64_t> find_caches() { return {}; }
 
 #endif
+
+std::vector<std::string> features() {
+    const octavo::CpuFeatureSet present = octavo::present_cpu_features();
+    std::vector<std::string> names;
+    for (std::size_t row = 0; row < std::size(octavo::kCpuFeatures); ++row)
+        if ((present >> row) & 1) names.emplace_back(octavo::kCpuFeatures[row].name);
+    return names;
+}
 
 // The processor's own list, completed by what the C library knows (a hypervisor may hide the one or the other).
 std::map<std::string, std::int64_t> caches() {
@@ -185,7 +119,7 @@ int usable_cores() {
 
 NB_MODULE(_hardware, m) {
     m.doc() = "What this processor is; see octavo.ops.hardware.";
-    m.def("features", &find_features, "Instruction sets that processor and operating system both support.");
+    m.def("features", &features, "Instruction sets that processor and operating system both support.");
     m.def("brand", &find_brand, "The processor's name, empty where it does not tell.");
     m.def("caches", &caches, "Bytes of each data cache, as far as known: l1d, l2, l3.");
     m.def("usable_cores", &usable_cores, "Cores that this process may be scheduled on.");

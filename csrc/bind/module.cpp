@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "core/context.h"
+#include "core/isa_variants.h"
 #include "graph/linear.h"
 #include "graph/program.h"
 #include "graph/step_plans.h"

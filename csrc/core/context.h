@@ -11,7 +11,7 @@
 namespace octavo {
 
 struct ExecutionContext {
-    // `isa`: one of isa_names(), or empty for the best. Throws std::invalid_argument.
+    // `isa`: one of isa_names() (core/isa_variants.h), or empty for the best. Throws std::invalid_argument.
     ExecutionContext(const std::string& isa, int num_threads);
 
     Pool pool;
@@ -23,8 +23,5 @@ struct ExecutionContext {
     float* scratch_of(int thread) const { return scratch[static_cast<std::size_t>(thread)].as<float>(); }
     void reserve_scratch(std::int64_t num_floats);
 };
-
-// The ISA variants of the kernels that this processor can run, best first.
-std::vector<std::string> isa_names();
 
 }  // namespace octavo

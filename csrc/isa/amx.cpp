@@ -2,154 +2,15 @@
 //
 // A tile's product of bfloat16 adds its inputs in an order of its own, the same for every row, however many rows there
 // are. Those of bytes are exact, so where there are few rows VNNI gives the same.
-#define OCTAVO_VNNI 1
+#include "simd/avx512.h"
+#include "simd/dot_vnni_avx512.h"
+#include "simd/amx_tiles.h"
+
 #include "isa/kernel_table.h"
 
 namespace {
 
-constexpr int kTileRows = 16, kTileInputs = 32;
-
-#if defined(__AMX_BF16__)
-
-// Tile registers 0..3: sums (two tiles of rows by two of columns); 4, 5: inputs; 6, 7: weights.
-struct alignas(64) TileConfig {
-    std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    std::uint16_t bytes_per_row[16] = {};
-    std::uint8_t rows[16] = {};
-};
-
-// `rows` of the first, `more` of the second tile of rows (0: there is none), `depth` bytes of inputs.
-OCTAVO_INLINE void configure(int rows, int more, int depth) {
-    TileConfig config;
-    const int counts[8] = {rows, rows, more, more, rows, more, depth / 4, depth / 4};
-    for (int i = 0; i < 8; ++i) {
-        config.rows[i] = static_cast<std::uint8_t>(counts[i] > 0 ? counts[i] : 1);
-        config.bytes_per_row[i] = static_cast<std::uint16_t>(i == 4 || i == 5 ? depth : 64);
-    }
-    // An "m" operand: gcc 12 drops the stores that fill the configuration in front of its own intrinsic.
-    __asm__ volatile("ldtilecfg %0" : : "m"(config));
-}
-
-template <bool kTwo>
-OCTAVO_INLINE void multiply(const std::uint16_t* a, std::int64_t a_stride, const std::uint32_t* b, int steps,
-                            float* c) {
-    _tile_zero(0);
-    _tile_zero(1);
-    if (kTwo) {
-        _tile_zero(2);
-        _tile_zero(3);
-    }
-    const std::uint16_t* below = a + kTileRows * a_stride;
-    for (int step = 0; step < steps; ++step) {
-        _tile_loadd(6, b, kPanel * 4);
-        _tile_loadd(7, b + 16, kPanel * 4);
-        _tile_loadd(4, a, a_stride * 2);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_dpbf16ps(1, 4, 7);
-        if (kTwo) {
-            _tile_loadd(5, below, a_stride * 2);
-            _tile_dpbf16ps(2, 5, 6);
-            _tile_dpbf16ps(3, 5, 7);
-        }
-        a += kTileInputs, below += kTileInputs, b += kTileInputs / 2 * kPanel;
-    }
-    _tile_stored(0, c, kPanel * 4);
-    _tile_stored(1, c + 16, kPanel * 4);
-    if (kTwo) {
-        _tile_stored(2, c + kTileRows * kPanel, kPanel * 4);
-        _tile_stored(3, c + kTileRows * kPanel + 16, kPanel * 4);
-    }
-}
-
-// Integer sums [rows, kPanel] of one group, of signed bytes.
-template <bool kTwo>
-OCTAVO_INLINE void multiply_bytes(const std::int8_t* a, std::int64_t a_stride, const std::int8_t* b, std::int32_t* c) {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_loadd(6, b, kPanel * 4);
-    _tile_loadd(7, b + 64, kPanel * 4);
-    _tile_loadd(4, a, a_stride);
-    _tile_dpbssd(0, 4, 6);
-    _tile_dpbssd(1, 4, 7);
-    _tile_stored(0, c, kPanel * 4);
-    _tile_stored(1, c + 16, kPanel * 4);
-    if (kTwo) {
-        _tile_zero(2);
-        _tile_zero(3);
-        _tile_loadd(5, a + kTileRows * a_stride, a_stride);
-        _tile_dpbssd(2, 5, 6);
-        _tile_dpbssd(3, 5, 7);
-        _tile_stored(2, c + kTileRows * kPanel, kPanel * 4);
-        _tile_stored(3, c + kTileRows * kPanel + 16, kPanel * 4);
-    }
-}
-
-OCTAVO_INLINE void release() { _tile_release(); }
-
-double spin_tiles(std::int64_t rounds) {
-    configure(kTileRows, kTileRows, 64);
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-    _tile_zero(4);
-    _tile_zero(5);
-    _tile_zero(6);
-    _tile_zero(7);
-    for (std::int64_t round = 0; round < rounds; ++round) {
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_dpbf16ps(1, 4, 7);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
-    }
-    release();
-    return 4.0 * 2 * kTileRows * 16 * kTileInputs * static_cast<double>(rounds);
-}
-
-#else  // a stand-in without the tile unit, so that the code around it can be tested anywhere
-
-struct TileRows { int first, second, depth; };
-
-OCTAVO_INLINE TileRows& configured() {
-    static thread_local TileRows rows;
-    return rows;
-}
-
-OCTAVO_INLINE void configure(int rows, int more, int depth) { configured() = {rows, more, depth}; }
-
-template <bool kTwo>
-OCTAVO_INLINE void multiply(const std::uint16_t* a, std::int64_t a_stride, const std::uint32_t* b, int steps,
-                            float* c) {
-    const int rows = kTwo ? kTileRows + configured().second : configured().first;
-    for (int row = 0; row < rows; ++row)
-        for (int column = 0; column < kPanel; ++column) {
-            float total = 0.0f;
-            for (int i = 0; i < steps * kTileInputs; ++i) {
-                const std::uint32_t pair = b[i / 2 * kPanel + column];
-                const auto weight = static_cast<std::uint16_t>(pair >> (16 * (i % 2)));
-                total = fma1(widen(a[row * a_stride + i]), widen(weight), total);
-            }
-            c[row * kPanel + column] = total;
-        }
-}
-
-template <bool kTwo>
-OCTAVO_INLINE void multiply_bytes(const std::int8_t* a, std::int64_t a_stride, const std::int8_t* b, std::int32_t* c) {
-    const int rows = kTwo ? kTileRows + configured().second : configured().first;
-    for (int row = 0; row < rows; ++row)
-        for (int column = 0; column < kPanel; ++column) {
-            std::int32_t total = 0;
-            for (int i = 0; i < configured().depth; ++i)
-                total += a[row * a_stride + i] * b[i / 4 * kPanel * 4 + column * 4 + i % 4];
-            c[row * kPanel + column] = total;
-        }
-}
-
-OCTAVO_INLINE void release() {}
-
-double spin_tiles(std::int64_t rounds) { return spin_fma(rounds); }
-
-#endif
+static_assert(kTileColumns == kPanel, "two tiles of columns are a panel");
 
 // Rows of bfloat16, each padded to whole tiles of inputs.
 void pack_rows_tiles(const PackArgs& args, int first_row, int num_rows) {
@@ -268,7 +129,11 @@ constexpr Kernels make_amx_kernels() {
 
 }  // namespace
 
-const octavo::Kernels* octavo::amx_kernels() {
+namespace octavo {
+
+const Kernels* amx_kernels() {
     static constexpr Kernels kernels = make_amx_kernels();
     return &kernels;
 }
+
+}  // namespace octavo

@@ -1,17 +1,11 @@
 // The AVX-512 kernels, with bfloat16 products by its dot-product instruction: pairs of inputs at a time.
-#define OCTAVO_VNNI 1
+#include "simd/avx512.h"
+#include "simd/dot_vnni_avx512.h"
+#include "simd/dot_bf16.h"
+
 #include "isa/kernel_table.h"
 
 namespace {
-
-OCTAVO_INLINE vf dot_pairs(vf sums, std::uint32_t x, vu w) {
-#if defined(__AVX512BF16__)
-    return (vf)_mm512_dpbf16_ps((__m512)sums, (__m512bh)_mm512_set1_epi32(static_cast<int>(x)), (__m512bh)w);
-#else  // a stand-in, so that the code around it can be tested anywhere
-    return fma(splat(widen(static_cast<std::uint16_t>(x >> 16))), upper(w),
-               fma(splat(widen(static_cast<std::uint16_t>(x))), lower(w), sums));
-#endif
-}
 
 // Blocks of kMaxRows rows, pairs of one input pair side by side: [input pairs, rows of the block].
 void pack_rows_pairs(const PackArgs& args, int first_row, int num_rows) {
@@ -86,7 +80,11 @@ constexpr Kernels make_bf16_kernels() {
 
 }  // namespace
 
-const octavo::Kernels* octavo::avx512_bf16_kernels() {
+namespace octavo {
+
+const Kernels* avx512_bf16_kernels() {
     static constexpr Kernels kernels = make_bf16_kernels();
     return &kernels;
 }
+
+}  // namespace octavo

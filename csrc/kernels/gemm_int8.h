@@ -10,21 +10,6 @@ namespace {
 
 // --- a row as bytes ---------------------------------------------------------------------------------------------
 
-// W codes as bytes.
-OCTAVO_INLINE void store_bytes(std::int8_t* to, vi codes) {
-#if defined(__AVX512F__) && defined(OCTAVO_WIDE)
-    _mm_storeu_si128((__m128i*)to, _mm512_cvtepi32_epi8((__m512i)codes));
-#elif defined(__AVX2__) && !defined(OCTAVO_WIDE)
-    const __m256i words = _mm256_packs_epi32((__m256i)codes, (__m256i)codes);
-    const __m128i low = _mm256_castsi256_si128(words), high = _mm256_extracti128_si256(words, 1);
-    _mm_storel_epi64((__m128i*)to, _mm_packs_epi16(_mm_unpacklo_epi64(low, high), low));
-#else
-    typedef std::int8_t bytes __attribute__((vector_size(W)));
-    const bytes narrow = __builtin_convertvector(codes, bytes);
-    std::memcpy(to, &narrow, sizeof narrow);
-#endif
-}
-
 // code = x * 127 / max|x|, to the nearest, ties to even. A group with an infinity or NaN gets a scale of NaN.
 template <int kGroup>
 OCTAVO_INLINE void quantize_group(const float* x, std::int8_t* codes, GroupHeader* header) {
@@ -76,12 +61,6 @@ void pack_rows_int8(const PackArgs& args, int first_row, int num_rows) {
 }
 
 // --- a panel ----------------------------------------------------------------------------------------------------
-
-#if defined(OCTAVO_WIDE)
-constexpr int kCodeRows = 8;
-#else
-constexpr int kCodeRows = 4;
-#endif
 
 constexpr int code_vectors(int rows) { return kPanel / W < 4 || rows <= 2 ? kPanel / W : 2; }
 

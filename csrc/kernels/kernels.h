@@ -173,14 +173,4 @@ struct ScanResult {
     double sum;  // of e^(x - largest); meaningless where `largest` is not finite
 };
 
-const Kernels* portable_kernels();
-#if defined(OCTAVO_X86_ISAS)
-const Kernels* avx2_kernels();
-const Kernels* avx2_vnni_kernels();
-const Kernels* avx512_kernels();
-const Kernels* avx512_vnni_kernels();
-const Kernels* avx512_bf16_kernels();
-const Kernels* amx_kernels();
-#endif
-
 }  // namespace octavo

@@ -30,11 +30,7 @@ double spin_fma(std::int64_t rounds) {
 #pragma GCC unroll 12
         for (int i = 0; i < kSums; ++i) sums[i] = fma(sums[i], x, y);
         // Without this the compiler would see that all sums go the same way.
-#if defined(__AVX2__) && (!defined(OCTAVO_WIDE) || defined(__AVX512F__))
-        __asm__ volatile("" : "+x"(x), "+x"(y));
-#else
-        __asm__ volatile("" : "+m"(x), "+m"(y));
-#endif
+        forget(x, y);
     }
     vf total = sums[0];
     for (int i = 1; i < kSums; ++i) total = total + sums[i];

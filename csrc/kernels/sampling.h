@@ -1,7 +1,7 @@
 // Sampling's vector kernels over one row of logits, or of weights, or a part of it; graph/sampler.cpp puts them
 // together. A weight is a token's unnormalized probability: in [0, 1], 0 or a normal number, the largest exactly 1.
 //
-// Compiled once for each instruction set, as vec.h says.
+// Compiled once for each instruction set, as simd/generic.h says.
 #pragma once
 
 #include "kernels/kernels.h"
@@ -42,23 +42,6 @@ OCTAVO_INLINE vf exp_of_negative(vf x) {
     p = fma(p, r, splat(1.0f));
     const vu scale = ((vu)shifted << 23) + 0x3f800000u;  // the low bits of `shifted` are the exponent
     return zero_unless(~(x < -87.3f), p * (vf)scale);
-}
-
-// Bit i is lane i of a comparison.
-OCTAVO_INLINE std::uint32_t bits_of(vi mask) {
-#if defined(__AVX512F__) && defined(OCTAVO_WIDE)
-    return _mm512_movepi32_mask((__m512i)mask);
-#elif defined(__AVX2__) && !defined(OCTAVO_WIDE)
-    return static_cast<std::uint32_t>(_mm256_movemask_ps((__m256)mask));
-#else
-    std::uint64_t words[W / 2], any = 0;
-    std::memcpy(words, &mask, sizeof mask);
-    for (int i = 0; i < W / 2; ++i) any |= words[i];
-    std::uint32_t bits = 0;
-    if (any != 0)
-        for (int i = 0; i < W; ++i) bits |= static_cast<std::uint32_t>(mask[i] & 1) << i;
-    return bits;
-#endif
 }
 
 inline float block_peak(const float* x, int n) {

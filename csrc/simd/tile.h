@@ -1,33 +1,17 @@
 // The one inner loop of products: MR rows times NV vectors of columns, sums in registers, terms added in the order of
 // the inner dimension. A sum is one chain of `fma`s from its first term to its last, so it is the same whatever MR, NV
 // and the places where a long chain is set down in memory and taken up again.
+//
+// The instruction set says what a tile holds at most so that its sums stay in registers (kMaxRows rows, and of so many
+// rows tile_vectors(rows) vectors of columns), and how a product is added (accumulate).
 #pragma once
 
 #include "simd/vec.h"
 
 namespace {
 
-#if defined(OCTAVO_WIDE)
-constexpr int kMaxRows = 12;
-#elif defined(__AVX2__) || defined(__aarch64__)
-constexpr int kMaxRows = 6;
-#else
-constexpr int kMaxRows = 4;
-#endif
-
 // Up to so many rows a tile takes longer to read than to compute; it then asks for what comes next as it goes.
 constexpr int kFetchRows = 3;
-
-// Vectors of columns that a tile of `rows` rows takes at most, so that its sums stay in registers.
-constexpr int tile_vectors(int rows) {
-#if defined(OCTAVO_WIDE)
-    return rows <= 6 ? 4 : 2;
-#elif defined(__AVX2__)
-    return rows <= 3 ? 4 : 2;
-#else
-    return rows <= 2 ? 2 : 1;
-#endif
-}
 
 // The right-hand side, by how it lies in memory: `steps` of it, `stride` elements apart.
 struct Pairs {  // of bfloat16 in words: an even and an odd inner index
@@ -66,16 +50,6 @@ struct Tile {
     int steps;
     bool continues;  // take up the sums that lie in c; else begin at zero
 };
-
-// sum += x * y. By hand where registers are scarce: left alone, gcc 12 moves loads ahead and sums about, until one of
-// them must go to memory and back in every round.
-OCTAVO_INLINE void accumulate(vf& sum, vf x, vf y) {
-#if defined(__AVX2__) && !defined(OCTAVO_WIDE)
-    __asm__ volatile("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(x), "x"(y));
-#else
-    sum = fma(x, y, sum);
-#endif
-}
 
 template <int MR, int NV, class A>
 OCTAVO_INLINE void add_products(const float* a, std::int64_t a_row, const vf (&values)[NV], vf (&sums)[MR][NV]) {

@@ -14,6 +14,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "core/cpu_features.h"
 #include "weights/formats.h"
 #include "weights/quantize.h"
 
@@ -87,8 +88,10 @@ OCTAVO_AVX2 bool check_avx2(const Byte* words, std::size_t num_words) {
     return check_words<Target>(words, num_words);
 }
 
-// Whether both the processor and the operating system have it.
-bool has_avx2() { return __builtin_cpu_supports("avx2") != 0; }
+bool has_avx2() {
+    constexpr CpuFeatureSet needed = cpu_feature_set({"avx2"});
+    return (present_cpu_features() & needed) == needed;
+}
 
 #else
 

@@ -34,11 +34,17 @@ def wrong_includes(name: str, source: str) -> list[str]:
     ]
 
 
-def sources_of(cmake: str) -> set[str]:
-    """The .cpp files that CMakeLists.txt names, those of its first list of instruction sets among them."""
-    isas = re.search(r"set\(ISAS ([A-Z0-9_ ]+)\)", cmake)
-    assert isas is not None
-    return {*re.findall(r"csrc/([\w/]+\.cpp)", cmake), *(f"isa/{name.lower()}.cpp" for name in isas[1].split())}
+CMAKE = (ROOT / "CMakeLists.txt").read_text(encoding="utf-8")
+VARIANTS = re.findall(r"^isa_variant\(\w+ (\w+)", CMAKE, re.MULTILINE)
+
+
+def seen_as(name: str) -> str:
+    """What a header is included as: a stand-in takes the place of another."""
+    return name.removeprefix("stand_ins/")
+
+
+def conditions(source: str) -> list[str]:
+    return re.findall(r"^[ \t]*#[ \t]*(?:if|ifdef|ifndef|elif)\b.*", source, re.MULTILINE)
 
 
 def test_the_map_has_every_folder_and_no_other():
@@ -51,10 +57,35 @@ def test_each_folder_includes_only_what_the_map_allows():
 
 
 def test_every_source_is_built_and_every_header_included():
-    built = sources_of((ROOT / "CMakeLists.txt").read_text(encoding="utf-8"))
+    built = {*re.findall(r"csrc/([\w/]+\.cpp)", CMAKE), *(f"isa/{name}.cpp" for name in VARIANTS)}
     assert built == {name for name in FILES if name.endswith(".cpp")}
     included = {other for path in FILES.values() for other in own_includes(path.read_text(encoding="utf-8"))}
-    assert included == {name for name in FILES if name.endswith(".h")}
+    assert included == {seen_as(name) for name in FILES if name.endswith(".h")}
+
+
+def test_a_stand_in_has_the_name_of_what_it_stands_for():
+    stand_ins = [name for name in FILES if name.startswith("stand_ins/")]
+    assert stand_ins
+    assert [name for name in stand_ins if seen_as(name) not in FILES] == []
+
+
+def test_the_tables_of_variants_agree():
+    """A variant is a file, a line of CMakeLists.txt and a row of the table, all of one name."""
+    rows = re.findall(r"^    ISA_VARIANT\((\w+),", FILES["core/isa_variants.cpp"].read_text(), re.MULTILINE)
+    assert len(rows) == len(VARIANTS)
+    assert set(rows) == set(VARIANTS)
+    for name in VARIANTS:
+        source = FILES[f"isa/{name}.cpp"].read_text()
+        assert f'make_kernels("{name}")' in source
+        assert f"const Kernels* {name}_kernels() {{" in source
+
+
+def test_no_kernel_asks_what_it_is_compiled_for():
+    """What instruction sets do otherwise is chosen by the files that isa/ includes, never by conditions in the code."""
+    compiled_often = [name for name in FILES if name.split("/")[0] in ("isa", "kernels", "simd", "stand_ins")]
+    asking = {name: found for name in compiled_often if (found := conditions(FILES[name].read_text()))}
+    assert set(asking) == {"simd/portable.h"}
+    assert asking["simd/portable.h"] == ["#if defined(__FP_FAST_FMAF)", "#if defined(__aarch64__)"]
 
 
 def test_sizes():
@@ -72,6 +103,8 @@ def test_sizes():
         ("graph/bad.cpp", "graph/nowhere.h"),
         ("graph/bad.cpp", "program.h"),
         ("newfolder/bad.cpp", "core/util.h"),
+        ("isa/bad.cpp", "core/cpu_features.h"),
+        ("stand_ins/simd/bad.h", "kernels/kernels.h"),
     ],
 )
 def test_a_wrong_include_is_seen(name: str, other: str):
