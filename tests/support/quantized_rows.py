@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from octavo.ops.interface import SUPER_BLOCK_LEN, Quantized
+from octavo.ops.formats import SUPER_BLOCK_LEN
+from octavo.ops.interface import Quantized
 
 # kind: bits, inputs of a group, minimums, steps
 KINDS = {

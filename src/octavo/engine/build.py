@@ -102,7 +102,7 @@ def open_backend(arch: ArchConfig, config: EngineConfig) -> tuple[Ops, Device]:
     """Who computes a model of this architecture, and where. Raises ConfigError."""
     chosen = config.model_config
     ops = _choose_ops(chosen.device)
-    return ops, ops.open_device(chosen.device, _choose_dtype(arch, config), chosen.threads)
+    return ops, ops.open_device(chosen.device, choose_dtype(arch, config), chosen.threads)
 
 
 def resolve(
@@ -117,7 +117,7 @@ def resolve(
         arch=arch,
         device=device.name,
         dtype=device.dtype,
-        asked_dtype=_choose_dtype(arch, config),
+        asked_dtype=choose_dtype(arch, config),
         quantization=choose_precision(model, config, device).quantization,
         kv_dtype=choose_kv_dtype(config, device),
         num_blocks=memory.num_blocks,
@@ -174,7 +174,8 @@ def _choose_ops(device: str) -> Ops:
     return reference if device != "auto" or reference.has_gpu() else cpu
 
 
-def _choose_dtype(arch: ArchConfig, config: EngineConfig) -> str:
+def choose_dtype(arch: ArchConfig, config: EngineConfig) -> str:
+    """What is asked for of all that is not quantized; the model's own dtype where nothing is."""
     wanted = DTYPE_ALIASES.get(config.model_config.dtype, config.model_config.dtype)
     return arch.dtype if wanted == "auto" else wanted
 

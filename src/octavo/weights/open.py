@@ -13,7 +13,7 @@ from octavo.errors import ModelFormatError, ModelNotFoundError
 from octavo.weights.checkpoint import TensorInfo
 from octavo.weights.file import FileSource
 from octavo.weights.gguf import open_gguf
-from octavo.weights.quantization import CodeArrays
+from octavo.weights.quantization import QuantizedArrays
 from octavo.weights.safetensors import open_safetensors_file
 from octavo.weights.safetensors_dir import PICKLE_SUFFIXES, open_safetensors_directory, pickle_error
 
@@ -35,7 +35,7 @@ class Checkpoint(Protocol):
         """See `checkpoint.FileCheckpoint.read`."""
         ...
 
-    def read_codes(self, name: str) -> CodeArrays:
+    def read_codes(self, name: str) -> QuantizedArrays:
         """See `checkpoint.FileCheckpoint.read_codes`."""
         ...
 

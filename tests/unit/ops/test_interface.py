@@ -6,8 +6,8 @@ from types import MethodType, SimpleNamespace
 import numpy as np
 import pytest
 
+from octavo.ops.formats import SUPER_BLOCK_LEN
 from octavo.ops.interface import (
-    SUPER_BLOCK_LEN,
     AttentionShape,
     Device,
     FinalNorm,
