@@ -74,18 +74,18 @@ class Resolved:
 
 
 def build_engine(model: ModelFiles, config: EngineConfig) -> tuple[Engine, Resolved]:
-    """The engine for `model` (see `read_model`), and what was resolved.
+    """The engine for `model`, which `read_model` has read with its weights, and what was resolved.
 
     Raises ModelFormatError, ConfigError or DoesNotFitError before memory is taken.
     """
     arch = model.arch
     ops, device = open_backend(arch, config)
-    resolved = resolve(model, config, ops, device, generation_defaults(model.path))
+    resolved = resolve(model, config, ops, device, generation_defaults(model.generation))
     logger.info("%s", resolved.describe())
     chosen = config.model_config
     options = LoadOptions(chosen.load_format, device.dtype, chosen.seed, chosen.threads, resolved.quantization)
     begin = monotonic()
-    decoder = load_decoder(model.path, options, ops, device)
+    decoder = load_decoder(model, options, ops, device)
     logger.debug("weights read and packed in %.2f s", monotonic() - begin)
     shape = _kv_shape(arch, resolved.num_blocks, resolved.block_size)
     cache = new_cache(ops, device, shape, arch.num_layers, resolved.kv_dtype)
