@@ -79,12 +79,11 @@ class LLMEngine:
         model = self.config.model_config
         path = hub.resolve(model.model, model.revision, progress=progress)
         with read_model(path, weights=model.load_format != "dummy") as files:
-            if model.tokenizer is None:
-                self.tokenizer, self.template_text = load_text(files.path, files.metadata)
-            else:
+            metadata = files.metadata
+            if model.tokenizer is not None:
                 path = hub.resolve(model.tokenizer, weights=False, progress=progress)
                 metadata = read_model(path).metadata if path.is_file() else None
-                self.tokenizer, self.template_text = load_text(path, metadata)
+            self.tokenizer, self.template_text = load_text(path, metadata)
             self.engine, self.resolved = build_engine(files, self.config)
         self._eos_ids = frozenset(self.tokenizer.eos_ids) | frozenset(self.resolved.arch.eos_ids)
         self._live: dict[str, LiveRequest] = {}
