@@ -115,7 +115,6 @@ struct GroupShape {
     static constexpr int kGroupBytes = layout_of(kFormat, {}, kGroup).group_bytes;
 
     static_assert(kBits == 8 || (kBits == 4 && kGroup <= 32), "add_group: no sums of such codes");
-    static_assert((kBits == 8) == (kTraits.excess == 0), "only bytes are signed");
     static_assert(kParts <= 2, "GroupHeader has the sums of two halves");
 };
 
@@ -221,8 +220,8 @@ template <Format kFormat, bool kMins, int MR, int NV, class Scales>
 inline __attribute__((noinline)) void codes_tile(const SuperBlock& block, const Scales& scales, const Scales& mins,
                                                  CodesTile t) {
     using Shape = GroupShape<kFormat>;
-    // That all weights went in with too much. Only signed bytes go in with a bias.
-    constexpr int kExcess = Shape::kTraits.excess == 0 ? kBias : kMins ? 0 : Shape::kTraits.excess;
+    // That all weights went in with too much: bytes with the instruction's bias, packed codes with their own excess.
+    constexpr int kExcess = (Shape::kBits == 8 ? kBias : 0) + (kMins ? 0 : Shape::kTraits.excess);
     constexpr bool kHolds = MR == 1;  // totals in registers, which more rows need for the integer sums
     const int num_groups = block.num_groups;
     if (!t.continues)
