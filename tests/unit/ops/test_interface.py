@@ -6,7 +6,7 @@ from types import MethodType, SimpleNamespace
 import numpy as np
 import pytest
 
-from octavo.ops.formats import SUPER_BLOCK_LEN
+from octavo.ops.formats import FORMATS, SUPER_BLOCK_LEN
 from octavo.ops.interface import (
     AttentionShape,
     Device,
@@ -56,12 +56,12 @@ def test_values_are_those_of_a_naive_loop(kind, width):
 
 
 def test_the_cases_have_all_that_there_is():
-    """With minimums and without, with sub-scales and without, of 4 and 8 bits, and short last groups of each length."""
+    """With minimums and without, with sub-scales and without, of every number of bits, and short last groups of each length."""
     made = [random_rows(kind, 1, 2, 256) for kind in KINDS]
     assert {(matrix.mins is None, matrix.sub_scales is None) for matrix in made} == {
         (True, True), (True, False), (False, True), (False, False),
     }  # fmt: skip
-    assert {matrix.bits for matrix in made} == {4, 8}
+    assert {matrix.bits for matrix in made} == {format.bits for format in FORMATS if format.group_len}
     assert {matrix.group_len for matrix in made} == {16, 32, 64}
     assert all((matrix.sub_mins is None) == (matrix.mins is None or matrix.sub_scales is None) for matrix in made)
 
