@@ -128,12 +128,12 @@ struct FormatConstant {
     static constexpr Format value = kFormat;
 };
 
-// f(FormatConstant) for every quantized format.
+// f(FormatConstant) for every format.
 template <int kAt = 0, class F>
-static constexpr void each_quantized_format(F&& f) {
+static constexpr void each_format(F&& f) {
     if constexpr (kAt < kNumFormats) {
-        if constexpr (kFormats[kAt].group_len > 0) f(FormatConstant<kFormats[kAt].format>{});
-        each_quantized_format<kAt + 1>(f);
+        f(FormatConstant<kFormats[kAt].format>{});
+        each_format<kAt + 1>(f);
     }
 }
 

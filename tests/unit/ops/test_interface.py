@@ -56,7 +56,7 @@ def test_values_are_those_of_a_naive_loop(kind, width):
 
 
 def test_the_cases_have_all_that_there_is():
-    """With minimums and without, with sub-scales and without, of every number of bits, and short last groups of each length."""
+    """With minimums and without, with sub-scales and without, of all bits that there are, and short last groups."""
     made = [random_rows(kind, 1, 2, 256) for kind in KINDS]
     assert {(matrix.mins is None, matrix.sub_scales is None) for matrix in made} == {
         (True, True), (True, False), (False, True), (False, False),
