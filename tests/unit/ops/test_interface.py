@@ -61,8 +61,8 @@ def test_the_cases_have_all_that_there_is():
     assert {(matrix.mins is None, matrix.sub_scales is None) for matrix in made} == {
         (True, True), (True, False), (False, True), (False, False),
     }  # fmt: skip
-    assert {matrix.bits for matrix in made} == {format.bits for format in FORMATS if format.group_len}
-    assert {matrix.group_len for matrix in made} == {16, 32, 64}
+    quantized = {(format.bits, format.group_len) for format in FORMATS if format.group_len}
+    assert {(matrix.bits, matrix.group_len) for matrix in made} == quantized
     assert all((matrix.sub_mins is None) == (matrix.mins is None or matrix.sub_scales is None) for matrix in made)
 
 
