@@ -45,8 +45,8 @@ class Quantized:
     is scaled in float32, and groups are added in float32.
     """
 
-    bits: int  # of a code: 4 (-8 to 7, with minimums 0 to 15) or 8
-    group_len: int  # there is a `format` for 32 with 4 bits; for 16, 32 and 64 with 8
+    bits: int  # of a code, 8 at most; codes are signed, but those of fewer bits count from 0 where there are minimums
+    group_len: int  # see `octavo.ops.formats` for what there is: of 4 bits 32, of 8 bits 16, 32 and 64
     codes: NDArray[np.int8]  # [rows, in]
     scales: NDArray[np.float16]  # finite
     mins: NDArray[np.float16] | None = None
