@@ -62,8 +62,8 @@ void check_rows(const Matrix& matrix, int first_row, std::size_t rows, std::size
 
 void fill(Matrix& matrix, ExecutionContext& context, int first_row, const AnyMatrix& values) {
     check_rows(matrix, first_row, values.shape(0), values.shape(1));
-    const Format format = matrix.format_of(first_row);
-    check(values.itemsize() == (format == Format::bfloat16 ? 2 : 4) && matrix.input == static_cast<Input>(format),
+    const FormatTraits& format = traits_of(matrix.format_of(first_row));
+    check(format.group_len == 0 && static_cast<int>(values.itemsize()) * 8 == format.bits,
           "the values are not of the matrix's dtype");
     const int rows = static_cast<int>(values.shape(0));
     const void* data = values.data();
@@ -81,11 +81,11 @@ void fill_codes(Matrix& matrix, ExecutionContext& context, int first_row, const 
     check_rows(matrix, first_row, codes.shape(0), codes.shape(1));
     const Format format = matrix.format_of(first_row);
     const QuantKind kind = matrix.kind_of(first_row);
-    check(format != Format::float32 && format != Format::bfloat16, "the matrix is not a quantized one");
+    check(is_quantized(format), "the matrix is not a quantized one");
     check(kind.has_mins == mins.has_value() && kind.has_sub_scales == sub_scales.has_value() &&
           (kind.has_mins && kind.has_sub_scales) == sub_mins.has_value(), "the scales are not of the matrix's kind");
-    const int group = format == Format::int8_16 ? 16 : format == Format::int8_64 ? 64 : 32;
-    const std::size_t rows = codes.shape(0), groups = static_cast<std::size_t>(matrix.padded_in / group);
+    const std::size_t rows = codes.shape(0);
+    const std::size_t groups = static_cast<std::size_t>(matrix.padded_in / traits_of(format).group_len);
     const std::size_t scaled = kind.has_sub_scales ? static_cast<std::size_t>(matrix.padded_in / kSuperBlockInputs)
                                                    : groups;  // what has a float16 scale of its own
     const auto fits = [rows](const auto& array, std::size_t width) {
@@ -93,17 +93,26 @@ void fill_codes(Matrix& matrix, ExecutionContext& context, int first_row, const 
     };
     check(fits(scales, scaled) && (!mins || fits(*mins, scaled)) && (!sub_scales || fits(*sub_scales, groups)) &&
           (!sub_mins || fits(*sub_mins, groups)), "the scales do not fit the codes");
-    const CodeRows given{codes.data(), scales.data(), mins ? mins->data() : nullptr,
-                         sub_scales ? sub_scales->data() : nullptr, sub_mins ? sub_mins->data() : nullptr};
+    const QuantizedRows given{codes.data(), scales.data(), mins ? mins->data() : nullptr,
+                              sub_scales ? sub_scales->data() : nullptr, sub_mins ? sub_mins->data() : nullptr};
     const Unlocked unlocked;
     matrix.fill(context.pool, first_row, static_cast<int>(rows), given);
 }
 
 Format format_of(const std::string& name) {
-    constexpr const char* kNames[kNumFormats] = {"float32", "bfloat16", "int4_32", "int8_16", "int8_32", "int8_64"};
-    for (int i = 0; i < kNumFormats; ++i)
-        if (name == kNames[i]) return static_cast<Format>(i);
+    for (const FormatTraits& format : kFormats)
+        if (name == format.name) return format.format;
     throw std::invalid_argument("there is no format " + name);
+}
+
+// The rows of kFormats, as octavo.ops.formats.WeightFormat.
+nb::list formats() {
+    nb::list rows;
+    for (const FormatTraits& format : kFormats) {
+        const InputTraits& input = traits_of(format.input);
+        rows.append(nb::make_tuple(format.name, format.bits, format.group_len, input.group_len, input.padding));
+    }
+    return rows;
 }
 
 using PartRow = std::tuple<int, std::string, bool, bool>;  // rows, format, has minimums, has sub-scales
@@ -112,23 +121,19 @@ void make_matrix(Matrix* self, ExecutionContext& context, int num_in, const std:
     std::vector<Part> parts;
     int num_out = 0;
     for (const auto& [num_rows, name, has_mins, has_sub_scales] : rows) {
-        parts.push_back({num_rows, format_of(name), {has_mins, has_sub_scales}});
+        const Format format = format_of(name);
+        parts.push_back({num_rows, format, {has_mins, has_sub_scales}});
         check(num_rows > 0, "an empty part");
-        check(!has_mins || parts.back().format == Format::int4_32 || parts.back().format == Format::int8_32,
-              "minimums are for groups of 32");
+        check(!has_mins || traits_of(format).may_have_mins, "a format without minimums");
+        check(!has_sub_scales || may_have_sub_scales(format), "a format without sub-scales");
         check(!has_sub_scales || num_in % kSuperBlockInputs == 0, "sub-scales need whole super-blocks of inputs");
+        check(traits_of(format).input == traits_of(parts[0].format).input, "the parts do not read their input alike");
         num_out += num_rows;
     }
     check(num_in > 0 && num_out > 0, "an empty matrix");
     check(!halves || num_out % (2 * kPanel) == 0, "halves must be whole panels");
     check(!halves || parts.size() == 1 || (parts.size() == 2 && parts[0].num_rows == parts[1].num_rows),
           "halves must be of one part, or one each");
-    const auto reads_floats = [](const Part& part) {
-        return part.format == Format::float32 || part.format == Format::bfloat16 || part.format == Format::int8_64;
-    };
-    for (const Part& part : parts)
-        check(part.format == parts[0].format || !(reads_floats(part) || reads_floats(parts[0])),
-              "the parts do not read their input alike");
     new (self) Matrix(context.weights, num_in, parts, halves);
 }
 
@@ -308,6 +313,10 @@ double product_peak(ExecutionContext& context, int rounds) {
 
 NB_MODULE(_cpu, m) {
     m.doc() = "The CPU kernels; see octavo.ops.cpu.";
+    m.attr("PANEL") = kPanel;
+    m.attr("SUPER_BLOCK_LEN") = kSuperBlockInputs;
+    m.attr("SEGMENT_KEYS") = kSegmentKeys;
+    m.def("formats", &formats, "Formats of packed weights: (name, bits, group, group of the inputs, padding).");
     m.def("isa_names", &isa_names, "ISA variants of the kernels that this processor can run, best first.");
     bind_values(m);
     bind_plans(m);

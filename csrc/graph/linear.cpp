@@ -40,14 +40,9 @@ WorkSplit split_work(const ExecutionContext& context, const Matrix& matrix, int 
 }
 
 std::int64_t packed_row_bytes(const Kernels& kernels, const Matrix& matrix) {
-    const std::int64_t inputs = matrix.padded_in, header = sizeof(GroupHeader);
-    switch (matrix.input) {
-        case Input::float32: return inputs * 4;
-        case Input::bfloat16: return inputs * kernels.bf16_bytes;
-        case Input::groups_of_32: return inputs + inputs / 32 * header;
-        case Input::groups_of_64: return inputs + inputs / 64 * header;
-    }
-    return 0;
+    const std::int64_t inputs = matrix.padded_in, group = traits_of(matrix.input).group_len;
+    const std::int64_t headers = group > 0 ? inputs / group * std::int64_t{sizeof(GroupHeader)} : 0;
+    return inputs * kernels.input_bytes[static_cast<int>(matrix.input)] + headers;
 }
 
 void pack_input(ExecutionContext& context, const Matrix& matrix, const LinearInput& input, std::int64_t row_bytes) {

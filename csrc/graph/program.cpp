@@ -173,8 +173,8 @@ void Program::attend_unit(const Op& op, const AttentionPlan::Unit& unit, const f
     args.soft_cap = shape.soft_cap;
     for (int segment = unit.first_segment; segment < unit.end_segment; ++segment) {
         args.state = segment == unit.first_segment ? state : scratch + size;
-        args.first_key = segment * kSegment;
-        args.end_key = (segment + 1) * kSegment;
+        args.first_key = segment * kSegmentKeys;
+        args.end_key = (segment + 1) * kSegmentKeys;
         kernels.attend(op.cache->view, args);
         if (segment != unit.first_segment)
             kernels.merge(state, scratch + size, unit.num_queries * group, shape.head_dim);

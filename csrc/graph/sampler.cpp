@@ -20,7 +20,7 @@ namespace octavo {
 
 namespace {
 
-constexpr int kSegment = 8192;    // logits of one unit
+constexpr int kScanLen = 8192;    // logits of one unit
 constexpr int kDrawBlock = 1024;  // weights whose sum is one entry of the cumulative distribution
 constexpr int kTopBlock = 1024;   // logits that are looked through before the bar for the most likely ones is raised
 constexpr int kSlack = 16;        // a vector may be written past the last place collected
@@ -82,10 +82,10 @@ Normalizer combine(const ScanResult* segments, int count) {
     Normalizer result{-static_cast<double>(kInfinity), 0.0, 0};
     for (int i = 0; i < count; ++i) {
         const ScanResult& segment = segments[i];
-        if (std::isnan(segment.largest)) return {segment.largest, segment.largest, segment.largest_at + i * kSegment};
+        if (std::isnan(segment.largest)) return {segment.largest, segment.largest, segment.largest_at + i * kScanLen};
         if (segment.largest <= result.largest) continue;
         result.largest = segment.largest;
-        result.largest_at = segment.largest_at + i * kSegment;
+        result.largest_at = segment.largest_at + i * kScanLen;
     }
     double sum = 0.0;
     for (int i = 0; i < count; ++i)
@@ -104,7 +104,7 @@ struct Call {
 
     const float* row(int i) const { return logits.values + i * logits.stride; }
     Normalizer normalizer(int i) const {
-        const int count = ceil_div(logits.vocab, kSegment);
+        const int count = ceil_div(logits.vocab, kScanLen);
         return combine(memory.segments.data() + static_cast<std::int64_t>(i) * count, count);
     }
 };
@@ -115,7 +115,7 @@ std::size_t top_capacity(int vocab, int num_top) {
 
 void reserve(State& memory, int num_threads, const Logits& logits, int num_top) {
     const std::size_t vocab = logits.vocab;
-    memory.segments.resize(std::size_t{static_cast<unsigned>(logits.num_rows)} * ceil_div(logits.vocab, kSegment));
+    memory.segments.resize(std::size_t{static_cast<unsigned>(logits.num_rows)} * ceil_div(logits.vocab, kScanLen));
     memory.scratch.resize(std::max<std::size_t>(memory.scratch.size(), num_threads));
     const auto grow = [](auto& values, std::size_t size) { values.resize(std::max(values.size(), size)); };
     for (Scratch& scratch : memory.scratch) {
@@ -127,10 +127,10 @@ void reserve(State& memory, int num_threads, const Logits& logits, int num_top) 
 }
 
 void scan_segments(Pool& pool, const Call& call) {
-    const int vocab = call.logits.vocab, count = ceil_div(vocab, kSegment);
+    const int vocab = call.logits.vocab, count = ceil_div(vocab, kScanLen);
     pool.each(call.logits.num_rows * count, [&](int unit, int) {
-        const int start = unit % count * kSegment;
-        call.kernels.scan(call.row(unit / count) + start, std::min(kSegment, vocab - start),
+        const int start = unit % count * kScanLen;
+        call.kernels.scan(call.row(unit / count) + start, std::min(kScanLen, vocab - start),
                           &call.memory.segments[unit]);
     });
 }

@@ -36,7 +36,8 @@ void AttentionPlan::set(const Kernels& kernels, const AttentionShape& new_shape,
         add_row(kernels, row, row_starts[row], row_starts[row + 1] - row_starts[row], context_lens[row]);
     // The longest first, so that no thread begins one when the others have nothing left to do.
     const auto cost = [](const Unit& u) {
-        return std::int64_t{u.end_segment - u.first_segment} * kSegment * u.num_queries + u.first_position % kSegment;
+        const std::int64_t num_keys = std::int64_t{u.end_segment - u.first_segment} * kSegmentKeys;
+        return num_keys * u.num_queries + u.first_position % kSegmentKeys;
     };
     std::stable_sort(units.begin(), units.end(), [&](const Unit& a, const Unit& b) { return cost(a) > cost(b); });
 }
@@ -47,7 +48,7 @@ void AttentionPlan::add_row(const Kernels& kernels, int row, int first_token, in
     for (int done = 0; done < num_queries; done += run) {
         const int count = std::min(run, num_queries - done), first = context_len - num_queries + done;
         const int seen = shape.window > 0 ? std::max(0, first - shape.window + 1) : 0;
-        const int begin = seen / kSegment, end = (first + count - 1) / kSegment + 1;
+        const int begin = seen / kSegmentKeys, end = (first + count - 1) / kSegmentKeys + 1;
         const bool apart = end - begin > 1 && num_queries <= kApart;
         if (!apart) {
             for (int head = 0; head < shape.num_kv_heads; ++head)

@@ -11,7 +11,7 @@ namespace octavo {
 
 // Keys whose running softmax is kept apart, from fixed absolute positions on: a long context's segments can then be
 // computed by several threads, and joining them in order gives what one thread would.
-constexpr int kSegment = 1024;
+constexpr int kSegmentKeys = 1024;
 
 struct TokensPlan {
     std::vector<std::int32_t> ids;

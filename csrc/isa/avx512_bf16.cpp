@@ -72,7 +72,7 @@ void product_pairs(const ProductArgs& args) {
 
 constexpr Kernels make_bf16_kernels() {
     Kernels kernels = make_kernels("avx512_bf16");
-    kernels.bf16_bytes = 2;
+    kernels.input_bytes[static_cast<int>(Input::bfloat16)] = 2;
     kernels.pack_rows[static_cast<int>(Input::bfloat16)] = pack_rows_pairs;
     kernels.product[static_cast<int>(Format::bfloat16)] = product_pairs;
     return kernels;

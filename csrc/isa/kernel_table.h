@@ -12,21 +12,39 @@
 
 namespace {
 
+// How rows of floats or of int8 codes are packed, for every Input.
+template <int kAt = 0>
+constexpr void set_inputs(Kernels& kernels) {
+    if constexpr (kAt < kNumInputs) {
+        constexpr InputTraits kTraits = kInputs[kAt];
+        kernels.block_rows[kAt] = kMaxRows;
+        if constexpr (kTraits.group_len > 0) {
+            kernels.input_bytes[kAt] = 1;
+            kernels.pack_rows[kAt] = pack_rows_int8<kTraits.group_len>;
+        } else {
+            kernels.input_bytes[kAt] = 4;
+            kernels.pack_rows[kAt] = pack_rows_float;
+        }
+        set_inputs<kAt + 1>(kernels);
+    }
+}
+
 constexpr Kernels make_kernels(const char* name) {
     Kernels kernels{};
     kernels.name = name;
-    for (int& rows : kernels.block_rows) rows = kMaxRows;
-    kernels.bf16_bytes = 4;
-    kernels.pack_rows[static_cast<int>(Input::float32)] = pack_rows_float;
-    kernels.pack_rows[static_cast<int>(Input::bfloat16)] = pack_rows_float;
-    kernels.pack_rows[static_cast<int>(Input::groups_of_32)] = pack_rows_int8<32>;
-    kernels.pack_rows[static_cast<int>(Input::groups_of_64)] = pack_rows_int8<64>;
-    kernels.product[static_cast<int>(Format::float32)] = product_fma<Singles>;
-    kernels.product[static_cast<int>(Format::bfloat16)] = product_fma<Pairs>;
-    kernels.product[static_cast<int>(Format::int4_32)] = product_codes<4, 32>;
-    kernels.product[static_cast<int>(Format::int8_16)] = product_codes<8, 16>;
-    kernels.product[static_cast<int>(Format::int8_32)] = product_codes<8, 32>;
-    kernels.product[static_cast<int>(Format::int8_64)] = product_codes<8, 64>;
+    set_inputs(kernels);
+    each_format([&](auto format) {
+        constexpr Format kFormat = decltype(format)::value;
+        auto& product = kernels.product[static_cast<int>(kFormat)];
+        if constexpr (is_quantized(kFormat)) {
+            product = product_codes<kFormat>;
+        } else if constexpr (kFormat == Format::float32) {
+            product = product_fma<Singles>;
+        } else {
+            static_assert(kFormat == Format::bfloat16);
+            product = product_fma<Pairs>;
+        }
+    });
     kernels.store = store_sums;
     kernels.rms_norm = rms_norm;
     kernels.silu_mul = silu_mul;

@@ -66,31 +66,35 @@ constexpr int code_vectors(int rows) { return kPanel / W < 4 || rows <= 2 ? kPan
 
 constexpr int kCodesAhead = 1024;  // bytes of codes that are asked for before they are needed
 
-// Where the parts of one super-block of a panel lie; SuperBlockLayout in weights/packed_matrix.cpp wrote them there.
-template <int kBits, int kGroup>
-struct SuperBlockReader {
-    static constexpr int kInputs = kGroup < 32 ? 32 : kGroup;  // that a row's scale counts for
-    static constexpr int kParts = kInputs / kGroup;
-    static constexpr std::int64_t kCodeBytes = std::int64_t{kInputs} * kPanel * kBits / 8;
-
+// One super-block of a panel: where its parts are.
+struct SuperBlock {
     const std::uint16_t *scales, *mins;
     const std::int8_t *sub_scales, *sub_mins;
     const char* codes;
     int num_groups;
+};
 
-    // The super-block that begins at `at`, of at most `left` groups. Returns where the next one begins.
-    const char* find(const char* at, QuantKind kind, int left) {
-        num_groups = left < kSuperBlockGroups ? left : kSuperBlockGroups;
-        const int num_sub_scales = num_groups * kParts * kPanel;
-        const int num_scales = kind.has_sub_scales ? kPanel : num_sub_scales;
-        scales = reinterpret_cast<const std::uint16_t*>(at);
-        mins = scales + num_scales;
-        sub_scales = reinterpret_cast<const std::int8_t*>(kind.has_mins ? mins + num_scales : mins);
-        sub_mins = sub_scales + num_sub_scales;
-        codes = reinterpret_cast<const char*>(sub_scales);
-        if (kind.has_sub_scales) codes += (kind.has_mins ? 2 : 1) * num_sub_scales;
-        return codes + num_groups * kCodeBytes;
-    }
+OCTAVO_INLINE SuperBlock super_block_at(const char* at, const SuperBlockLayout& layout) {
+    return {reinterpret_cast<const std::uint16_t*>(at),
+            reinterpret_cast<const std::uint16_t*>(at + layout.mins_at),
+            reinterpret_cast<const std::int8_t*>(at + layout.sub_scales_at),
+            reinterpret_cast<const std::int8_t*>(at + layout.sub_mins_at),
+            at + layout.codes_at,
+            layout.num_groups};
+}
+
+// How a format's codes are grouped, as constants of the loops over them.
+template <Format kFormat>
+struct GroupShape {
+    static constexpr FormatTraits kTraits = traits_of(kFormat);
+    static constexpr int kBits = kTraits.bits, kGroup = kTraits.group_len;
+    static constexpr int kInputs = traits_of(kTraits.input).group_len;  // that a row's scale counts for
+    static constexpr int kParts = kInputs / kGroup;
+    static constexpr int kMostGroups = kSuperBlockGroups * kParts;
+    static constexpr int kGroupBytes = layout_of(kFormat, {}, kGroup).group_bytes;
+
+    static_assert(kBits == 8 || (kBits == 4 && kGroup <= 32), "add_group: no sums of such codes");
+    static_assert(kParts <= 2, "GroupHeader has the sums of two halves");
 };
 
 // A super-block's scales, or its minimums, as they lie.
@@ -106,17 +110,15 @@ struct Stored {
 };
 
 // The same in float32, for many rows.
-template <int kBits, int kGroup>
+template <Format kFormat>
 struct Widened {
-    static constexpr int kParts = SuperBlockReader<kBits, kGroup>::kParts;
-
-    alignas(64) float values[kSuperBlockGroups * kParts][kPanel];
+    alignas(64) float values[GroupShape<kFormat>::kMostGroups][kPanel];
 
     OCTAVO_INLINE vf at(int group, int column) const { return load(values[group] + column); }
 
     template <class Source>
     void fill(const Source& from, int num_groups) {
-        for (int group = 0; group < num_groups * kParts; ++group)
+        for (int group = 0; group < num_groups; ++group)
             for (int v = 0; v < kPanel; v += W) store(values[group] + v, from.at(group, v));
     }
 };
@@ -135,10 +137,11 @@ OCTAVO_INLINE const GroupHeader& header_of(const CodesTile& t, int row) {
     return *reinterpret_cast<const GroupHeader*>(reinterpret_cast<const char*>(t.headers) + row * t.row_bytes);
 }
 
-// Integer sums of `kGroup` inputs.
-template <int kBits, int kGroup, int MR, int NV>
+// Integer sums of one group's inputs.
+template <Format kFormat, int MR, int NV>
 OCTAVO_INLINE void add_group(const char* codes, const std::int8_t* x, std::int64_t row_bytes, vi (&sums)[MR][NV]) {
-    constexpr int kSteps = kBits == 4 ? kGroup / 8 : kGroup / 4;
+    constexpr int kBits = GroupShape<kFormat>::kBits, kGroup = GroupShape<kFormat>::kGroup;
+    constexpr int kSteps = kGroup * kBits / 32;
 #pragma GCC unroll 1
     for (int step = 0; step < kSteps; ++step, codes += kPanel * 4, x += 4) {
         if constexpr (MR <= 2)
@@ -171,6 +174,7 @@ OCTAVO_INLINE void add_group(const char* codes, const std::int8_t* x, std::int64
                 for (int v = 0; v < NV; ++v)
                     add_nibbles(sums[m][v], words[v], splat_bytes(x + m * row_bytes + kGroup / 2));
         } else {
+            static_assert(kBits == 8);
             Bytes words[NV];
 #pragma GCC unroll 4
             for (int v = 0; v < NV; ++v) words[v] = prepare(load_as<vi>(codes + v * W * 4));
@@ -191,13 +195,14 @@ OCTAVO_INLINE vf plus_scaled(vf total, vi sums, vf scales, vf mins, const GroupH
     return kMins ? fma(mins, splat(header.shift), total) : total;
 }
 
-template <int kBits, int kGroup, bool kMins, int MR, int NV, class Scales>
-inline __attribute__((noinline)) void codes_tile(const SuperBlockReader<kBits, kGroup>& block, const Scales& scales,
-                                                 const Scales& mins, CodesTile t) {
-    using S = SuperBlockReader<kBits, kGroup>;
-    constexpr int kExcess = kBits == 8 ? kBias : kMins ? 0 : 8;  // that all weights went in with too much
+template <Format kFormat, bool kMins, int MR, int NV, class Scales>
+inline __attribute__((noinline)) void codes_tile(const SuperBlock& block, const Scales& scales, const Scales& mins,
+                                                 CodesTile t) {
+    using Shape = GroupShape<kFormat>;
+    // That all weights went in with too much: bytes with the instruction's bias, packed codes with their own excess.
+    constexpr int kExcess = (Shape::kBits == 8 ? kBias : 0) + (kMins ? 0 : Shape::kTraits.excess);
     constexpr bool kHolds = MR == 1;  // totals in registers, which more rows need for the integer sums
-    const int num_scales = block.num_groups * S::kParts;
+    const int num_groups = block.num_groups;
     if (!t.continues)
         for (int m = 0; m < MR; ++m)
             for (int v = 0; v < NV; ++v) store(t.sums + m * kPanel + v * W, splat(0.0f));
@@ -205,18 +210,18 @@ inline __attribute__((noinline)) void codes_tile(const SuperBlockReader<kBits, k
 #pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) held[v] = load(t.sums + v * W);
     const char* codes = block.codes + t.column * 4;
-    for (int at = 0; at < num_scales; ++at, codes += S::kCodeBytes / S::kParts, t.x += kGroup) {
-        const int part = at % S::kParts;
+    for (int at = 0; at < num_groups; ++at, codes += Shape::kGroupBytes, t.x += Shape::kGroup) {
+        const int part = at % Shape::kParts;
         vi sums[MR][NV] = {};
-        add_group<kBits, kGroup>(codes, t.x, t.row_bytes, sums);
+        add_group<kFormat>(codes, t.x, t.row_bytes, sums);
 #pragma GCC unroll 8
         for (int m = 0; m < MR; ++m) {
             const GroupHeader& header = header_of(t, m);
 #pragma GCC unroll 4
             for (int v = 0; v < NV; ++v) {
-                vi exact = kBits == 4 ? total_of_nibbles(sums[m][v]) : sums[m][v];
+                vi exact = Shape::kBits == 4 ? total_of_nibbles(sums[m][v]) : sums[m][v];
                 if constexpr (kExcess > 0)
-                    exact -= splat_int(S::kParts == 1 ? header.sum : header.sums[part]) * kExcess;
+                    exact -= splat_int(Shape::kParts == 1 ? header.sum : header.sums[part]) * kExcess;
                 const vf scale = scales.at(at, t.column + v * W), min = kMins ? mins.at(at, t.column + v * W) : vf{};
                 float* out = t.sums + m * kPanel + v * W;
                 const vf total = plus_scaled<kMins>(kHolds ? held[v] : load(out), exact, scale, min, header);
@@ -226,7 +231,7 @@ inline __attribute__((noinline)) void codes_tile(const SuperBlockReader<kBits, k
                     store(out, total);
             }
         }
-        if (part == S::kParts - 1) ++t.headers;
+        if (part == Shape::kParts - 1) ++t.headers;
     }
     if constexpr (kHolds)
 #pragma GCC unroll 4
@@ -234,14 +239,14 @@ inline __attribute__((noinline)) void codes_tile(const SuperBlockReader<kBits, k
 }
 
 // A tile of `rows` <= kCodeRows rows (MR counts down to it) and all columns.
-template <int kBits, int kGroup, bool kMins, int MR = kCodeRows, class Scales>
-OCTAVO_INLINE void codes_tiles(int rows, const SuperBlockReader<kBits, kGroup>& block, const Scales& scales,
-                               const Scales& mins, CodesTile t) {
+template <Format kFormat, bool kMins, int MR = kCodeRows, class Scales>
+OCTAVO_INLINE void codes_tiles(int rows, const SuperBlock& block, const Scales& scales, const Scales& mins,
+                               CodesTile t) {
     if constexpr (MR > 0) {
-        if (rows < MR) return codes_tiles<kBits, kGroup, kMins, MR - 1>(rows, block, scales, mins, t);
+        if (rows < MR) return codes_tiles<kFormat, kMins, MR - 1>(rows, block, scales, mins, t);
         constexpr int NV = code_vectors(MR);
         for (; t.column < kPanel; t.column += NV * W, t.sums += NV * W)
-            codes_tile<kBits, kGroup, kMins, MR, NV>(block, scales, mins, t);
+            codes_tile<kFormat, kMins, MR, NV>(block, scales, mins, t);
     }
 }
 
@@ -250,53 +255,62 @@ struct Flag {
     static constexpr bool value = kValue;
 };
 
-// f(minimums, sub-scales): whether panels of a kind have them, as Flags.
-template <int kGroup, class F>
+// f(minimums, sub-scales): whether panels of a kind have them, as Flags. Only what the format may have is compiled.
+template <Format kFormat, class F>
 OCTAVO_INLINE void with_flags(QuantKind kind, F&& f) {
-    if constexpr (kGroup == 32)
-        if (kind.has_mins) return kind.has_sub_scales ? f(Flag<true>{}, Flag<true>{}) : f(Flag<true>{}, Flag<false>{});
-    kind.has_sub_scales ? f(Flag<false>{}, Flag<true>{}) : f(Flag<false>{}, Flag<false>{});
+    const auto with_sub_scales = [&](auto has_mins) {
+        if constexpr (may_have_sub_scales(kFormat))
+            if (kind.has_sub_scales) return f(has_mins, Flag<true>{});
+        f(has_mins, Flag<false>{});
+    };
+    if constexpr (traits_of(kFormat).may_have_mins)
+        if (kind.has_mins) return with_sub_scales(Flag<true>{});
+    with_sub_scales(Flag<false>{});
 }
 
-// f(super-block, its first group, stored scales, stored minimums) for every super-block of the panel.
-template <int kBits, int kGroup, bool kSubScales, class F>
+// f(super-block, its first group of the rows' inputs, stored scales, stored minimums) for every super-block of the
+// panel.
+template <Format kFormat, bool kMins, bool kSubScales, class F>
 OCTAVO_INLINE void each_super_block(const ProductArgs& args, F&& f) {
-    SuperBlockReader<kBits, kGroup> block;
-    const int num_groups = args.padded_in / block.kInputs;
+    constexpr int kInputs = super_block_inputs(kFormat);
     const char* at = static_cast<const char*>(args.panel.data);
-    for (int group = 0; group < num_groups; group += kSuperBlockGroups) {
-        at = block.find(at, args.panel.kind, num_groups - group);
-        f(block, group, Stored<kSubScales>{block.scales, block.sub_scales},
+    for (int first = 0; first < args.padded_in; first += kInputs) {
+        const int left = args.padded_in - first;
+        const SuperBlockLayout layout = layout_of(kFormat, {kMins, kSubScales}, left < kInputs ? left : kInputs);
+        const SuperBlock block = super_block_at(at, layout);
+        at += layout.num_bytes;
+        f(block, first / GroupShape<kFormat>::kInputs, Stored<kSubScales>{block.scales, block.sub_scales},
           Stored<kSubScales>{block.mins, block.sub_mins});
     }
 }
 
-template <int kBits, int kGroup>
+template <Format kFormat>
 OCTAVO_INLINE CodesTile tile_of(const ProductArgs& args, int row, int group) {
     const auto* x = static_cast<const std::int8_t*>(args.packed) + (args.first_row + row) * args.row_bytes;
     const auto* headers = reinterpret_cast<const GroupHeader*>(x + args.padded_in) + group;
     float* sums = args.scratch + std::int64_t{row} * kPanel;
-    return {x + group * SuperBlockReader<kBits, kGroup>::kInputs, headers, args.row_bytes, sums, 0, group > 0};
+    return {x + group * GroupShape<kFormat>::kInputs, headers, args.row_bytes, sums, 0, group > 0};
 }
 
-template <int kBits, int kGroup>
+template <Format kFormat>
 void product_codes(const ProductArgs& args) {
-    with_flags<kGroup>(args.panel.kind, [&](auto has_mins, auto has_sub_scales) {
+    with_flags<kFormat>(args.panel.kind, [&](auto has_mins, auto has_sub_scales) {
         constexpr bool kMins = decltype(has_mins)::value, kSubScales = decltype(has_sub_scales)::value;
         if (args.num_rows == 1)  // what would be widened would be used only once
-            return each_super_block<kBits, kGroup, kSubScales>(args, [&](auto& block, int at, auto scales, auto mins) {
-                codes_tiles<kBits, kGroup, kMins, 1>(1, block, scales, mins, tile_of<kBits, kGroup>(args, 0, at));
+            return each_super_block<kFormat, kMins, kSubScales>(
+                args, [&](const SuperBlock& block, int group, auto scales, auto mins) {
+                    codes_tiles<kFormat, kMins, 1>(1, block, scales, mins, tile_of<kFormat>(args, 0, group));
+                });
+        Widened<kFormat> scales, mins;
+        each_super_block<kFormat, kMins, kSubScales>(
+            args, [&](const SuperBlock& block, int group, auto stored, auto stored_mins) {
+                scales.fill(stored, block.num_groups);
+                if constexpr (kMins) mins.fill(stored_mins, block.num_groups);
+                for (int row = 0; row < args.num_rows; row += kCodeRows) {
+                    const int rows = args.num_rows - row < kCodeRows ? args.num_rows - row : kCodeRows;
+                    codes_tiles<kFormat, kMins>(rows, block, scales, mins, tile_of<kFormat>(args, row, group));
+                }
             });
-        Widened<kBits, kGroup> scales, mins;
-        each_super_block<kBits, kGroup, kSubScales>(args, [&](auto& block, int group, auto stored, auto stored_mins) {
-            scales.fill(stored, block.num_groups);
-            if constexpr (kMins) mins.fill(stored_mins, block.num_groups);
-            for (int row = 0; row < args.num_rows; row += kCodeRows) {
-                const int rows = args.num_rows - row < kCodeRows ? args.num_rows - row : kCodeRows;
-                const CodesTile tile = tile_of<kBits, kGroup>(args, row, group);
-                codes_tiles<kBits, kGroup, kMins>(rows, block, scales, mins, tile);
-            }
-        });
     });
 }
 

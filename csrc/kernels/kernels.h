@@ -1,56 +1,17 @@
 // What one instruction set offers: a table of small kernels, each for one unit of work on one thread, and the plain
-// values that they read. The files that are compiled once for each instruction set include no more than this, so only
-// plain data stands here, and no inline function.
+// values that they read. The files that are compiled once for each instruction set include no more than this and
+// format_traits.h, so only plain data stands here, and no inline function.
 //
 // All activations are float32, row-major. Every reduction has one order, whatever the number of rows beside it.
 #pragma once
 
 #include <cstdint>
 
+#include "kernels/format_traits.h"
+
 namespace octavo {
 
 enum class Dtype : int { float32 = 0, bfloat16 = 1, int8 = 2 };  // int8: of keys and values only
-
-constexpr int kPanel = 32;  // columns (outputs) of a matrix that lie side by side
-
-// How a panel's weights are held. Quantized formats are named by a code's bits and by how many inputs share a scale.
-enum class Format : int { float32 = 0, bfloat16, int4_32, int8_16, int8_32, int8_64 };
-constexpr int kNumFormats = 6;
-
-// What a product takes its input as: every format has one of these.
-enum class Input : int { float32 = 0, bfloat16, groups_of_32, groups_of_64 };
-constexpr int kNumInputs = 4;
-
-// What a quantized panel has beside its codes and scales. value = code * scale, or code * scale + minimum.
-//
-// Sub-scales are those of super-blocks (GGML's K-quants): a group's scale is its int8 sub-scale times the float16 scale
-// of the super-block of kSuperBlockInputs inputs around it; minimums likewise.
-struct QuantKind {
-    bool has_mins;  // groups of 32 only
-    bool has_sub_scales;
-};
-constexpr int kSuperBlockInputs = 256;
-// A panel of any quantized format is laid out by super-blocks of so many groups, of the inputs that share a row's
-// scale.
-constexpr int kSuperBlockGroups = 8;
-
-// A panel: kPanel outputs of a packed matrix [num_out, num_in], inputs padded with zeros to `padded_in`.
-//
-// float32: an input's kPanel weights, input after input. bfloat16: for every pair of inputs the kPanel pairs of weights
-// next to each other, in 32-bit words, the even input in the lower half.
-//
-// Quantized: super-block after super-block of kSuperBlockGroups groups of 32 or 64 inputs, the last as short as it is.
-// Each has, for all columns, float16 scales [groups, kPanel], then, where there are such, minimums [groups, kPanel]
-// (with sub-scales both are [kPanel]), then sub-scales int8 [groups, kPanel] and those of the minimums int8 [groups,
-// kPanel]; then the codes, group by group, four neighboring inputs of a column together: int8 [group / 4, kPanel, 4].
-// Of int4, byte [q, column, i] holds input 4q + i in its low half and input 4q + i + 16 in its high one; without
-// minimums, code + 8.
-struct PanelView {
-    const void* data;
-    std::int64_t num_bytes;
-    Format format;
-    QuantKind kind;
-};
 
 // Rows of activations as a product reads them.
 //
@@ -138,7 +99,7 @@ struct AttendArgs {
 struct Kernels {
     const char* name;
     int block_rows[kNumInputs];  // rows that a product takes at a time
-    int bf16_bytes;  // of one packed value of an input for bfloat16 weights: 2, or 4 where it stays float32
+    int input_bytes[kNumInputs];  // of one packed value; of a bfloat16 one 2, or 4 where it stays float32
 
     void (*pack_rows[kNumInputs])(const PackArgs&, int first_row, int num_rows);
     void (*product[kNumFormats])(const ProductArgs&);

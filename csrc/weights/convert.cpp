@@ -30,10 +30,10 @@ using Unpack = void (*)(const Byte* blocks, float* values, std::size_t num_block
 using Round = bool (*)(const float* values, Byte* words, std::size_t num_values);
 using Check = bool (*)(const Byte* words, std::size_t num_words);
 
-template <typename Format>
+template <typename Stored>
 OCTAVO_INLINE void unpack_blocks(const Byte* __restrict blocks, float* __restrict values, std::size_t num_blocks) {
     for (std::size_t i = 0; i < num_blocks; ++i)
-        Format::unpack(blocks + i * Format::num_bytes, values + i * Format::num_values);
+        Stored::unpack(blocks + i * Stored::num_bytes, values + i * Stored::num_values);
 }
 
 // True if all words are finite.
@@ -56,9 +56,9 @@ OCTAVO_INLINE bool check_words(const Byte* words, std::size_t num_words) {
     return bad == 0;
 }
 
-template <typename Format>
+template <typename Stored>
 void unpack_plain(const Byte* blocks, float* values, std::size_t num_blocks) {
-    unpack_blocks<Format>(blocks, values, num_blocks);
+    unpack_blocks<Stored>(blocks, values, num_blocks);
 }
 
 template <typename Target>
@@ -73,9 +73,9 @@ bool check_plain(const Byte* words, std::size_t num_words) {
 
 #ifdef OCTAVO_AVX2
 
-template <typename Format>
+template <typename Stored>
 OCTAVO_AVX2 void unpack_avx2(const Byte* blocks, float* values, std::size_t num_blocks) {
-    unpack_blocks<Format>(blocks, values, num_blocks);
+    unpack_blocks<Stored>(blocks, values, num_blocks);
 }
 
 template <typename Target>
@@ -95,8 +95,8 @@ bool has_avx2() {
 
 #else
 
-template <typename Format>
-constexpr Unpack unpack_avx2 = unpack_plain<Format>;
+template <typename Stored>
+constexpr Unpack unpack_avx2 = unpack_plain<Stored>;
 template <typename Target>
 constexpr Round round_avx2 = round_plain<Target>;
 template <typename Target>
@@ -105,15 +105,58 @@ bool has_avx2() { return false; }
 
 #endif
 
+// Where codes and scales go, flat; see octavo.weights.quantization.QuantizedArrays.
+struct QuantizedArrays {
+    std::int8_t* codes;
+    std::uint16_t* scales;
+    std::uint16_t* mins;
+    std::int8_t* sub_scales;
+    std::int8_t* sub_mins;
+};
+
+// True if all scales are finite.
+template <typename Stored>
+bool split_blocks(const Byte* blocks, std::size_t num_blocks, const QuantizedArrays& out) {
+    constexpr std::size_t groups = Stored::num_values / Stored::group;
+    constexpr QuantKind kind = Stored::kind;
+    bool is_finite = true;
+    for (std::size_t i = 0; i < num_blocks; ++i) {
+        typename Stored::Split parts;
+        Stored::split(blocks + i * Stored::num_bytes, parts);
+        std::memcpy(out.codes + i * Stored::num_values, parts.codes, Stored::num_values);
+        out.scales[i] = parts.d;
+        is_finite &= Float16::bad(parts.d) == 0 && Float16::bad(parts.m) == 0;
+        // With sub-scales the format subtracts its minimum, which is to add one of the other sign.
+        if constexpr (kind.has_mins) out.mins[i] = parts.m ^ (kind.has_sub_scales ? 0x8000u : 0u);
+        if constexpr (kind.has_sub_scales) std::memcpy(out.sub_scales + i * groups, parts.sub_scales, groups);
+        if constexpr (kind.has_sub_scales && kind.has_mins)
+            std::memcpy(out.sub_mins + i * groups, parts.sub_mins, groups);
+    }
+    return is_finite;
+}
+
+// What a block's codes and scales are packed as.
+struct Quantization {
+    Format packed;
+    QuantKind kind;
+};
+
 struct StoredFormat {
     const char* name;
     std::size_t num_values, num_bytes;  // of a block
     Unpack plain, avx2;
+    Quantization quantization;
+    bool (*split)(const Byte*, std::size_t, const QuantizedArrays&);  // null: floats
 };
 
-template <typename F>
+template <typename S>
 constexpr StoredFormat stored_format() {
-    return {F::name, F::num_values, F::num_bytes, unpack_plain<F>, unpack_avx2<F>};
+    StoredFormat format{S::name, S::num_values, S::num_bytes, unpack_plain<S>, unpack_avx2<S>, {}, nullptr};
+    if constexpr (S::is_quantized) {
+        format.quantization = {S::packed, S::kind};
+        format.split = split_blocks<S>;
+    }
+    return format;
 }
 
 constexpr StoredFormat formats[] = {
@@ -144,10 +187,11 @@ const auto& find(const Table& table, const std::string& name, const char* what) 
     return *found;
 }
 
-using Input = nb::ndarray<const Byte, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Output = nb::ndarray<Byte, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+template <typename T>
+using Array = nb::ndarray<T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Bytes = Array<const Byte>;
 
-bool convert(const Input& data, const std::string& stored, const Output& words, const std::string& dtype) {
+bool convert(const Bytes& data, const std::string& stored, const Array<Byte>& words, const std::string& dtype) {
     const StoredFormat& from = find(formats, stored, "stored format");
     const TargetFormat& to = find(targets, dtype, "dtype");
     const std::size_t num_blocks = data.size() / from.num_bytes;
@@ -176,128 +220,115 @@ bool convert(const Input& data, const std::string& stored, const Output& words, 
 
 // --- quantized matrices -----------------------------------------------------------------------------------------
 
-template <typename T>
-using Out = nb::ndarray<T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-
-// Where codes and scales go, flat; see octavo.weights.quantization.CodeArrays.
-struct CodeArrays {
-    std::int8_t* codes;
-    std::uint16_t* scales;
-    std::uint16_t* mins;
-    std::int8_t* sub_scales;
-    std::int8_t* sub_mins;
-};
-
-// True if all scales are finite.
-template <typename Format>
-bool split_blocks(const Byte* blocks, std::size_t num_blocks, const CodeArrays& out) {
-    constexpr std::size_t groups = Format::num_values / Format::group_len;
-    bool is_finite = true;
-    for (std::size_t i = 0; i < num_blocks; ++i) {
-        typename Format::Split parts;
-        Format::split(blocks + i * Format::num_bytes, parts);
-        std::memcpy(out.codes + i * Format::num_values, parts.codes, Format::num_values);
-        out.scales[i] = parts.d;
-        is_finite &= Float16::bad(parts.d) == 0 && Float16::bad(parts.m) == 0;
-        // With sub-scales the format subtracts its minimum, which is to add one of the other sign.
-        if constexpr (Format::has_mins) out.mins[i] = parts.m ^ (Format::has_sub_scales ? 0x8000u : 0u);
-        if constexpr (Format::has_sub_scales) std::memcpy(out.sub_scales + i * groups, parts.sub_scales, groups);
-        if constexpr (Format::has_sub_scales && Format::has_mins)
-            std::memcpy(out.sub_mins + i * groups, parts.sub_mins, groups);
-    }
-    return is_finite;
-}
-
-struct CodeFormat {
-    const char* name;
-    std::size_t num_values, num_bytes, group_len;
-    int bits;
-    bool has_mins, has_sub_scales;
-    bool (*split)(const Byte*, std::size_t, const CodeArrays&);
-};
-
-template <typename F>
-constexpr CodeFormat code_format() {
-    return {F::name, F::num_values, F::num_bytes, F::group_len, F::code_bits, F::has_mins, F::has_sub_scales,
-            split_blocks<F>};
-}
-
-constexpr CodeFormat code_formats[] = {
-    code_format<Q4_0>(), code_format<Q4_1>(), code_format<Q5_0>(), code_format<Q5_1>(), code_format<Q8_0>(),
-    code_format<Q4_K>(), code_format<Q5_K>(), code_format<Q6_K>(),
-};
-
-using Codes = Out<std::int8_t>;
-using Halves = Out<std::uint16_t>;
+using Int8s = Array<std::int8_t>;
+using Halves = Array<std::uint16_t>;
 
 template <typename T>
-T* checked(const std::optional<Out<T>>& array, bool wanted, std::size_t size) {
+T* checked(const std::optional<Array<T>>& array, bool wanted, std::size_t size) {
     if (array.has_value() != wanted || (wanted && array->size() != size))
         throw std::invalid_argument("the arrays do not fit what is written to them");
     return wanted ? array->data() : nullptr;
 }
 
-bool split(const Input& data, const std::string& stored, const Codes& codes, const Halves& scales,
-           const std::optional<Halves>& mins, const std::optional<Codes>& sub_scales,
-           const std::optional<Codes>& sub_mins) {
-    const CodeFormat& format = find(code_formats, stored, "quantized format");
+bool split(const Bytes& data, const std::string& stored, const Int8s& codes, const Halves& scales,
+           const std::optional<Halves>& mins, const std::optional<Int8s>& sub_scales,
+           const std::optional<Int8s>& sub_mins) {
+    const StoredFormat& format = find(formats, stored, "stored format");
+    if (format.split == nullptr) throw std::invalid_argument("split: " + stored + " is not quantized");
     const std::size_t num_blocks = data.size() / format.num_bytes, num_values = num_blocks * format.num_values;
     if (num_blocks * format.num_bytes != data.size() || codes.size() != num_values || scales.size() != num_blocks)
         throw std::invalid_argument("split: the arrays do not fit the blocks");
-    const std::size_t groups = num_values / format.group_len;
-    const CodeArrays out{codes.data(), scales.data(), checked(mins, format.has_mins, num_blocks),
-                         checked(sub_scales, format.has_sub_scales, groups),
-                         checked(sub_mins, format.has_sub_scales && format.has_mins, groups)};
+    const auto [packed, kind] = format.quantization;
+    const std::size_t groups = num_values / static_cast<std::size_t>(traits_of(packed).group_len);
+    const QuantizedArrays out{codes.data(), scales.data(), checked(mins, kind.has_mins, num_blocks),
+                              checked(sub_scales, kind.has_sub_scales, groups),
+                              checked(sub_mins, kind.has_sub_scales && kind.has_mins, groups)};
     const nb::gil_scoped_release unlocked;
     return format.split(data.data(), num_blocks, out);
 }
 
 using Values = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
-// True if float16 can hold all scales. `mins` null: 8 bits.
-OCTAVO_INLINE bool quantize_rows(const float* x, std::size_t rows, std::size_t width, std::size_t len,
-                                 const CodeArrays& out) {
+using Quantize = bool (*)(const float* x, std::size_t rows, std::size_t width, const QuantizedArrays& out);
+
+// True if float16 can hold all scales.
+template <typename Own>
+OCTAVO_INLINE bool quantize_rows(const float* x, std::size_t rows, std::size_t width, const QuantizedArrays& out) {
+    constexpr std::size_t len = traits_of(Own::packed).group_len;
     bool is_finite = true;
     std::size_t group = 0;
     for (std::size_t row = 0; row < rows; ++row)
         for (std::size_t first = 0; first < width; first += len, ++group) {
             const std::size_t at = row * width + first;
             const int n = static_cast<int>(std::min(len, width - first));
-            is_finite &= out.mins == nullptr
-                             ? quantize_int8(x + at, n, out.codes + at, out.scales[group])
-                             : quantize_int4(x + at, n, out.codes + at, out.scales[group], out.mins[group]);
+            std::uint16_t* min = Own::kind.has_mins ? out.mins + group : nullptr;
+            is_finite &= Own::quantize(x + at, n, out.codes + at, out.scales[group], min);
         }
     return is_finite;
 }
 
+template <typename Own>
+bool quantize_plain(const float* x, std::size_t rows, std::size_t width, const QuantizedArrays& out) {
+    return quantize_rows<Own>(x, rows, width, out);
+}
+
 #ifdef OCTAVO_AVX2
-OCTAVO_AVX2 bool quantize_avx2(const float* x, std::size_t rows, std::size_t width, std::size_t len,
-                               const CodeArrays& out) {
-    return quantize_rows(x, rows, width, len, out);
+template <typename Own>
+OCTAVO_AVX2 bool quantize_avx2(const float* x, std::size_t rows, std::size_t width, const QuantizedArrays& out) {
+    return quantize_rows<Own>(x, rows, width, out);
 }
 #else
-constexpr auto quantize_avx2 = quantize_rows;
+template <typename Own>
+constexpr Quantize quantize_avx2 = quantize_plain<Own>;
 #endif
 
-bool quantize(const Values& values, int group_len, const Codes& codes, const Halves& scales,
-              const std::optional<Halves>& mins) {
-    const std::size_t rows = values.shape(0), width = values.shape(1), len = static_cast<std::size_t>(group_len);
-    if (group_len < 1 || (mins.has_value() && group_len > group32) || codes.size() != rows * width ||
-        scales.size() != rows * ((width + len - 1) / len))
-        throw std::invalid_argument("quantize: the arrays do not fit the values");
-    const CodeArrays out{codes.data(), scales.data(), checked(mins, mins.has_value(), scales.size()), nullptr, nullptr};
-    const nb::gil_scoped_release unlocked;
-    return (has_avx2() ? quantize_avx2 : quantize_rows)(values.data(), rows, width, len, out);
+struct OwnFormat {
+    const char* name;
+    Quantization quantization;
+    Quantize plain, avx2;
+};
+
+template <typename O>
+constexpr OwnFormat own_format() {
+    return {O::name, {O::packed, O::kind}, quantize_plain<O>, quantize_avx2<O>};
 }
 
-nb::dict code_layouts() {
+constexpr OwnFormat own_formats[] = {own_format<OwnInt8>(), own_format<OwnInt4>()};
+
+bool quantize(const Values& values, const std::string& own, const Int8s& codes, const Halves& scales,
+              const std::optional<Halves>& mins) {
+    const OwnFormat& format = find(own_formats, own, "format of Octavo's own");
+    const auto [packed, kind] = format.quantization;
+    const std::size_t rows = values.shape(0), width = values.shape(1);
+    const std::size_t len = static_cast<std::size_t>(traits_of(packed).group_len);
+    if (codes.size() != rows * width || scales.size() != rows * ((width + len - 1) / len))
+        throw std::invalid_argument("quantize: the arrays do not fit the values");
+    const QuantizedArrays out{codes.data(), scales.data(), checked(mins, kind.has_mins, scales.size()), nullptr,
+                              nullptr};
+    const nb::gil_scoped_release unlocked;
+    return (has_avx2() ? format.avx2 : format.plain)(values.data(), rows, width, out);
+}
+
+nb::tuple layout_of(const Quantization& quantization) {
+    const FormatTraits& packed = traits_of(quantization.packed);
+    const auto [has_mins, has_sub_scales] = quantization.kind;
+    return nb::make_tuple(packed.bits, packed.group_len, has_mins, has_sub_scales);
+}
+
+nb::dict stored_layouts() {
     nb::dict layouts;
-    for (const auto& row : code_formats)
-        layouts[row.name] = nb::make_tuple(row.bits, row.group_len, row.has_mins, row.has_sub_scales);
+    for (const StoredFormat& format : formats)
+        if (format.split != nullptr) layouts[format.name] = layout_of(format.quantization);
     return layouts;
 }
 
-bool all_finite(const Input& words, const std::string& dtype) {
+nb::dict own_layouts() {
+    nb::dict layouts;
+    for (const OwnFormat& format : own_formats) layouts[format.name] = layout_of(format.quantization);
+    return layouts;
+}
+
+bool all_finite(const Bytes& words, const std::string& dtype) {
     const TargetFormat& target = find(targets, dtype, "dtype");
     if (words.size() % target.num_bytes != 0)
         throw std::invalid_argument("all_finite: " + std::to_string(words.size()) + " bytes are no array of " + dtype);
@@ -337,13 +368,15 @@ NB_MODULE(_convert, m) {
     m.def("block_sizes", &octavo::block_sizes, "Stored format -> (values, bytes) of one block.");
     m.def("convert", &octavo::convert, "data"_a.noconvert(), "stored"_a, "words"_a.noconvert(), "dtype"_a,
           "Writes whole blocks of `data` as `dtype` to `words`, both bytes; whether every value is finite in it.");
-    m.def("code_layouts", &octavo::code_layouts, "Quantized stored format -> (bits, group, minimums, sub-scales).");
+    m.attr("SUPER_BLOCK_LEN") = octavo::kSuperBlockInputs;
+    m.def("stored_layouts", &octavo::stored_layouts, "Quantized stored format -> (bits, group, minimums, sub-scales).");
+    m.def("own_layouts", &octavo::own_layouts, "Format that `quantize` makes -> the same.");
     m.def("split", &octavo::split, "data"_a.noconvert(), "stored"_a, "codes"_a.noconvert(), "scales"_a.noconvert(),
           "mins"_a.none(), "sub_scales"_a.none(), "sub_mins"_a.none(),
           "Takes whole blocks of `data` apart into flat arrays; whether every scale is finite.");
-    m.def("quantize", &octavo::quantize, "values"_a.noconvert(), "group_len"_a, "codes"_a.noconvert(),
+    m.def("quantize", &octavo::quantize, "values"_a.noconvert(), "own"_a, "codes"_a.noconvert(),
           "scales"_a.noconvert(), "mins"_a.none(),
-          "Codes and scales of float32 [rows, width]: 8 bits, or with `mins` 4; whether float16 can hold every scale.");
+          "Codes and scales of float32 [rows, width] in a format of Octavo's own; whether float16 can hold every scale.");
     m.def("all_finite", &octavo::all_finite, "words"_a.noconvert(), "dtype"_a,
           "Whether none of the words, given as bytes, is infinite or NaN.");
     m.def("split_strings", &octavo::split_strings, "window"_a, "start"_a, "count"_a, "max_bytes"_a,

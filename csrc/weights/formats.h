@@ -16,6 +16,7 @@
 
 #pragma once
 
+#include "kernels/format_traits.h"
 #include "weights/floats.h"
 
 namespace octavo {
@@ -27,18 +28,21 @@ inline float half_at(const Byte* bytes) { return from_half(load<std::uint16_t>(b
 struct F32 {
     static constexpr const char* name = "F32";
     static constexpr int num_values = 1, num_bytes = 4;
+    static constexpr bool is_quantized = false;
     static void unpack(const Byte* __restrict block, float* __restrict values) { *values = load<float>(block); }
 };
 
 struct F16 {
     static constexpr const char* name = "F16";
     static constexpr int num_values = 1, num_bytes = 2;
+    static constexpr bool is_quantized = false;
     static void unpack(const Byte* __restrict block, float* __restrict values) { *values = half_at(block); }
 };
 
 struct BF16 {
     static constexpr const char* name = "BF16";
     static constexpr int num_values = 1, num_bytes = 2;
+    static constexpr bool is_quantized = false;
     static void unpack(const Byte* __restrict block, float* __restrict values) { *values = from_bf16(load<std::uint16_t>(block)); }
 };
 
@@ -51,16 +55,23 @@ struct Block {
     std::int8_t sub_scales[num_groups], sub_mins[num_groups];
 };
 
-// What a block format has in common: how a split block becomes floats.
-template <typename Format, int values, int bytes, int group, int bits, bool mins, bool sub_scaled>
+// What a block format has in common: which packed format takes its codes and scales, and how a split block becomes
+// floats.
+template <typename Stored, int values, int bytes, Format packed_as, bool mins, bool sub_scaled>
 struct BlockFormat {
-    static constexpr int num_values = values, num_bytes = bytes, group_len = group, code_bits = bits;
-    static constexpr bool has_mins = mins, has_sub_scales = sub_scaled;
+    static constexpr int num_values = values, num_bytes = bytes;
+    static constexpr bool is_quantized = true;
+    static constexpr Format packed = packed_as;
+    static constexpr QuantKind kind = {mins, sub_scaled};
+    static constexpr int group = traits_of(packed).group_len;
+    static_assert(!mins || traits_of(packed).may_have_mins, "the packed format has no minimums");
+    static_assert(!sub_scaled || (may_have_sub_scales(packed) && values == kSuperBlockInputs),
+                  "the packed format has no sub-scales");
     using Split = Block<values, values / group>;
 
     static void unpack(const Byte* __restrict block, float* __restrict out) {
         Split parts;
-        Format::split(block, parts);
+        Stored::split(block, parts);
         const float d = from_half(parts.d), m = from_half(parts.m);
         for (int g = 0; g < values / group; ++g) {
             const float scale = sub_scaled ? d * static_cast<float>(parts.sub_scales[g]) : d;
@@ -81,7 +92,7 @@ inline void split_nibbles(const Byte* __restrict q, int zero, std::int8_t* __res
     for (int i = 0; i < 16; ++i) codes[16 + i] = static_cast<std::int8_t>((q[i] >> 4) - zero);
 }
 
-struct Q4_0 : BlockFormat<Q4_0, 32, 18, 32, 4, false, false> {
+struct Q4_0 : BlockFormat<Q4_0, 32, 18, Format::int4_32, false, false> {
     static constexpr const char* name = "Q4_0";
     static void split(const Byte* __restrict block, Split& parts) {
         parts.d = word_at(block);
@@ -89,7 +100,7 @@ struct Q4_0 : BlockFormat<Q4_0, 32, 18, 32, 4, false, false> {
     }
 };
 
-struct Q4_1 : BlockFormat<Q4_1, 32, 20, 32, 4, true, false> {
+struct Q4_1 : BlockFormat<Q4_1, 32, 20, Format::int4_32, true, false> {
     static constexpr const char* name = "Q4_1";
     static void split(const Byte* __restrict block, Split& parts) {
         parts.d = word_at(block), parts.m = word_at(block + 2);
@@ -106,7 +117,7 @@ inline void split_five_bits(const Byte* __restrict q, std::uint32_t fifth, int z
     for (int i = 0; i < 32; ++i) codes[i] = static_cast<std::int8_t>(numbers[i] - zero);
 }
 
-struct Q5_0 : BlockFormat<Q5_0, 32, 22, 32, 8, false, false> {
+struct Q5_0 : BlockFormat<Q5_0, 32, 22, Format::int8_32, false, false> {
     static constexpr const char* name = "Q5_0";
     static void split(const Byte* __restrict block, Split& parts) {
         parts.d = word_at(block);
@@ -114,7 +125,7 @@ struct Q5_0 : BlockFormat<Q5_0, 32, 22, 32, 8, false, false> {
     }
 };
 
-struct Q5_1 : BlockFormat<Q5_1, 32, 24, 32, 8, true, false> {
+struct Q5_1 : BlockFormat<Q5_1, 32, 24, Format::int8_32, true, false> {
     static constexpr const char* name = "Q5_1";
     static void split(const Byte* __restrict block, Split& parts) {
         parts.d = word_at(block), parts.m = word_at(block + 2);
@@ -122,7 +133,7 @@ struct Q5_1 : BlockFormat<Q5_1, 32, 24, 32, 8, true, false> {
     }
 };
 
-struct Q8_0 : BlockFormat<Q8_0, 32, 34, 32, 8, false, false> {
+struct Q8_0 : BlockFormat<Q8_0, 32, 34, Format::int8_32, false, false> {
     static constexpr const char* name = "Q8_0";
     static void split(const Byte* __restrict block, Split& parts) {
         parts.d = word_at(block);
@@ -152,7 +163,7 @@ inline void split_scales(const Byte* __restrict block, Split& parts) {
 
 // Groups 2k and 2k + 1 are the low and the high halves of the same 32 bytes.
 
-struct Q4_K : BlockFormat<Q4_K, 256, 144, 32, 4, true, true> {
+struct Q4_K : BlockFormat<Q4_K, 256, 144, Format::int4_32, true, true> {
     static constexpr const char* name = "Q4_K";
     static void split(const Byte* __restrict block, Split& parts) {
         split_scales(block, parts);
@@ -164,7 +175,7 @@ struct Q4_K : BlockFormat<Q4_K, 256, 144, 32, 4, true, true> {
     }
 };
 
-struct Q5_K : BlockFormat<Q5_K, 256, 176, 32, 8, true, true> {
+struct Q5_K : BlockFormat<Q5_K, 256, 176, Format::int8_32, true, true> {
     static constexpr const char* name = "Q5_K";
     static void split(const Byte* __restrict block, Split& parts) {
         split_scales(block, parts);
@@ -180,7 +191,7 @@ struct Q5_K : BlockFormat<Q5_K, 256, 176, 32, 8, true, true> {
 
 // Each half of 128 values has four groups of 32: the low and the high halves of bytes 0-31 and 32-63 in the order
 // low, low, high, high. Bits 2g and 2g + 1 of high byte i are the upper ones of value i of group g.
-struct Q6_K : BlockFormat<Q6_K, 256, 210, 16, 8, false, true> {
+struct Q6_K : BlockFormat<Q6_K, 256, 210, Format::int8_16, false, true> {
     static constexpr const char* name = "Q6_K";
     static void split(const Byte* __restrict block, Split& parts) {
         parts.d = word_at(block + 208);

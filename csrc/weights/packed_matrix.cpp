@@ -5,71 +5,27 @@
 #include <algorithm>
 #include <cstring>
 
-#include "core/util.h"
+#include "weights/floats.h"
 
 namespace octavo {
 
 namespace {
 
-constexpr int kInputsPadded = 32;  // bfloat16: whole tiles of the matrix unit
-
-bool is_quantized(Format format) { return format != Format::float32 && format != Format::bfloat16; }
-
-int group_len(Format format) { return format == Format::int8_16 ? 16 : format == Format::int8_64 ? 64 : 32; }
-
-Input input_of(Format format) {
-    switch (format) {
-        case Format::float32: return Input::float32;
-        case Format::bfloat16: return Input::bfloat16;
-        case Format::int8_64: return Input::groups_of_64;
-        default: return Input::groups_of_32;
-    }
-}
-
-int padded_inputs(Format format, int num_in) {
-    switch (format) {
-        case Format::float32: return num_in;
-        case Format::bfloat16: return ceil_div(num_in, kInputsPadded) * kInputsPadded;
-        case Format::int8_64: return ceil_div(num_in, 64) * 64;
-        default: return ceil_div(num_in, 32) * 32;
-    }
-}
-
-// Where the parts of one super-block of a panel lie, in bytes; see PanelView. Each of `groups` has its own scale or
-// sub-scale. What is packed by this is read by SuperBlockReader in kernels/gemm_int8.h.
-struct SuperBlockLayout {
-    SuperBlockLayout(Format format, QuantKind kind, int inputs)
-        : group(group_len(format)),
-          inputs(inputs),
-          groups(inputs / group),
-          scales(kind.has_sub_scales ? 1 : groups),
-          mins_at(scales * kPanel * 2),
-          sub_scales_at(mins_at * (kind.has_mins ? 2 : 1)),
-          sub_mins_at(sub_scales_at + (kind.has_sub_scales ? groups * kPanel : 0)),
-          codes_at(sub_mins_at + (kind.has_sub_scales && kind.has_mins ? groups * kPanel : 0)),
-          code_bits(format == Format::int4_32 ? 4 : 8),
-          bytes(codes_at + inputs * kPanel * code_bits / 8) {}
-
-    int group, inputs, groups, scales, mins_at, sub_scales_at, sub_mins_at, codes_at, code_bits, bytes;
-};
-
-int super_block_inputs(Format format) { return kSuperBlockGroups * std::max(group_len(format), 32); }
-
 // f(super-block, its first input, its offset) for all super-blocks of a panel; returns their bytes in all.
 template <class F>
 std::int64_t each_super_block(Format format, QuantKind kind, int padded_in, F&& f) {
+    const int inputs = super_block_inputs(format);
     std::int64_t at = 0;
-    for (int first = 0; first < padded_in; first += super_block_inputs(format)) {
-        const SuperBlockLayout block(format, kind, std::min(super_block_inputs(format), padded_in - first));
+    for (int first = 0; first < padded_in; first += inputs) {
+        const SuperBlockLayout block = layout_of(format, kind, std::min(inputs, padded_in - first));
         f(block, first, at);
-        at += block.bytes;
+        at += block.num_bytes;
     }
     return at;
 }
 
 std::int64_t panel_bytes(const Part& part, int padded_in) {
-    if (part.format == Format::float32) return std::int64_t{padded_in} * kPanel * 4;
-    if (part.format == Format::bfloat16) return std::int64_t{padded_in} * kPanel * 2;
+    if (!is_quantized(part.format)) return std::int64_t{padded_in} * kPanel * traits_of(part.format).bits / 8;
     return each_super_block(part.format, part.kind, padded_in, [](const SuperBlockLayout&, int, std::int64_t) {});
 }
 
@@ -91,95 +47,113 @@ void pack_words(const char* values, int num_rows, std::int64_t row_bytes, int fi
         std::memcpy(panel + num_words * kPanel + first_column + row, values + row * row_bytes + num_words * 4, 2);
 }
 
-// Codes of one group of one column, `count` of them, to where they lie; those of int4 with `offset` added.
-void pack_group(const std::int8_t* codes, int count, const SuperBlockLayout& layout, int offset, std::uint8_t* to) {
-    if (layout.code_bits == 8) {
-        for (int i = 0; i < count; ++i) to[i / 4 * kPanel * 4 + i % 4] = static_cast<std::uint8_t>(codes[i]);
-        return;
-    }
-    for (int i = 0; i < layout.group; ++i) {
-        const int code = (i < count ? codes[i] : 0) + offset, low = i % 16;
-        to[low / 4 * kPanel * 4 + low % 4] |= static_cast<std::uint8_t>(i < 16 ? code : code << 4);
+// Where code `i` of a column's group is: which byte, from the column's first on, and by how many bits it is shifted.
+template <Format kFormat>
+struct CodePlace {
+    static constexpr FormatTraits kTraits = traits_of(kFormat);
+    static_assert(8 % kTraits.bits == 0, "codes that do not fill a byte need a place of their own");
+    static constexpr int kPartLen = kTraits.group_len * kTraits.bits / 8;  // neighbors that lie in the same bits
+
+    static constexpr int byte(int i) { return i % kPartLen / 4 * kPanel * 4 + i % kPartLen % 4; }
+    static constexpr int shift(int i) { return i / kPartLen * kTraits.bits; }
+};
+
+// Codes of one group of one column, `count` of them, to where they lie, with `excess` added.
+template <Format kFormat>
+void pack_group(const std::int8_t* codes, int count, int excess, std::uint8_t* to) {
+    using Place = CodePlace<kFormat>;
+    for (int i = 0; i < Place::kTraits.group_len; ++i) {
+        const int code = (i < count ? codes[i] : 0) + excess, shift = Place::shift(i);
+        std::uint8_t& byte = to[Place::byte(i)];
+        byte = static_cast<std::uint8_t>(shift == 0 ? code : byte | code << shift);
     }
 }
 
 // One row into column `column` of a panel.
-void pack_codes(const CodeRows& from, int num_in, int padded_in, const PanelView& view, int column) {
-    const int offset = view.kind.has_mins ? 0 : 8;
+template <Format kFormat>
+void pack_row(const QuantizedRows& from, int num_in, int padded_in, const PanelView& view, int column) {
+    constexpr FormatTraits kTraits = traits_of(kFormat);
+    const int excess = view.kind.has_mins ? 0 : kTraits.excess;
     char* panel = static_cast<char*>(const_cast<void*>(view.data));
     const auto pack_block = [&](const SuperBlockLayout& block, int first, std::int64_t offset_of_block) {
         char* at = panel + offset_of_block;
         const auto put_half = [&](int offset, int index, std::uint16_t half) {
             std::memcpy(at + offset + (index * kPanel + column) * 2, &half, 2);
         };
-        const int first_scale = view.kind.has_sub_scales ? first / kSuperBlockInputs : first / block.group;
-        for (int i = 0; i < block.scales; ++i) {
+        const int first_scale = first / (view.kind.has_sub_scales ? kSuperBlockInputs : kTraits.group_len);
+        for (int i = 0; i < block.num_scales; ++i) {
             put_half(0, i, from.scales[first_scale + i]);
             if (from.mins != nullptr) put_half(block.mins_at, i, from.mins[first_scale + i]);
         }
-        for (int group = 0; group < block.groups; ++group) {
-            const int index = first / block.group + group, input = first + group * block.group;
-            if (from.sub_scales != nullptr) at[block.sub_scales_at + group * kPanel + column] = from.sub_scales[index];
-            if (from.sub_mins != nullptr) at[block.sub_mins_at + group * kPanel + column] = from.sub_mins[index];
-            auto* to = reinterpret_cast<std::uint8_t*>(at) + block.codes_at + column * 4 +
-                       group * block.group * kPanel * block.code_bits / 8;
-            pack_group(from.codes + input, std::max(0, std::min(block.group, num_in - input)), block, offset, to);
+        for (int group = 0; group < block.num_groups; ++group) {
+            const int input = first + group * kTraits.group_len, index = input / kTraits.group_len;
+            const int own = group * kPanel + column;
+            if (from.sub_scales != nullptr) at[block.sub_scales_at + own] = from.sub_scales[index];
+            if (from.sub_mins != nullptr) at[block.sub_mins_at + own] = from.sub_mins[index];
+            auto* to = reinterpret_cast<std::uint8_t*>(at) + block.codes_at + group * block.group_bytes + column * 4;
+            const int count = std::max(0, std::min(kTraits.group_len, num_in - input));
+            pack_group<kFormat>(from.codes + input, count, excess, to);
         }
     };
-    each_super_block(view.format, view.kind, padded_in, pack_block);
+    each_super_block(kFormat, view.kind, padded_in, pack_block);
 }
 
-float half_at(const char* at) {
-    std::uint16_t half;
-    std::memcpy(&half, at, 2);
-    const std::uint32_t bits = std::uint32_t{half & 0x7fffu} << 13;
-    float magnitude;
-    std::memcpy(&magnitude, &bits, 4);
-    magnitude *= 0x1p112f;
-    return (half & 0x8000u) != 0 ? -magnitude : magnitude;
-}
-
-// One column of a super-block: its scales lie 2 bytes apart from the next column's, its sub-scales 1, its codes 4.
+// One column of a super-block.
 struct Column {
     const char* at;
     int number;
-    float half(int place) const { return half_at(at + place + number * 2); }
-    float sub_scale(int place) const { return static_cast<float>(byte(place + number)); }
-    int code(int place) const { return byte(place + number * 4); }
-    int byte(int place) const { return static_cast<signed char>(at[place]); }
+
+    float half(int place) const {
+        std::uint16_t half;
+        std::memcpy(&half, at + place + number * 2, 2);
+        return from_half(half);
+    }
+    float sub_scale(int place) const { return static_cast<float>(static_cast<signed char>(at[place + number])); }
+    int codes(int place) const { return static_cast<unsigned char>(at[place + number * 4]); }
 };
 
+// Code `i` of a column's group, whose codes begin at `at`.
+template <Format kFormat>
+int code_of(Column column, int at, int i, int excess) {
+    using Place = CodePlace<kFormat>;
+    constexpr int kBits = Place::kTraits.bits;
+    const int bits = column.codes(at + Place::byte(i)) >> Place::shift(i) & ((1 << kBits) - 1);
+    constexpr int kSign = Place::kTraits.excess == 0 ? 1 << (kBits - 1) : 0;  // of codes that are signed
+    return (bits ^ kSign) - kSign - excess;
+}
+
 // The values of one group of a column, in float32: each product and each sum rounded once.
+template <Format kFormat>
 void unpack_group(const SuperBlockLayout& block, QuantKind kind, Column column, int group, int count, float* out) {
     const int scale_at = kind.has_sub_scales ? 0 : group * kPanel * 2, sub_scale_at = group * kPanel;
-    const int codes_at = block.codes_at + group * block.group * kPanel * block.code_bits / 8;
+    const int excess = kind.has_mins ? 0 : traits_of(kFormat).excess;
     float scale = column.half(scale_at), min = kind.has_mins ? column.half(block.mins_at + scale_at) : 0.0f;
     if (kind.has_sub_scales) scale *= column.sub_scale(block.sub_scales_at + sub_scale_at);
     if (kind.has_sub_scales && kind.has_mins) min *= column.sub_scale(block.sub_mins_at + sub_scale_at);
     for (int i = 0; i < count; ++i) {
-        const int low = block.code_bits == 4 ? i % 16 : i;
-        int code = column.code(codes_at + low / 4 * kPanel * 4 + low % 4);
-        if (block.code_bits == 4) code = (i < 16 ? code & 15 : code >> 4 & 15) - (kind.has_mins ? 0 : 8);
+        const int code = code_of<kFormat>(column, block.codes_at + group * block.group_bytes, i, excess);
         const float product = static_cast<float>(code) * scale;
         out[i] = kind.has_mins ? product + min : product;
     }
 }
 
-void unpack_codes(const PanelView& view, int column, int num_in, int padded_in, float* out) {
+template <Format kFormat>
+void unpack_row(const PanelView& view, int column, int num_in, int padded_in, float* out) {
+    constexpr int kGroup = traits_of(kFormat).group_len;
     const auto unpack_block = [&](const SuperBlockLayout& block, int first, std::int64_t offset_of_block) {
         const Column own{static_cast<const char*>(view.data) + offset_of_block, column};
-        for (int group = 0; group < block.groups; ++group) {
-            const int input = first + group * block.group, count = std::min(block.group, num_in - input);
-            if (count > 0) unpack_group(block, view.kind, own, group, count, out + input);
+        for (int group = 0; group < block.num_groups; ++group) {
+            const int input = first + group * kGroup, count = std::min(kGroup, num_in - input);
+            if (count > 0) unpack_group<kFormat>(block, view.kind, own, group, count, out + input);
         }
     };
-    each_super_block(view.format, view.kind, padded_in, unpack_block);
+    each_super_block(kFormat, view.kind, padded_in, unpack_block);
 }
 
 }  // namespace
 
 Matrix::Matrix(Arena& arena, int num_in, const std::vector<Part>& parts, bool halves)
-    : num_in(num_in), input(input_of(parts.front().format)), halves(halves) {
+    : num_in(num_in), input(traits_of(parts.front().format).input), halves(halves) {
     padded_in = padded_inputs(parts.front().format, num_in);
     std::vector<Panel> in_order;
     for (const Part& part : parts) {
@@ -221,40 +195,47 @@ void Matrix::each_panel(Pool& pool, int first_row, int num_rows, F&& f) {
 
 void Matrix::fill(Pool& pool, int first_row, int num_rows, const void* values) {
     each_panel(pool, first_row, num_rows, [&](const Panel& panel, int begin, int count) {
-        const std::int64_t row_bytes = std::int64_t{num_in} * (panel.view.format == Format::bfloat16 ? 2 : 4);
+        const std::int64_t row_bytes = std::int64_t{num_in} * traits_of(panel.view.format).bits / 8;
         pack_words(static_cast<const char*>(values) + (begin - first_row) * row_bytes, count, row_bytes,
                    begin - panel.first_out, static_cast<std::uint32_t*>(const_cast<void*>(panel.view.data)));
     });
 }
 
-void Matrix::fill(Pool& pool, int first_row, int num_rows, const CodeRows& rows) {
+void Matrix::fill(Pool& pool, int first_row, int num_rows, const QuantizedRows& rows) {
     each_panel(pool, first_row, num_rows, [&](const Panel& panel, int begin, int count) {
-        const std::int64_t groups = padded_in / group_len(panel.view.format);
+        const std::int64_t groups = padded_in / traits_of(panel.view.format).group_len;
         const std::int64_t scales = panel.view.kind.has_sub_scales ? padded_in / kSuperBlockInputs : groups;
         for (std::int64_t row = begin - first_row; row < begin - first_row + count; ++row) {
-            const CodeRows one{rows.codes + row * num_in, rows.scales + row * scales,
-                               rows.mins == nullptr ? nullptr : rows.mins + row * scales,
-                               rows.sub_scales == nullptr ? nullptr : rows.sub_scales + row * groups,
-                               rows.sub_mins == nullptr ? nullptr : rows.sub_mins + row * groups};
-            pack_codes(one, num_in, padded_in, panel.view, static_cast<int>(row) + first_row - panel.first_out);
+            const QuantizedRows one{rows.codes + row * num_in, rows.scales + row * scales,
+                                    rows.mins == nullptr ? nullptr : rows.mins + row * scales,
+                                    rows.sub_scales == nullptr ? nullptr : rows.sub_scales + row * groups,
+                                    rows.sub_mins == nullptr ? nullptr : rows.sub_mins + row * groups};
+            const int column = static_cast<int>(row) + first_row - panel.first_out;
+            with_format(panel.view.format, [&](auto format) {
+                constexpr Format kFormat = decltype(format)::value;
+                if constexpr (is_quantized(kFormat)) pack_row<kFormat>(one, num_in, padded_in, panel.view, column);
+            });
         }
     });
 }
 
 void Matrix::copy_row(int row, float* out) const {
-    const Panel& panel = panel_of(row);
-    const int column = row - panel.first_out;
-    if (is_quantized(panel.view.format)) return unpack_codes(panel.view, column, num_in, padded_in, out);
-    if (panel.view.format == Format::float32) {
-        const auto* values = static_cast<const float*>(panel.view.data);
-        for (int i = 0; i < num_in; ++i) out[i] = values[std::int64_t{i} * kPanel + column];
-        return;
-    }
-    const auto* words = static_cast<const std::uint16_t*>(panel.view.data);
-    for (int i = 0; i < num_in; ++i) {
-        const std::uint32_t bits = std::uint32_t{words[(std::int64_t{i} / 2 * kPanel + column) * 2 + i % 2]} << 16;
-        std::memcpy(out + i, &bits, 4);
-    }
+    const PanelView& view = panel_of(row).view;
+    const int column = row - panel_of(row).first_out;
+    with_format(view.format, [&](auto format) {
+        constexpr Format kFormat = decltype(format)::value;
+        if constexpr (is_quantized(kFormat)) {
+            unpack_row<kFormat>(view, column, num_in, padded_in, out);
+        } else if constexpr (kFormat == Format::float32) {
+            const auto* values = static_cast<const float*>(view.data);
+            for (int i = 0; i < num_in; ++i) out[i] = values[std::int64_t{i} * kPanel + column];
+        } else {
+            static_assert(kFormat == Format::bfloat16);
+            const auto* words = static_cast<const std::uint16_t*>(view.data);
+            for (int i = 0; i < num_in; ++i)
+                out[i] = from_bf16(words[(std::int64_t{i} / 2 * kPanel + column) * 2 + i % 2]);
+        }
+    });
 }
 
 }  // namespace octavo

@@ -20,7 +20,7 @@ struct Part {
 
 // Quantized rows, as they come: integer codes [rows, num_in] with group scales. Float16 scales and minimums [rows,
 // groups], or [rows, super-blocks] where there are sub-scales [rows, groups]. What a part does not have is null.
-struct CodeRows {
+struct QuantizedRows {
     const std::int8_t* codes;
     const std::uint16_t* scales;
     const std::uint16_t* mins;
@@ -43,7 +43,7 @@ public:
 
     // Packs rows [first_row, first_row + num_rows): floats [num_rows, num_in] of the rows' format, or quantized rows.
     void fill(Pool& pool, int first_row, int num_rows, const void* values);
-    void fill(Pool& pool, int first_row, int num_rows, const CodeRows& rows);
+    void fill(Pool& pool, int first_row, int num_rows, const QuantizedRows& rows);
     // Row `row` in float32, bit for bit what its format means.
     void copy_row(int row, float* out) const;
     Format format_of(int row) const { return panel_of(row).view.format; }

@@ -5,6 +5,7 @@
 
 #pragma once
 
+#include "kernels/format_traits.h"
 #include "weights/floats.h"
 
 namespace octavo {
@@ -111,5 +112,29 @@ OCTAVO_INLINE bool quantize_int4(const float* __restrict x, int n, std::int8_t* 
     for (int i = 0; i < n; ++i) codes[i] = static_cast<std::int8_t>(chosen[i]);
     return true;
 }
+
+// What Octavo makes of floats, by the names that it gives them. `quantize` does so with one group of at most a packed
+// group's values.
+
+struct OwnInt8 {
+    static constexpr const char* name = "int8";
+    static constexpr Format packed = Format::int8_64;
+    static constexpr QuantKind kind = {false, false};
+    OCTAVO_INLINE static bool quantize(const float* __restrict x, int n, std::int8_t* __restrict codes,
+                                       std::uint16_t& scale, std::uint16_t*) {
+        return quantize_int8(x, n, codes, scale);
+    }
+};
+
+struct OwnInt4 {
+    static constexpr const char* name = "int4";
+    static constexpr Format packed = Format::int4_32;
+    static constexpr QuantKind kind = {true, false};
+    static_assert(traits_of(packed).group_len == group32);
+    OCTAVO_INLINE static bool quantize(const float* __restrict x, int n, std::int8_t* __restrict codes,
+                                       std::uint16_t& scale, std::uint16_t* min) {
+        return quantize_int4(x, n, codes, scale, *min);
+    }
+};
 
 }  // namespace octavo

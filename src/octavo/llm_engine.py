@@ -54,14 +54,14 @@ class LLMEngine:
     def __init__(self, config: EngineConfig | None = None, *, progress: bool = False) -> None:
         self.config = config or EngineConfig()
         model = self.config.model_config
-        files = read_model(hub.resolve(model.model, model.revision, progress=progress))
-        if model.tokenizer is None:
-            self.tokenizer, self.template_text = load_text(files.path, files.metadata)
-        else:
-            path = hub.resolve(model.tokenizer, weights=False, progress=progress)
-            metadata = read_model(path).metadata if path.is_file() else None
+        path = hub.resolve(model.model, model.revision, progress=progress)
+        with read_model(path, weights=model.load_format != "dummy") as files:
+            metadata = files.metadata
+            if model.tokenizer is not None:
+                path = hub.resolve(model.tokenizer, weights=False, progress=progress)
+                metadata = read_model(path).metadata if path.is_file() else None
             self.tokenizer, self.template_text = load_text(path, metadata)
-        self._engine, self.resolved = build_engine(files, self.config)
+            self._engine, self.resolved = build_engine(files, self.config)
         self._eos_ids = frozenset(self.tokenizer.eos_ids) | frozenset(self.resolved.arch.eos_ids)
         self._requests: dict[str, Request] = {}
         self._aborted: list[RequestOutput] = []

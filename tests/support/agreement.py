@@ -8,11 +8,12 @@ import numpy as np
 import torch
 
 from octavo.models.decoder import Decoder
-from octavo.models.load import LoadOptions, load_decoder, read_arch
+from octavo.models.load import LoadOptions, read_arch
 from octavo.ops import cpu, reference
 from octavo.ops.cpu.device import isa_names
 from octavo.ops.interface import Device, Ops
 from tests.support.cpu_devices import device_on
+from tests.support.decoders import decoder_at
 from tests.support.paged import log_softmax, paged_logits
 from tests.support.tiny_models import tiny_model_dir, transformers_model, write_gguf
 
@@ -55,7 +56,7 @@ class Backend:
     device: Device
 
     def load(self, path: Path) -> Decoder:
-        return load_decoder(path, LoadOptions("auto", self.device.dtype, 0), self.ops, self.device)
+        return decoder_at(path, LoadOptions("auto", self.device.dtype, 0), self.ops, self.device)
 
     def logits(self, decoder: Decoder, ids: list[np.ndarray]) -> list[np.ndarray]:
         return paged_logits(decoder, self.device, ids, ops=self.ops)

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from octavo.ops.formats import ITEM_BYTES
 from octavo.ops.interface import KV, Device, KVShape, Ops
 
-ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
 SCALE_BYTES = {"int8": 4}  # beside the numbers of one head of a token's key, and of its value
 
 

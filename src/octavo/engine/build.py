@@ -77,18 +77,18 @@ class Resolved:
 
 
 def build_engine(model: ModelFiles, config: EngineConfig) -> tuple[Engine, Resolved]:
-    """The engine for `model` (see `read_model`), and what was resolved.
+    """The engine for `model`, which `read_model` has read with its weights, and what was resolved.
 
     Raises ModelFormatError, ConfigError or DoesNotFitError before memory is taken.
     """
     arch = model.arch
     ops, device = open_backend(arch, config)
-    resolved = resolve(model, config, ops, device, generation_defaults(model.path))
+    resolved = resolve(model, config, ops, device, generation_defaults(model.generation))
     logger.info("%s", resolved.describe())
     chosen = config.model_config
     options = LoadOptions(chosen.load_format, device.dtype, chosen.seed, chosen.threads, resolved.quantization)
     begin = monotonic()
-    decoder = load_decoder(model.path, options, ops, device)
+    decoder = load_decoder(model, options, ops, device)
     logger.debug("weights read and packed in %.2f s", monotonic() - begin)
     shape = _kv_shape(arch, resolved.num_blocks, resolved.block_size)
     cache = new_cache(ops, device, shape, arch.num_layers, resolved.kv_dtype)
@@ -105,7 +105,7 @@ def open_backend(arch: ArchConfig, config: EngineConfig) -> tuple[Ops, Device]:
     """Who computes a model of this architecture, and where. Raises ConfigError."""
     chosen = config.model_config
     ops = _choose_ops(chosen.device)
-    return ops, ops.open_device(chosen.device, _choose_dtype(arch, config), chosen.threads)
+    return ops, ops.open_device(chosen.device, choose_dtype(arch, config), chosen.threads)
 
 
 def resolve(
@@ -123,7 +123,7 @@ def resolve(
         num_threads=device.num_threads,
         device=device.name,
         dtype=device.dtype,
-        asked_dtype=_choose_dtype(arch, config),
+        asked_dtype=choose_dtype(arch, config),
         quantization=choose_precision(model, config, device).quantization,
         kv_dtype=choose_kv_dtype(config, device),
         num_blocks=memory.num_blocks,
@@ -180,7 +180,8 @@ def _choose_ops(device: str) -> Ops:
     return reference if device != "auto" or reference.has_gpu() else cpu
 
 
-def _choose_dtype(arch: ArchConfig, config: EngineConfig) -> str:
+def choose_dtype(arch: ArchConfig, config: EngineConfig) -> str:
+    """What is asked for of all that is not quantized; the model's own dtype where nothing is."""
     wanted = DTYPE_ALIASES.get(config.model_config.dtype, config.model_config.dtype)
     return arch.dtype if wanted == "auto" else wanted
 

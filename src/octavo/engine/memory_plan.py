@@ -9,13 +9,13 @@ from octavo.engine.sampler import TILE
 from octavo.errors import DoesNotFitError
 from octavo.models.config import ArchConfig
 from octavo.models.load import WeightGroup
+from octavo.ops.cpu.operations import SEGMENT_KEYS
+from octavo.ops.formats import MAX_PADDING
 
 WORKSPACE_BASE = 128 * 2**20  # the process: interpreter, modules, tokenizer, the host's arrays of a step
 LEAST_WORKSPACE = 200 * 2**20
 _FLOAT = 4  # bytes; activations are float32, whatever the dtype
-_SEGMENT = 1024  # keys whose running softmax is kept apart: kSegment in csrc/graph/step_plans.h
 _STATE_EXTRA = 2 + 15  # floats of a head's state beyond head_dim: maximum, sum, and the last vector's rest
-_ROW_PADDING = 64  # packed rows are padded to a multiple of at most this
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +89,9 @@ def step_bytes(arch: ArchConfig, step: StepSize) -> int:
     q, kv = arch.num_heads * arch.head_dim, arch.num_kv_heads * arch.head_dim
     # Residual stream; Q, K and V; what attention gives; gate and up; their product; sines and cosines.
     activations = hidden + (q + 2 * kv) + q + 2 * inner + inner + arch.head_dim
-    packed = -(-max(hidden, q, inner) // _ROW_PADDING) * _ROW_PADDING  # the widest input of a product
+    packed = -(-max(hidden, q, inner) // MAX_PADDING) * MAX_PADDING  # the widest input of a product
     # Rows with long contexts have a state for each segment of their keys; other rows write their output at once.
-    num_segments = -(-step.max_len // _SEGMENT)
+    num_segments = -(-step.max_len // SEGMENT_KEYS)
     state = q + _STATE_EXTRA * arch.num_heads
     states = step.num_rows * num_segments * state if num_segments > 1 else 0
     logits = (TILE + 2 * step.num_threads) * arch.vocab_size  # a tile; the sampler edits a row and sorts it, per thread

@@ -50,17 +50,13 @@ def read_optional_json(path: Path) -> dict[str, Any]:
         return {}
 
 
-def generation_defaults(path: Path) -> dict[str, float]:
+def generation_defaults(generation: Mapping[str, Any]) -> dict[str, float]:
     """The sampling that a model's own `generation_config.json` recommends: the fields of it that are given.
 
-    `path`: the model's directory, or a file beside it. Of temperature, top_k, top_p, min_p and repetition_penalty;
-    none where there is no such file or where it says `do_sample: false`. Raises ModelFormatError for values that
-    no request might have.
+    Of temperature, top_k, top_p, min_p and repetition_penalty; none where it says `do_sample: false`. Raises
+    ModelFormatError for values that no request might have.
     """
-    directory = path if path.is_dir() else path.parent
-    if path.suffix == ".gguf":
-        return {}
-    fields = Fields(read_optional_json(directory / "generation_config.json"), "generation_config.json")
+    fields = Fields(generation, "generation_config.json")
     if not fields.flag("do_sample", default=True):
         return {}
     top_k = {"top_k": fields.whole("top_k", -1, 2**31)} if fields.has("top_k") else {}

@@ -1,12 +1,15 @@
 """From a model's files to a Decoder: every tensor is accounted for before the first one is read.
 
-Peak extra memory beside the packed weights: one float tensor, or the codes and scales of one quantized matrix. The
-checkpoint is closed when all are packed.
+A model's files are opened and parsed once, by `read_model`; whoever asked for the open weights closes them. Peak extra
+memory beside the packed weights: one float tensor, or the codes and scales of one quantized matrix.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import TracebackType
+from typing import Any
 
 import numpy as np
 
@@ -21,11 +24,11 @@ from octavo.models.random_weights import DummySource
 from octavo.models.rope import inverse_frequencies
 from octavo.models.tensor_sources import CheckpointSource, Host, Precision, Source
 from octavo.ops import hardware
+from octavo.ops.formats import ITEM_BYTES
 from octavo.ops.interface import Device, FinalNorm, HeadNorms, Ops, Quantized, Weight
 from octavo.weights.open import Checkpoint, open_checkpoint
 from octavo.weights.quantization import LAYOUTS
 
-_ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _KINDS = {
     name: kind
     for kind, names in {
@@ -65,41 +68,106 @@ class LoadOptions:
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
-    """What a model's files say before any weight is read.
+    """What a model's files say before any weight is read. A context manager, which closes the weights.
 
     `metadata` is a GGUF file's key-values, which hold its tokenizer and chat template; None for a directory. `stored`
-    is the dtype of each of its tensors, by name; empty for a directory.
+    is the dtype of each of its tensors, by name; empty for a directory. `generation` is a directory's
+    generation_config.json.
     """
 
     path: Path
     arch: ArchConfig
     metadata: Mapping[str, object] | None
     stored: Mapping[str, str]
+    generation: Mapping[str, Any]
+    checkpoint: Checkpoint | None
 
     @property
     def has_codes(self) -> bool:
         """Whether some of the weights are stored quantized."""
         return any(dtype in LAYOUTS for dtype in self.stored.values())
 
+    @property
+    def is_gguf(self) -> bool:
+        """Whether it is a GGUF file; else safetensors."""
+        return self.metadata is not None
 
-def read_model(path: Path) -> ModelFiles:
+    @property
+    def weights(self) -> Checkpoint:
+        """The open checkpoint. Raises ValueError where the model was read without."""
+        if self.checkpoint is None:
+            raise ValueError(f"{self.path}: was read without its weights")
+        return self.checkpoint
+
+    def __enter__(self) -> "ModelFiles":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.checkpoint is not None:
+            self.checkpoint.close()
+
+
+def read_model(path: Path, *, weights: bool = False) -> ModelFiles:
     """The model at `path`: a directory, a .safetensors file in one, or a .gguf file.
 
-    Reads no weights. Raises ModelNotFoundError or ModelFormatError.
+    Reads no weights. With `weights` they stay open, for `load_decoder`, and the caller closes them; else nothing does.
+    Raises ModelNotFoundError or ModelFormatError.
     """
-    if _is_gguf(path):
-        checkpoint = open_checkpoint(path)
-        checkpoint.close()
-        stored = {name: info.dtype for name, info in checkpoint.tensors.items()}
-        return ModelFiles(path, arch_from_gguf(checkpoint.metadata, checkpoint.tensors), checkpoint.metadata, stored)
+    with ExitStack() as opened:
+        model = _read_gguf(path, opened) if _is_gguf(path) else _read_directory(path, opened, weights=weights)
+        if weights:
+            opened.pop_all()
+            return model
+        return replace(model, checkpoint=None)
+
+
+def _read_gguf(path: Path, opened: ExitStack) -> ModelFiles:
+    checkpoint = _open(path, opened)
+    stored = {name: info.dtype for name, info in checkpoint.tensors.items()}
+    arch = arch_from_gguf(checkpoint.metadata, checkpoint.tensors)
+    return ModelFiles(path, arch, checkpoint.metadata, stored, {}, checkpoint)
+
+
+def _read_directory(path: Path, opened: ExitStack, *, weights: bool) -> ModelFiles:
     directory = path if path.is_dir() else path.parent
     if not (directory / "config.json").exists():
         raise ModelFormatError(f"{directory}: has no config.json, so it is no model's directory")
     values = read_json(directory / "config.json")
     generation = read_optional_json(directory / "generation_config.json")
     names_dtype = values.get("dtype") is not None or values.get("torch_dtype") is not None
-    arch = arch_from_huggingface(values, generation, None if names_dtype else _stored_dtype(path))
-    return ModelFiles(path, arch, None, {})
+    checkpoint = None if names_dtype else _open_if_whole(path, opened)
+    arch = arch_from_huggingface(values, generation, None if checkpoint is None else _stored_dtype(checkpoint))
+    if weights and checkpoint is None:
+        checkpoint = _open(path, opened)
+    return ModelFiles(path, arch, None, {}, generation, checkpoint)
+
+
+def _open(path: Path, opened: ExitStack) -> Checkpoint:
+    checkpoint: Checkpoint = open_checkpoint(path)
+    opened.callback(checkpoint.close)
+    return checkpoint
+
+
+def _open_if_whole(path: Path, opened: ExitStack) -> Checkpoint | None:
+    """None where there are no weights that can be read: a dummy needs none, and all others are told when they ask."""
+    try:
+        return _open(path, opened)
+    except ModelFormatError:
+        return None
+
+
+def _stored_dtype(checkpoint: Checkpoint) -> str | None:
+    """The dtype of the first weights in a checkpoint."""
+    stored = (_STORED_DTYPES.get(info.dtype) for info in checkpoint.tensors.values())
+    return next((dtype for dtype in stored if dtype), None)
+
+
+def _is_gguf(path: Path) -> bool:
+    if not path.exists():
+        raise ModelNotFoundError(f"{path}: there is no such file or directory")
+    return path.is_file() and path.suffix != ".safetensors"
 
 
 def read_arch(path: Path) -> ArchConfig:
@@ -150,54 +218,28 @@ def part_bytes(part: Part, format: str) -> int:
     """Bytes that a part takes in a format (see `format_of`)."""
     if format in LAYOUTS:
         return LAYOUTS[format].num_bytes(part.shape[0], part.shape[1])
-    return _num_values(part.shape) * _ITEM_BYTES[format]
+    return _num_values(part.shape) * ITEM_BYTES[format]
 
 
-def load_decoder(path: Path, options: LoadOptions, ops: Ops, device: Device) -> Decoder:
-    """The model at `path` (see `read_arch`), packed on `device`.
+def load_decoder(model: ModelFiles, options: LoadOptions, ops: Ops, device: Device) -> Decoder:
+    """`model`, read with its weights (a dummy needs none), packed on `device`.
 
     Raises ModelFormatError that names a tensor that is missing, unknown, misshapen or not finite, and ConfigError for
     a `load_format` that is not the file's.
     """
     if options.dtype != device.dtype:
         raise ConfigError(f"dtype={options.dtype!r}: this device holds weights in {device.dtype}")
-    _check_format(path, options.load_format)
+    found = "gguf" if model.is_gguf else "safetensors"
+    if options.load_format not in ("auto", "dummy", found):
+        raise ConfigError(f"load_format={options.load_format!r}: {model.path} holds {found} weights")
+    return pack_decoder(model.arch, _source_of(model, options), ops, device)
+
+
+def _source_of(model: ModelFiles, options: LoadOptions) -> Source:
     if options.load_format == "dummy":
-        arch = read_arch(path)
-        dummy = DummySource(arch, options.seed, options.precision, options.num_threads)
-        return pack_decoder(arch, dummy, ops, device)
-    checkpoint = open_checkpoint(path)
-    checkpoint.threads = options.num_threads
-    try:
-        is_gguf = _is_gguf(path)
-        arch = arch_from_gguf(checkpoint.metadata, checkpoint.tensors) if is_gguf else read_arch(path)
-        source = CheckpointSource(arch, checkpoint, options.precision, is_gguf=is_gguf)
-        return pack_decoder(arch, source, ops, device)
-    finally:
-        checkpoint.close()
-
-
-def _is_gguf(path: Path) -> bool:
-    if not path.exists():
-        raise ModelNotFoundError(f"{path}: there is no such file or directory")
-    return path.is_file() and path.suffix != ".safetensors"
-
-
-def _check_format(path: Path, load_format: str) -> None:
-    found = "gguf" if _is_gguf(path) else "safetensors"
-    if load_format not in ("auto", "dummy", found):
-        raise ConfigError(f"load_format={load_format!r}: {path} holds {found} weights")
-
-
-def _stored_dtype(path: Path) -> str | None:
-    """The dtype of the first weights in a checkpoint; None where there are none to look at."""
-    try:
-        checkpoint: Checkpoint = open_checkpoint(path)
-    except ModelFormatError:
-        return None  # a dummy needs no weights; for all others the load says what is wrong with them
-    checkpoint.close()
-    stored = (_STORED_DTYPES.get(info.dtype) for info in checkpoint.tensors.values())
-    return next((dtype for dtype in stored if dtype), None)
+        return DummySource(model.arch, options.seed, options.precision, options.num_threads)
+    model.weights.threads = options.num_threads
+    return CheckpointSource(model.arch, model.weights, options.precision, is_gguf=model.is_gguf)
 
 
 def _num_values(shape: tuple[int, ...]) -> int:

@@ -25,7 +25,7 @@ from octavo.models.families import (
 from octavo.ops.interface import Quantized
 from octavo.weights.file import quote
 from octavo.weights.open import Checkpoint
-from octavo.weights.quantization import LAYOUTS, OWN_LAYOUTS, CodeArrays, quantize, reorder
+from octavo.weights.quantization import LAYOUTS, OWN_LAYOUTS, QuantizedArrays, quantize, reorder
 
 Host = NDArray[Any]
 
@@ -152,13 +152,13 @@ def _list(names: list[str]) -> str:
 
 def quantized(values: Host, format: str, threads: int, what: str) -> Quantized:
     """Floats [rows, width], quantized to one of Octavo's own layouts. Raises ModelFormatError about `what`."""
-    arrays = quantize(np.asarray(values, np.float32), LAYOUTS[format], threads)
+    arrays = quantize(np.asarray(values, np.float32), format, threads)
     if arrays is None:
         raise ModelFormatError(f"tensor {what} has values beyond what {format} can hold")
     return _as_quantized(arrays, format)
 
 
-def _as_quantized(arrays: CodeArrays, format: str) -> Quantized:
+def _as_quantized(arrays: QuantizedArrays, format: str) -> Quantized:
     return Quantized(LAYOUTS[format].bits, LAYOUTS[format].group_len, *arrays)
 
 

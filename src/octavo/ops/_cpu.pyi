@@ -12,6 +12,10 @@ Int32s = NDArray[np.int32]
 Int8s = NDArray[np.int8]
 Words = NDArray[np.uint16]
 
+PANEL: int
+SUPER_BLOCK_LEN: int
+SEGMENT_KEYS: int
+
 class ExecutionContext:
     isa: str
     num_threads: int
@@ -98,6 +102,7 @@ class Program:
     def run(self, num_tokens: int) -> None: ...
     def view(self, buffer: int, num_tokens: int) -> Floats: ...
 
+def formats() -> list[tuple[str, int, int, int, int]]: ...
 def isa_names() -> list[str]: ...
 def logits(
     context: ExecutionContext,

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from octavo.ops.formats import SUPER_BLOCK_LEN, WeightFormat, packed_format
 from octavo.ops.sampling import Ints, SampleRules, Scored
 
 Tensor = Any  # an array on the device
@@ -27,9 +28,6 @@ KV = Any  # keys and values of one layer, all blocks
 Plan = Any  # what an operation worked out once for a whole step
 
 Host = NDArray[Any]
-
-
-SUPER_BLOCK_LEN = 256  # inputs of a super-block (GGML's K-quants), whose groups have sub-scales
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +40,13 @@ class Quantized:
     inputs (of which `in` is then a multiple), and a group's scale is scales[row, g // n] * sub_scales[row, g]; minimums
     likewise. The last group may be short.
 
-    A product with such a matrix quantizes its input too: of each row, groups of 64 inputs (with a `group_len` of 64),
-    else of 32, become code = round(x / scale), scale = max|x| / 127, ties to even. The codes' products are summed
-    exactly, a group's sum is scaled in float32, and groups are added in float32.
+    A product with such a matrix quantizes its input too: of each row, groups of `format.input_group_len` inputs become
+    code = round(x / scale), scale = max|x| / 127, ties to even. The codes' products are summed exactly, a group's sum
+    is scaled in float32, and groups are added in float32.
     """
 
-    bits: int  # of a code: 4 (-8 to 7, with minimums 0 to 15) or 8
-    group_len: int  # 32 for 4 bits; 16, 32 or 64 for 8
+    bits: int  # of a code, 8 at most; codes are signed, but those of fewer bits count from 0 where there are minimums
+    group_len: int  # see `octavo.ops.formats` for what there is: of 4 bits 32, of 8 bits 16, 32 and 64
     codes: NDArray[np.int8]  # [rows, in]
     scales: NDArray[np.float16]  # finite
     mins: NDArray[np.float16] | None = None
@@ -57,6 +55,11 @@ class Quantized:
 
     def __len__(self) -> int:
         return len(self.codes)
+
+    @property
+    def format(self) -> WeightFormat:
+        """What holds it in packed memory. Raises ValueError where nothing does."""
+        return packed_format(self.bits, self.group_len)
 
     def values(self) -> NDArray[np.float32]:
         """The matrix that this stands for, [rows, in]."""

@@ -6,8 +6,7 @@ from collections import Counter
 from typing import Any
 
 from octavo import hub
-from octavo.models.load import read_arch
-from octavo.weights.open import open_checkpoint
+from octavo.models.load import read_model
 
 
 def summarize_model(name: str, revision: str | None = None) -> dict[str, Any]:
@@ -16,15 +15,12 @@ def summarize_model(name: str, revision: str | None = None) -> dict[str, Any]:
     Reads headers only. Raises ModelNotFoundError and ModelFormatError.
     """
     path = hub.resolve(name, revision)
-    checkpoint = open_checkpoint(path)
-    try:
-        tensors = list(checkpoint.tensors.values())
-    finally:
-        checkpoint.close()
+    with read_model(path, weights=True) as model:
+        tensors = list(model.weights.tensors.values())
     return {
         "name": name,
         "path": str(path),
-        "architecture": dataclasses.asdict(read_arch(path)),
+        "architecture": dataclasses.asdict(model.arch),
         "num_parameters": sum(math.prod(tensor.shape) for tensor in tensors),
         "dtypes": dict(Counter(tensor.dtype for tensor in tensors)),
         "tensors": [{"name": tensor.name, "shape": list(tensor.shape), "dtype": tensor.dtype} for tensor in tensors],

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from octavo.errors import ModelFormatError
 from octavo.weights.file import FileSource, quote
 from octavo.weights.formats import FORMATS, TARGETS, all_finite, convert_into
-from octavo.weights.quantization import LAYOUTS, CodeArrays, new_arrays, rows_of, split_into
+from octavo.weights.quantization import LAYOUTS, QuantizedArrays, new_arrays, rows_of, split_into
 
 _CHUNK = 1 << 17  # values converted at a time (a multiple of every block): their bytes are what is held beside a result
 _MAX_THREADS = 8
@@ -63,7 +63,7 @@ class StoredTensor:
                 is_finite &= convert_into(chunk, self.info.dtype, piece, dtype)
         return is_finite
 
-    def fill_codes(self, arrays: CodeArrays, first_row: int) -> bool:
+    def fill_codes(self, arrays: QuantizedArrays, first_row: int) -> bool:
         """Takes rows of blocks apart, from row `first_row` on, as many as `arrays` has. Whether all is finite."""
         stored, width = FORMATS[self.info.dtype], self.info.shape[-1]
         row_bytes = width // stored.block_len * stored.block_bytes
@@ -114,7 +114,7 @@ class FileCheckpoint:
             raise ModelFormatError(f"{what} holds values that are not finite in {dtype}")
         return values
 
-    def read_codes(self, name: str) -> CodeArrays:
+    def read_codes(self, name: str) -> QuantizedArrays:
         """Matrix `name` [rows, width], stored quantized (a key of `quantization.LAYOUTS`), as its codes and scales.
 
         Threads as in `read`. Raises ModelFormatError if there is no such tensor, if a scale is not finite, or if the

@@ -13,7 +13,6 @@ has a ceiling. Whatever is wrong ends in a ModelFormatError. What the keys mean 
 
 import math
 import struct
-from pathlib import Path
 
 from octavo.weights.checkpoint import FileCheckpoint, StoredTensor, TensorInfo
 from octavo.weights.file import FileSource, quote
@@ -40,15 +39,14 @@ _TENSOR_TYPES = {
 }  # fmt: skip
 
 
-def open_gguf(path: Path) -> FileCheckpoint:
-    """Opens a GGUF file: reads and checks all but the tensors' data. Raises ModelFormatError, ModelNotFoundError.
+def open_gguf(source: FileSource) -> FileCheckpoint:
+    """A GGUF file, which is taken over: reads and checks all but the tensors' data. Raises ModelFormatError.
 
     `metadata` has every key: str, int, float, bool; an array of numbers as a NumPy array of its type (bool for
     booleans), any other array as a list. Bytes that are not UTF-8 become U+FFFD in a string by itself; in an array of
     strings, where they may be a token, they become lone surrogates (`encode("utf-8", "surrogateescape")` gives
     the bytes back). Keys and tensor names must be UTF-8.
     """
-    source = FileSource(path)
     try:
         source.refuse_lfs_pointer()
         header = HeaderReader(source)

@@ -4,6 +4,7 @@ Knows which reader a path wants. Does not know what is inside the files (`gguf`,
 """
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,7 +14,7 @@ from octavo.errors import ModelFormatError, ModelNotFoundError
 from octavo.weights.checkpoint import TensorInfo
 from octavo.weights.file import FileSource
 from octavo.weights.gguf import open_gguf
-from octavo.weights.quantization import CodeArrays
+from octavo.weights.quantization import QuantizedArrays
 from octavo.weights.safetensors import open_safetensors_file
 from octavo.weights.safetensors_dir import PICKLE_SUFFIXES, open_safetensors_directory, pickle_error
 
@@ -35,7 +36,7 @@ class Checkpoint(Protocol):
         """See `checkpoint.FileCheckpoint.read`."""
         ...
 
-    def read_codes(self, name: str) -> CodeArrays:
+    def read_codes(self, name: str) -> QuantizedArrays:
         """See `checkpoint.FileCheckpoint.read_codes`."""
         ...
 
@@ -60,19 +61,18 @@ def open_checkpoint(path: Path) -> Checkpoint:
         return open_safetensors_directory(path)
     match path.suffix:
         case ".gguf":
-            return open_gguf(path)
+            return open_gguf(FileSource(path))
         case ".safetensors":
             return open_safetensors_file(path)
         case suffix if suffix in PICKLE_SUFFIXES:
             raise pickle_error(path)
-    if _first_bytes(path) == b"GGUF":
-        return open_gguf(path)
-    raise ModelFormatError(f"{path}: is neither a GGUF nor a .safetensors file")
+    return _open_unnamed(FileSource(path))
 
 
-def _first_bytes(path: Path) -> bytes:
-    source = FileSource(path)
-    try:
-        return source.read_bytes(0, min(4, source.size))
-    finally:
-        source.close()
+def _open_unnamed(source: FileSource) -> Checkpoint:
+    with ExitStack() as opened:
+        opened.callback(source.close)
+        if source.read_bytes(0, min(4, source.size)) != b"GGUF":
+            raise ModelFormatError(f"{source.path}: is neither a GGUF nor a .safetensors file")
+        opened.pop_all()
+    return open_gguf(source)

@@ -13,11 +13,9 @@ import numpy.typing as npt
 
 from octavo.weights import _convert
 
-_SUPER_BLOCK_LEN = 256  # values of a super-block, whose groups have sub-scales
-
 
 @dataclass(frozen=True, slots=True)
-class CodeLayout:
+class QuantLayout:
     """How a format quantizes: bits of a code, inputs that share a scale, and what else it has."""
 
     bits: int
@@ -28,20 +26,17 @@ class CodeLayout:
     def num_bytes(self, rows: int, width: int) -> int:
         """Of a matrix [rows, width]: codes, scales and sub-scales."""
         groups = -(-width // self.group_len)
-        scales = -(-width // _SUPER_BLOCK_LEN) if self.has_sub_scales else groups
+        scales = -(-width // _convert.SUPER_BLOCK_LEN) if self.has_sub_scales else groups
         per_group = (1 + self.has_mins) * self.has_sub_scales
         return rows * (width * self.bits // 8 + scales * 2 * (1 + self.has_mins) + groups * per_group)
 
 
 # What Octavo makes itself, and, by the names that they have in a file, the stored formats.
-OWN_LAYOUTS = {
-    "int8": CodeLayout(8, 64, has_mins=False, has_sub_scales=False),
-    "int4": CodeLayout(4, 32, has_mins=True, has_sub_scales=False),
-}
-LAYOUTS = {name: CodeLayout(*layout) for name, layout in _convert.code_layouts().items()} | OWN_LAYOUTS
+OWN_LAYOUTS = {name: QuantLayout(*layout) for name, layout in _convert.own_layouts().items()}
+LAYOUTS = {name: QuantLayout(*layout) for name, layout in _convert.stored_layouts().items()} | OWN_LAYOUTS
 
 
-class CodeArrays(NamedTuple):
+class QuantizedArrays(NamedTuple):
     """The arrays of a matrix; see `Quantized`, whose fields they are."""
 
     codes: npt.NDArray[np.int8]
@@ -51,11 +46,11 @@ class CodeArrays(NamedTuple):
     sub_mins: npt.NDArray[np.int8] | None
 
 
-def new_arrays(layout: CodeLayout, rows: int, width: int) -> CodeArrays:
+def new_arrays(layout: QuantLayout, rows: int, width: int) -> QuantizedArrays:
     """Arrays for a matrix [rows, width], to be filled."""
     groups = -(-width // layout.group_len)
-    scales = width // _SUPER_BLOCK_LEN if layout.has_sub_scales else groups
-    return CodeArrays(
+    scales = width // _convert.SUPER_BLOCK_LEN if layout.has_sub_scales else groups
+    return QuantizedArrays(
         codes=np.empty((rows, width), np.int8),
         scales=np.empty((rows, scales), np.float16),
         mins=np.empty((rows, scales), np.float16) if layout.has_mins else None,
@@ -64,17 +59,17 @@ def new_arrays(layout: CodeLayout, rows: int, width: int) -> CodeArrays:
     )
 
 
-def rows_of(arrays: CodeArrays, first: int, end: int) -> CodeArrays:
+def rows_of(arrays: QuantizedArrays, first: int, end: int) -> QuantizedArrays:
     """Rows [first, end), in place."""
-    return CodeArrays(*(None if array is None else array[first:end] for array in arrays))  # type: ignore[arg-type]
+    return QuantizedArrays(*(None if array is None else array[first:end] for array in arrays))  # type: ignore[arg-type]
 
 
-def reorder(arrays: CodeArrays, order: npt.NDArray[np.intp]) -> CodeArrays:
+def reorder(arrays: QuantizedArrays, order: npt.NDArray[np.intp]) -> QuantizedArrays:
     """Row order[i] as row i; copies."""
-    return CodeArrays(*(None if array is None else array[order] for array in arrays))  # type: ignore[arg-type]
+    return QuantizedArrays(*(None if array is None else array[order] for array in arrays))  # type: ignore[arg-type]
 
 
-def split_into(data: npt.NDArray[np.uint8], stored: str, arrays: CodeArrays) -> bool:
+def split_into(data: npt.NDArray[np.uint8], stored: str, arrays: QuantizedArrays) -> bool:
     """Takes whole rows of blocks apart; whether every scale is finite. `data`: their bytes, contiguous, one dimension.
 
     `stored` is a format of a file. ValueError where the lengths do not agree. Other threads run meanwhile.
@@ -83,20 +78,21 @@ def split_into(data: npt.NDArray[np.uint8], stored: str, arrays: CodeArrays) -> 
     return _convert.split(data, stored, arrays.codes.reshape(-1), _words(arrays.scales), mins, sub_scales, sub_mins)
 
 
-def quantize(values: npt.NDArray[np.float32], layout: CodeLayout, threads: int) -> CodeArrays | None:
+def quantize(values: npt.NDArray[np.float32], own: str, threads: int) -> QuantizedArrays | None:
     """Codes and scales of finite `values` [rows, width]; None where float16 cannot hold a scale.
 
-    8 bits: the largest of a group becomes 127. 4 bits: of lines through 16 codes over the whole range of a group and
-    over somewhat less, fitted by least squares, the one with the least squared error. Rows are shared by `threads`.
+    `own`: a key of OWN_LAYOUTS. 8 bits: the largest of a group becomes 127. 4 bits: of lines through 16 codes over the
+    whole range of a group and over somewhat less, fitted by least squares, the one with the least squared error. Rows
+    are shared by `threads`.
     """
-    arrays = new_arrays(layout, *values.shape)
+    arrays = new_arrays(OWN_LAYOUTS[own], *values.shape)
     parts = [part for part in np.array_split(np.arange(len(values)), max(1, threads)) if len(part)]
 
     def run(part: npt.NDArray[np.intp]) -> bool:
         rows = rows_of(arrays, part[0], part[-1] + 1)
         given = np.ascontiguousarray(values[part[0] : part[-1] + 1])
         scales, mins = _words(rows.scales), _halves(rows.mins)
-        return _convert.quantize(given, layout.group_len, rows.codes.reshape(-1), scales, mins)
+        return _convert.quantize(given, own, rows.codes.reshape(-1), scales, mins)
 
     with ThreadPoolExecutor(len(parts)) as pool:
         return arrays if all(list(pool.map(run, parts))) else None

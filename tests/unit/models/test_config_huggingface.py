@@ -1,8 +1,5 @@
 """config.json to an ArchConfig: broken values are refused by name, variants mean what transformers means by them."""
 
-import json
-from pathlib import Path
-
 import pytest
 
 from octavo.errors import ModelFormatError
@@ -121,19 +118,13 @@ def test_eos_of_the_generation_config_counts_first():
     assert arch_from_huggingface(values, {"eos_token_id": [7, 0, 7]}).eos_ids == (7, 0)
 
 
-def write_generation(path: Path, values: object) -> Path:
-    (path / "generation_config.json").write_text(json.dumps(values))
-    return path
-
-
-def test_generation_defaults(tmp_path):
-    assert generation_defaults(tmp_path) == {}
+def test_generation_defaults():
+    assert generation_defaults({}) == {}
     given = {"temperature": 0.7, "top_k": 20, "top_p": 0.8, "repetition_penalty": 1.05, "eos_token_id": 2}
     expected = {name: value for name, value in given.items() if name != "eos_token_id"}
-    assert generation_defaults(write_generation(tmp_path, given | {"do_sample": True})) == expected
-    assert generation_defaults(write_generation(tmp_path, given | {"min_p": None})) == expected
-    assert generation_defaults(write_generation(tmp_path, given | {"do_sample": False})) == {}
-    assert generation_defaults(tmp_path / "model.gguf") == {}
+    assert generation_defaults(given | {"do_sample": True}) == expected
+    assert generation_defaults(given | {"min_p": None}) == expected
+    assert generation_defaults(given | {"do_sample": False}) == {}
 
 
 @pytest.mark.parametrize(
@@ -141,6 +132,6 @@ def test_generation_defaults(tmp_path):
     [("temperature", -1), ("temperature", "0.7"), ("top_k", 1.5), ("top_p", 0), ("top_p", 1.1), ("min_p", 2),
      ("repetition_penalty", 0), ("do_sample", "no")],
 )  # fmt: skip
-def test_broken_generation_defaults_are_refused_by_name(tmp_path, name, value):
+def test_broken_generation_defaults_are_refused_by_name(name, value):
     with pytest.raises(ModelFormatError, match=name):
-        generation_defaults(write_generation(tmp_path, {name: value}))
+        generation_defaults({name: value})

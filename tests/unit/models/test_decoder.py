@@ -5,9 +5,10 @@ import pytest
 
 from octavo.models.batch import Batch, GroupBatch
 from octavo.models.decoder import Decoder
-from octavo.models.load import LoadOptions, load_decoder
+from octavo.models.load import LoadOptions
 from octavo.ops import cpu
 from octavo.ops.interface import KVShape
+from tests.support.decoders import decoder_at
 from tests.support.paged import paged_logits
 from tests.support.tiny_models import tiny_model_dir
 
@@ -26,7 +27,7 @@ def load(device, tmp_path_factory):
 
     def load(family: str = "llama", **overrides) -> Decoder:
         path = tiny_model_dir(tmp_path_factory.mktemp("model"), family, **overrides)
-        return load_decoder(path, LoadOptions("auto", "float32", 0), cpu, device)
+        return decoder_at(path, LoadOptions("auto", "float32", 0), cpu, device)
 
     return load
 

@@ -8,13 +8,14 @@ import pytest
 from octavo.errors import ModelFormatError
 from octavo.models.config_huggingface import arch_from_huggingface
 from octavo.models.families import GGUF_NAMES, Part, parts_of
-from octavo.models.load import LoadOptions, load_decoder, read_arch
+from octavo.models.load import LoadOptions, read_arch
 from octavo.models.tensor_sources import CheckpointSource, Precision, quantized
 from octavo.ops import reference
 from octavo.ops.interface import Quantized
 from octavo.weights.checkpoint import FileCheckpoint
 from octavo.weights.open import open_checkpoint
 from tests.support import gguf_files
+from tests.support.decoders import decoder_at
 from tests.support.tiny_models import DOWN_PROJECTION, rewrite_tensors, tiny_config, tiny_model_dir, write_gguf
 
 FLOAT32 = LoadOptions("auto", "float32", 0)
@@ -46,7 +47,7 @@ def test_tensors_that_do_not_fit_are_named_before_any_is_read(model, device, mon
     rewrite_tensors(model, change)
     monkeypatch.setattr(FileCheckpoint, "read", lambda *_: pytest.fail("a tensor was read"))
     with pytest.raises(ModelFormatError, match=message):
-        load_decoder(model, FLOAT32, reference, device)
+        decoder_at(model, FLOAT32, reference, device)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -54,9 +55,9 @@ def test_tensors_that_do_not_fit_are_named_before_any_is_read(model, device, mon
 def test_numbers_that_are_not_finite_are_refused(model, device, name, value):
     rewrite_tensors(model, lambda tensors: tensors[name].reshape(-1).__setitem__(-1, value))
     with pytest.raises(ModelFormatError, match=name):
-        load_decoder(model, FLOAT32, reference, device)
+        decoder_at(model, FLOAT32, reference, device)
     with pytest.raises(ModelFormatError, match=name):
-        load_decoder(model, LoadOptions("auto", "bfloat16", 0), reference, reference.open_device("cpu", "bfloat16", 1))
+        decoder_at(model, LoadOptions("auto", "bfloat16", 0), reference, reference.open_device("cpu", "bfloat16", 1))
 
 
 def test_finite_in_the_dtype_of_the_load(model, device):
@@ -64,16 +65,16 @@ def test_finite_in_the_dtype_of_the_load(model, device):
     rewrite_tensors(
         model, lambda tensors: tensors[DOWN_PROJECTION].reshape(-1).__setitem__(0, np.finfo(np.float32).max)
     )
-    load_decoder(model, FLOAT32, reference, device)
+    decoder_at(model, FLOAT32, reference, device)
     with pytest.raises(ModelFormatError, match=f"{DOWN_PROJECTION}' holds values that are not finite in bfloat16"):
-        load_decoder(model, LoadOptions("auto", "bfloat16", 0), reference, reference.open_device("cpu", "bfloat16", 1))
+        decoder_at(model, LoadOptions("auto", "bfloat16", 0), reference, reference.open_device("cpu", "bfloat16", 1))
 
 
 def test_an_untied_model_needs_its_head(model, device):
     config = tiny_config(num_hidden_layers=2, tie_word_embeddings=False)
     (model / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelFormatError, match=r"lm_head\.weight"):
-        load_decoder(model, FLOAT32, reference, device)
+        decoder_at(model, FLOAT32, reference, device)
 
 
 @pytest.mark.parametrize("change", [1, -1])
@@ -81,7 +82,7 @@ def test_vocab_size_one_off(model, device, change):
     config = tiny_config(num_hidden_layers=2, vocab_size=331 + change)
     (model / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelFormatError, match="embed_tokens"):
-        load_decoder(model, FLOAT32, reference, device)
+        decoder_at(model, FLOAT32, reference, device)
 
 
 MATRIX, NORM, HEAD = Part("down", 0, (120, 200)), Part("mlp_norm", 0, (120,)), Part("head", None, (331, 120))

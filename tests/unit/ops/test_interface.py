@@ -6,8 +6,8 @@ from types import MethodType, SimpleNamespace
 import numpy as np
 import pytest
 
+from octavo.ops.formats import FORMATS, SUPER_BLOCK_LEN
 from octavo.ops.interface import (
-    SUPER_BLOCK_LEN,
     AttentionShape,
     Device,
     FinalNorm,
@@ -56,13 +56,13 @@ def test_values_are_those_of_a_naive_loop(kind, width):
 
 
 def test_the_cases_have_all_that_there_is():
-    """With minimums and without, with sub-scales and without, of 4 and 8 bits, and short last groups of each length."""
+    """With minimums and without, with sub-scales and without, of all bits that there are, and short last groups."""
     made = [random_rows(kind, 1, 2, 256) for kind in KINDS]
     assert {(matrix.mins is None, matrix.sub_scales is None) for matrix in made} == {
         (True, True), (True, False), (False, True), (False, False),
     }  # fmt: skip
-    assert {matrix.bits for matrix in made} == {4, 8}
-    assert {matrix.group_len for matrix in made} == {16, 32, 64}
+    quantized = {(format.bits, format.group_len) for format in FORMATS if format.group_len}
+    assert {(matrix.bits, matrix.group_len) for matrix in made} == quantized
     assert all((matrix.sub_mins is None) == (matrix.mins is None or matrix.sub_scales is None) for matrix in made)
 
 
@@ -90,7 +90,7 @@ def test_its_length_is_its_rows(rows):
 
 INTS = np.zeros(1, np.int32)
 VALUES = [
-    random_rows("Q8_0", 1, 2, 32), Device("cpu", "float32", None), KVShape(1, 2, 3, 4), AttentionShape(4, 2, 8, 0.5),
+    random_rows("Q8_0", 1, 2, 32), Device("cpu", "float32", None, "cpu"), KVShape(1, 2, 3, 4), AttentionShape(4, 2, 8, 0.5),
     HeadNorms(None, None, 1e-5), FinalNorm(None, 1e-5), RowSpans(INTS.astype(np.int64), INTS, INTS, INTS),
 ]  # fmt: skip
 

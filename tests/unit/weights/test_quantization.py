@@ -12,13 +12,13 @@ from hypothesis.extra import numpy as hnp
 from octavo.errors import ModelFormatError
 from octavo.ops.interface import Quantized
 from octavo.weights.open import open_checkpoint
-from octavo.weights.quantization import LAYOUTS, OWN_LAYOUTS, CodeArrays, quantize
+from octavo.weights.quantization import LAYOUTS, OWN_LAYOUTS, QuantizedArrays, quantize
 from tests.support.gguf_files import random_blocks, write_gguf
 
 STORED = tuple(name for name in LAYOUTS if name not in OWN_LAYOUTS)
 
 
-def values_of(arrays: CodeArrays, format: str) -> np.ndarray:
+def values_of(arrays: QuantizedArrays, format: str) -> np.ndarray:
     return Quantized(LAYOUTS[format].bits, LAYOUTS[format].group_len, *arrays).values()
 
 
@@ -70,7 +70,7 @@ FLOATS = st.floats(-1000, 1000, width=32)
 @settings(max_examples=150)
 @given(hnp.arrays(np.float32, SHAPES, elements=FLOATS), st.integers(1, 4))
 def test_int8_is_off_by_half_a_step(values, threads):
-    found = values_of(quantize(values, LAYOUTS["int8"], threads), "int8")
+    found = values_of(quantize(values, "int8", threads), "int8")
     padded = np.pad(np.abs(values), ((0, 0), (0, -values.shape[1] % 64)))
     largest = padded.reshape(len(values), -1, 64).max(axis=2)
     bound = np.repeat(largest, 64, axis=1)[:, : values.shape[1]]
@@ -82,7 +82,7 @@ def test_int8_is_off_by_half_a_step(values, threads):
 @given(hnp.arrays(np.float32, SHAPES, elements=FLOATS), st.integers(1, 4))
 def test_int4_is_no_worse_than_the_plain_range(values, threads):
     """The squared error of each group, against 16 even steps from its least to its largest value."""
-    found = values_of(quantize(values, LAYOUTS["int4"], threads), "int4")
+    found = values_of(quantize(values, "int4", threads), "int4")
     for first in range(0, values.shape[1], 32):
         group, given_back = (a[:, first : first + 32].astype(np.float64) for a in (values, found))
         low, high = group.min(axis=1, keepdims=True), group.max(axis=1, keepdims=True)
@@ -104,7 +104,7 @@ def test_int4_finds_numbers_that_are_there():
         ),
         gguf.GGMLQuantizationType.Q4_1,
     )
-    found = values_of(quantize(values, LAYOUTS["int4"], 2), "int4")
+    found = values_of(quantize(values, "int4", 2), "int4")
     assert np.abs(found - values).max() < 0.01
     assert np.sqrt(((found - values) ** 2).mean()) < 1e-3
 
@@ -114,14 +114,14 @@ def test_less_error_than_ggml():
     theirs = gguf.quants.dequantize(
         gguf.quants.quantize(values, gguf.GGMLQuantizationType.Q4_1), gguf.GGMLQuantizationType.Q4_1
     )
-    ours = values_of(quantize(values, LAYOUTS["int4"], 2), "int4")
+    ours = values_of(quantize(values, "int4", 2), "int4")
     assert ((ours - values) ** 2).mean() < 0.9 * ((theirs - values) ** 2).mean()
 
 
 @pytest.mark.parametrize("format", OWN_LAYOUTS)
 def test_threads_change_nothing(format):
     values = np.random.default_rng(1).standard_normal((37, 200), np.float32)
-    one, *others = (quantize(values, LAYOUTS[format], threads) for threads in (1, 2, 5, 64))
+    one, *others = (quantize(values, format, threads) for threads in (1, 2, 5, 64))
     for other in others:
         assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True) if a is not None)
 
@@ -130,4 +130,4 @@ def test_threads_change_nothing(format):
 def test_what_float16_cannot_hold_is_refused(format):
     values = np.zeros((3, 64), np.float32)
     values[2, 7] = 1e10
-    assert quantize(values, LAYOUTS[format], 2) is None
+    assert quantize(values, format, 2) is None

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from octavo.ops.sampling import Ints
 ISA_VARIABLE = "OCTAVO_CPU_ISA"  # forces one of the ISA variants that can run here, for tests and comparisons
 _OLD_ISA_VARIABLE = "OCTAVO_CPU_PATH"
 DTYPES = ("float32", "bfloat16", "float16")
-PANEL = 32  # kPanel in csrc/kernels/kernels.h
+PANEL: Final[int] = _cpu.PANEL  # outputs of a packed matrix that lie side by side
 
 
 @dataclass(eq=False, slots=True)
@@ -161,7 +161,7 @@ def pack_linear(device: Device, shape: tuple[int, int], parts: Iterable[Host | Q
 
 
 def _pack_codes(device: Device, num_in: int, parts: list[Quantized], *, is_pair: bool) -> Native:
-    kinds = [(len(part), f"int{part.bits}_{part.group_len}", *_extras(part)) for part in parts]
+    kinds = [(len(part), part.format.name, *_extras(part)) for part in parts]
     native = _cpu.Matrix(device.handle.native, num_in, kinds, is_pair)
     num_filled = 0
     for part in parts:

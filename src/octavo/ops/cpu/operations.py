@@ -6,6 +6,7 @@ Index arrays go to the native part as they come: it copies those that are of ano
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from octavo.ops.cpu.graph import Native, Program, Replayed, Tensor, Tokens, comp
 from octavo.ops.interface import AttentionShape, Device, FinalNorm, HeadNorms, RowSpans
 from octavo.ops.sampling import Ints, SampleRules, Scored
 
+SEGMENT_KEYS: Final[int] = _cpu.SEGMENT_KEYS  # keys whose running softmax is kept apart, in a long context
 _MAX_PROGRAMS = 4  # recorded graphs kept by a device
 
 

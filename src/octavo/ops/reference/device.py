@@ -200,7 +200,7 @@ def pack_linear(device: Device, shape: tuple[int, int], parts: Iterable[Host | Q
 
 def _pack_codes(device: Device, parts: list[Quantized], bias: Tensor | None) -> Matrix:
     values = np.concatenate([part.values() for part in parts])
-    groups = {64 if part.group_len == 64 else 32 for part in parts}
+    groups = {part.format.input_group_len for part in parts}
     assert len(groups) == 1, "the parts do not take their input as the same"
     weight = torch.from_numpy(values).to(device.handle.device)
     return Matrix(weight, None if bias is None else bias.float(), device.handle, groups.pop())

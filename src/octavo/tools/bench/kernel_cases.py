@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from octavo.cache.kv import ITEM_BYTES, token_bytes
+from octavo.cache.kv import token_bytes
 from octavo.engine.sampler import TILE, rules_of
 from octavo.engine.sequence import Draw
 from octavo.models.config import ArchConfig
@@ -20,6 +20,7 @@ from octavo.models.rope import inverse_frequencies
 from octavo.ops import _cpu, cpu
 from octavo.ops.cpu.device import Blocks, Matrix
 from octavo.ops.cpu.sampling import sample
+from octavo.ops.formats import ITEM_BYTES
 from octavo.ops.interface import AttentionShape, Device, KVShape, RowSpans
 from octavo.params import SamplingParams
 from octavo.weights.bf16 import to_bf16

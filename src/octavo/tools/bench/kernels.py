@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from octavo import hub
-from octavo.config import DTYPE_ALIASES, EngineConfig
-from octavo.engine.build import choose_kv_dtype, choose_precision
+from octavo.config import EngineConfig
+from octavo.engine.build import choose_dtype, choose_kv_dtype, choose_precision
 from octavo.models.families import parts_of
 from octavo.models.load import ModelFiles, format_of, read_model
 from octavo.models.tensor_sources import Precision
@@ -43,8 +43,7 @@ def measure_kernels(
     model = config.model_config
     files = read_model(hub.resolve(model.model, model.revision, progress=note is not None, weights=False))
     arch = files.arch
-    dtype = DTYPE_ALIASES.get(model.dtype, model.dtype)
-    device = cpu.open_device("cpu", arch.dtype if dtype == "auto" else dtype, model.threads)
+    device = cpu.open_device("cpu", choose_dtype(arch, config), model.threads)
     kv_dtype = choose_kv_dtype(config, device)
     formats = formats_of(files, choose_precision(files, config, device))
     setup = KernelSetup(arch, device, kv_dtype, config.cache_config.block_size, working_set, formats)

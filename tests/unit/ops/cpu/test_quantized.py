@@ -12,7 +12,7 @@ from octavo.ops import cpu, reference
 from octavo.ops.cpu.device import isa_names
 from octavo.ops.interface import Device, FinalNorm, Quantized
 from tests.support.cpu_devices import UNIT, device_on, normal
-from tests.support.quantized_rows import KINDS, random_rows
+from tests.support.quantized_rows import KINDS, code_range, random_rows
 from tests.unit.ops.cpu.test_kernels import EPS, MANY, assert_within, same_bits
 
 COUNTS = (*range(1, 20), 33, 64, 95, 96, 97, MANY)
@@ -160,8 +160,7 @@ def test_extreme_sums_do_not_overflow(device):
     for kind, (bits, group_len, has_mins, has_sub_scales) in KINDS.items():
         if has_sub_scales:
             continue
-        for low in (True, False):
-            code = {4: (0 if has_mins else -8, 15 if has_mins else 7), 8: (-128, 127)}[bits][not low]
+        for code in code_range(bits, has_mins=has_mins):
             ones = np.ones((32, 512 // group_len), np.float16)
             weight = Quantized(bits, group_len, np.full((32, 512), code, np.int8), ones, ones * 0 if has_mins else None)
             for sign in (1.0, -1.0):

@@ -413,10 +413,13 @@ class TestSampler:
     def test_a_draw_becomes_its_row(self):
         params = SamplingParams(
             temperature=0.7, top_k=-1, top_p=0.9, min_p=0.1, repetition_penalty=1.2, frequency_penalty=0.5,
-            presence_penalty=0.25, logit_bias={3: -1.0, 5: 2.0}, allowed_token_ids=[3, 4, 5],
+            presence_penalty=0.25, logit_bias={3: -1.0, 5: 2.0},
         ).resolved()  # fmt: skip
         plain = SamplingParams().resolved()
-        draws = [Draw(plain, -1, 4), Draw(params, 7, 9, prompt_ids=[1, 2, 2], output_ids=[2, 6, 6], banned=[4])]
+        draws = [
+            Draw(plain, -1, 4),
+            Draw(params, 7, 9, prompt_ids=[1, 2, 2], output_ids=[2, 6, 6], banned=[4], allowed=[3, 4, 5]),
+        ]
         rules = sampler.rules_of(draws)
         assert rules.top_k.tolist() == [0, 0]
         assert rules.temperature.tolist() == [1.0, np.float32(0.7)]
@@ -439,12 +442,13 @@ class TestSampler:
         assert all(isinstance(outcome, TokenLogprobs) and outcome.rank == 1 for outcome in outcomes)
 
     def test_complaints_are_words(self):
-        params = SamplingParams(allowed_token_ids=[1]).resolved()
+        params = SamplingParams().resolved()
         logits = torch.zeros(2, VOCAB)
         logits[1, 0] = math.nan
-        outcomes = outcomes_of(logits, [Draw(params, 0, 0, banned=[1]), Draw(params, 0, 0)])
-        assert "no token is allowed" in outcomes[0]
-        assert "not finite" in outcomes[1]
+        draws = [Draw(params, 0, 0, banned=[1], allowed=[1]), Draw(params, 0, 0, allowed=[1])]
+        nothing, not_finite = outcomes_of(logits, draws)
+        assert "no token is allowed" in str(nothing)
+        assert "not finite" in str(not_finite)
 
     def test_a_seed_draws_afresh_at_each_position_and_the_same_each_time(self):
         params = SamplingParams().resolved()
