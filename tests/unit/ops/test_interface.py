@@ -90,8 +90,9 @@ def test_its_length_is_its_rows(rows):
 
 INTS = np.zeros(1, np.int32)
 VALUES = [
-    random_rows("Q8_0", 1, 2, 32), Device("cpu", "float32", None, "cpu"), KVShape(1, 2, 3, 4), AttentionShape(4, 2, 8, 0.5),
-    HeadNorms(None, None, 1e-5), FinalNorm(None, 1e-5), RowSpans(INTS.astype(np.int64), INTS, INTS, INTS),
+    random_rows("Q8_0", 1, 2, 32), Device("cpu", "float32", None, "cpu"), KVShape(1, 2, 3, 4),
+    AttentionShape(4, 2, 8, 0.5), HeadNorms(None, None, 1e-5), FinalNorm(None, 1e-5),
+    RowSpans(INTS.astype(np.int64), INTS, INTS, INTS),
 ]  # fmt: skip
 
 

@@ -82,6 +82,14 @@ def open_device(device: str, dtype: str, threads: int | None) -> Device:
     return Device("cpu", dtype, handle, "cpu", native.isa, native.num_threads)
 
 
+def context_of(device: Device) -> _cpu.ExecutionContext:
+    """The threads and kernels of a CPU device, for what measures them."""
+    handle = device.handle
+    assert isinstance(handle, Handle)
+    context: _cpu.ExecutionContext = handle.native
+    return context
+
+
 def _forced_isa() -> str:
     """The ISA variant that the environment asks for; "" without one. Raises ConfigError where it cannot run here."""
     if _OLD_ISA_VARIABLE in os.environ:

@@ -18,7 +18,7 @@ from octavo.models.config import ArchConfig
 from octavo.models.random_weights import random_bytes, random_codes
 from octavo.models.rope import inverse_frequencies
 from octavo.ops import _cpu, cpu
-from octavo.ops.cpu.device import Blocks, Matrix
+from octavo.ops.cpu.device import Blocks, Matrix, context_of
 from octavo.ops.cpu.sampling import sample
 from octavo.ops.formats import ITEM_BYTES
 from octavo.ops.interface import AttentionShape, Device, KVShape, RowSpans
@@ -140,7 +140,7 @@ def _matrix(device: Device, product: _Product, format: str) -> Matrix:
 
 
 def _products_of(device: Device, product: _Product, matrices: list[Matrix], rows: int) -> Callable[[], object]:
-    program = _cpu.Program(device.handle.native)
+    program = _cpu.Program(context_of(device))
     is_gated = matrices[0].native.halves and product.is_gated
     norm = cpu.pack_vector(device, np.ones(product.num_in, np.float32)) if product.is_normed else None
     x = program.add_buffer(product.num_in)
@@ -163,7 +163,7 @@ def _attention_case(setup: KernelSetup, rows: int, queries: int, context: int) -
     num_layers = min(arch.num_layers, num_copies)
     num_turns = -(-num_copies // num_layers)
     layers = _filled_layers(setup, num_layers, num_turns * rows * -(-context // setup.block_size))
-    program = _cpu.Program(setup.device.handle.native)
+    program = _cpu.Program(context_of(setup.device))
     q, out = program.add_buffer(width), program.add_buffer(width)
     plans = [_plan(setup, layers[0], rows, queries, context, turn) for turn in range(num_turns)]
     for plan in plans:
@@ -220,7 +220,7 @@ def _filled_layers(setup: KernelSetup, num_layers: int, num_blocks: int) -> list
 
 def _norm_case(setup: KernelSetup) -> KernelCase:
     device, width = setup.device, setup.arch.hidden_size
-    program, norm = _cpu.Program(device.handle.native), cpu.pack_vector(device, np.ones(width, np.float32))
+    program, norm = _cpu.Program(context_of(device)), cpu.pack_vector(device, np.ones(width, np.float32))
     x, out = program.add_buffer(width), program.add_buffer(width)
     program.rms_norm(norm, 1e-5, x, out)
     program.view(x, _SMALL_ROWS)[:] = _floats((_SMALL_ROWS, width))
@@ -238,7 +238,7 @@ def _rope_case(setup: KernelSetup) -> KernelCase:
     rope = cpu.pack_rope(device, inverse_frequencies(replace(arch.rope, has_factors=False), arch.head_dim), 1.0)
     rotations = cpu.plan_rope(rope, np.arange(_SMALL_ROWS, dtype=np.int32))
     norm = cpu.pack_vector(device, np.ones(arch.head_dim, np.float32)) if arch.qk_norm else None
-    program = _cpu.Program(device.handle.native)
+    program = _cpu.Program(context_of(device))
     qkv = program.add_buffer(width)
     program.rope(layer.native, plan.native, rotations, norm, norm, 1e-5, qkv)
     program.view(qkv, _SMALL_ROWS)[:] = _floats((_SMALL_ROWS, width))
@@ -251,7 +251,7 @@ def _rope_case(setup: KernelSetup) -> KernelCase:
 def _sampler_cases(setup: KernelSetup) -> list[KernelCase]:
     """Draws from a full tile of logits, each row by itself: greedy, and with top-k and top-p."""
     logits = 3.0 * _floats((TILE, setup.arch.vocab_size))
-    shape, machine = str(setup.arch.vocab_size), setup.device.handle.native
+    shape, machine = str(setup.arch.vocab_size), context_of(setup.device)
 
     def case(kernel: str, params: SamplingParams) -> KernelCase:
         rules = rules_of([Draw(params.resolved(), seed, position=1) for seed in range(TILE)])

@@ -16,6 +16,7 @@ from octavo.models.families import parts_of
 from octavo.models.load import ModelFiles, format_of, read_model
 from octavo.models.tensor_sources import Precision
 from octavo.ops import _cpu, cpu
+from octavo.ops.cpu.device import context_of
 from octavo.ops.hardware import processor
 from octavo.tools.bench.kernel_cases import KernelCase, KernelSetup, case_groups
 from octavo.tools.bench.timing import medians
@@ -49,7 +50,7 @@ def measure_kernels(
     setup = KernelSetup(arch, device, kv_dtype, config.cache_config.block_size, working_set, formats)
     measured = []
     for cases in case_groups(setup):
-        measured += measure_group(device.handle.native, cases, runs)
+        measured += measure_group(context_of(device), cases, runs)
         if note is not None:
             note(f"{measured[-1]['kernel']}: done")
     return {
@@ -69,7 +70,7 @@ def formats_of(files: ModelFiles, precision: Precision) -> dict[str, str]:
     return {name: found[part, 0] for name, part in layer.items()} | {"head": found[head, None]}
 
 
-def measure_group(machine: Any, cases: Sequence[KernelCase], runs: int) -> list[dict[str, Any]]:
+def measure_group(machine: _cpu.ExecutionContext, cases: Sequence[KernelCase], runs: int) -> list[dict[str, Any]]:
     """Figures of cases that share their data: run after run the limits, then each case once."""
     for case in cases:
         case.run()  # memory that is taken at the first call, and programs that are recorded there

@@ -14,6 +14,7 @@ from octavo.engine.memory_plan import MemoryPlan
 from octavo.engine.scheduler import Limits
 from octavo.models.load import ModelFiles
 from octavo.ops import _cpu, cpu
+from octavo.ops.cpu.device import context_of
 from octavo.ops.interface import Device
 from octavo.tools.planning.cost_model import (
     ModelSizes,
@@ -54,7 +55,7 @@ def predict(
     precision, block_size = choose_precision(model, config, device), config.cache_config.block_size
     sizes = sizes_of(model, precision, memory.block_bytes / block_size)
     num_bytes = max(_LEAST_READ, min(_MOST_READ, sizes.layer_bytes + sizes.head_bytes))
-    begin, native = time.perf_counter(), device.handle.native
+    begin, native = time.perf_counter(), context_of(device)
     read = _cpu.read_bandwidth(native, num_bytes, _LIMIT_ROUNDS)
     peak = _cpu.product_peak(native, _LIMIT_ROUNDS)
     reduced = make_reduced_model(model, precision, cpu, device)
