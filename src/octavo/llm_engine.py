@@ -9,7 +9,7 @@ import time
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from octavo import hub
@@ -29,16 +29,6 @@ from octavo.text.render_pool import RenderPool
 
 logger = logging.getLogger(__name__)
 Prompt = str | Sequence[int] | Mapping[str, object]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _CheckedParams:
-    """Sampling parameters, resolved and checked against the model, and the sets that follow from them."""
-
-    resolved: SamplingParams
-    stop_ids: frozenset[int]
-    bad_words_ids: tuple[tuple[int, ...], ...]
-    allowed_ids: "array[int] | None"
 
 
 class LLMEngine:
@@ -138,30 +128,34 @@ class LLMEngine:
         once, a prompt when its first request is taken. Raises RequestError.
         """
         given = params or SamplingParams()
-        checked, names, epoch = self._check_params(given), iter(ids), time.time()
-        resolved, arrival = checked.resolved, epoch if arrival_time is None else arrival_time
-        arrived = time.monotonic() - max(0.0, epoch - arrival)
+        names, now = iter(ids), time.time()
+        arrival = now if arrival_time is None else arrival_time
+        resolved = self._checked_params(given)
+        allowed = resolved.allowed_token_ids
+        make = partial(
+            EngineRequest,
+            params=resolved,
+            arrival_time=arrival,
+            arrived=time.monotonic() - max(0.0, now - arrival),
+            eos_ids=self._eos_ids,
+            stop_ids=frozenset(resolved.stop_token_ids or ()),
+            bad_words_ids=self._bad_words(resolved),
+            allowed_ids=None if allowed is None else array("q", sorted(set(allowed))),
+            priority=priority,
+            cache_salt=cache_salt,
+            client=client,
+            score_only=score_only,
+        )
         for prompt in prompts:
             text, token_ids = self._tokenize(prompt, resolved.truncate_prompt_tokens)
             seed = int.from_bytes(os.urandom(6), "little") if resolved.seed is None else resolved.seed
             for choice in range(num_choices):
-                request = EngineRequest(
+                request = make(
                     request_id=next(names),
                     prompt=text,
                     prompt_token_ids=token_ids,
-                    params=resolved,
-                    arrival_time=arrival,
-                    arrived=arrived,
                     seed=(seed + choice) % 2**64,
                     max_tokens=0 if score_only else self._max_tokens(given, resolved, len(token_ids)),
-                    eos_ids=self._eos_ids,
-                    stop_ids=checked.stop_ids,
-                    bad_words_ids=checked.bad_words_ids,
-                    allowed_ids=checked.allowed_ids,
-                    priority=priority,
-                    cache_salt=cache_salt,
-                    client=client,
-                    score_only=score_only,
                 )
                 self._engine.check(request)
                 yield request
@@ -279,17 +273,13 @@ class LLMEngine:
         """Write a Chrome trace of every step that runs within the `with` block to `path`; see `PhaseTimer.profile`."""
         return self._engine.timer.profile(path)
 
-    def _check_params(self, given: SamplingParams) -> _CheckedParams:
-        """Resolve parameters and check them against the model. Raises RequestError."""
+    def _checked_params(self, given: SamplingParams) -> SamplingParams:
+        """The parameters resolved, once they are checked against the model. Raises RequestError."""
         resolved = given.resolved(self.resolved.sampling_defaults)
-        self._check_ids(resolved)
-        allowed = resolved.allowed_token_ids
-        return _CheckedParams(
-            resolved=resolved,
-            stop_ids=frozenset(resolved.stop_token_ids or ()),
-            bad_words_ids=self._bad_words(resolved),
-            allowed_ids=None if allowed is None else array("q", sorted(set(allowed))),
-        )
+        self._check_range("stop_token_ids", resolved.stop_token_ids or ())
+        self._check_range("allowed_token_ids", resolved.allowed_token_ids or ())
+        self._check_range("logit_bias", list(resolved.logit_bias or ()))
+        return resolved
 
     def _tokenize(self, prompt: Prompt, truncate: int | None) -> tuple[str | None, list[int]]:
         """(text if there is any, checked token ids) of a prompt in any of its forms."""
@@ -317,11 +307,6 @@ class LLMEngine:
             raise RequestError(
                 f"{name}: token id {bad} is outside the model's vocabulary (0 to {vocab_size - 1})", name
             )
-
-    def _check_ids(self, params: SamplingParams) -> None:
-        self._check_range("stop_token_ids", params.stop_token_ids or ())
-        self._check_range("allowed_token_ids", params.allowed_token_ids or ())
-        self._check_range("logit_bias", list(params.logit_bias or ()))
 
     def _max_tokens(self, given: SamplingParams, resolved: SamplingParams, num_prompt: int) -> int:
         """`max_tokens` as a number. What was not asked for is cut to what the model's length leaves."""

@@ -46,7 +46,7 @@ class Quantized:
     """
 
     bits: int  # of a code, 8 at most; codes are signed, but those of fewer bits count from 0 where there are minimums
-    group_len: int  # see `octavo.ops.formats` for what there is: of 4 bits 32, of 8 bits 16, 32 and 64
+    group_len: int  # `octavo.ops.formats` has those that there are
     codes: NDArray[np.int8]  # [rows, in]
     scales: NDArray[np.float16]  # finite
     mins: NDArray[np.float16] | None = None

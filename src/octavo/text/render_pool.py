@@ -137,11 +137,11 @@ class _Helper:
 
     def make_ready(self) -> "_Process":
         """The process, once it has compiled its templates. Raises what `RenderPool.start` raises."""
-        return _twice(self._made_ready, EngineError(_NO_START))
+        return _twice(self._made_ready, lambda: EngineError(_NO_START))
 
     def ask(self, job: bytes) -> dict[str, Any]:
         """The answer to a job. Raises what `RenderPool.render` raises."""
-        return _twice(lambda: self._answer(job), _broken_off())
+        return _twice(lambda: self._answer(job), _broken_off)
 
     def close(self) -> None:
         """End the process, for ever. What waits for it meets the end of its stream."""
@@ -325,7 +325,7 @@ def _encoded(value: Mapping[str, Any]) -> bytes:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode(errors="surrogatepass")
 
 
-def _twice(attempt: Callable[[], Result], last: OctavoError) -> Result:
+def _twice(attempt: Callable[[], Result], last: Callable[[], OctavoError]) -> Result:
     """What `attempt` gives. A process that is lost was perhaps killed by somebody else: there is a second one."""
     try:
         return attempt()
@@ -334,7 +334,7 @@ def _twice(attempt: Callable[[], Result], last: OctavoError) -> Result:
     try:
         return attempt()
     except _LostError as error:
-        raise last from error
+        raise last() from error
 
 
 def _broken_off() -> RequestError:
