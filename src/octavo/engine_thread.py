@@ -14,8 +14,9 @@ from time import monotonic
 from typing import Any, Final, TypeVar
 
 from octavo.errors import EngineStoppedError
-from octavo.llm_engine import EngineRequest, LLMEngine
+from octavo.llm_engine import LLMEngine
 from octavo.outputs import RequestOutput
+from octavo.request import Request
 from octavo.snapshot import EngineStats
 
 Answer = TypeVar("Answer")
@@ -77,14 +78,14 @@ class EngineThread:
         self._inbox.append(command)
         self._wake.set()
 
-    def submit(self, request: EngineRequest) -> None:
+    def submit(self, request: Request) -> None:
         """Queue a prepared request; a refusal is delivered as what became of it."""
 
         def submit(engine: LLMEngine) -> None:
             try:
                 engine.submit(request)
             except Exception as error:
-                post(self._loop, self._deliver, [(request.request_id, error)])
+                post(self._loop, self._deliver, [(request.id, error)])
 
         self.send(submit)
 
@@ -102,7 +103,7 @@ class EngineThread:
         Raises EngineStoppedError when that is gone.
         """
         if self.failure is not None or self._is_closing:
-            raise self.failure or EngineStoppedError("the engine is not running")
+            raise EngineStoppedError(str(self.failure or "the engine is not running"))
         answer: asyncio.Future[Answer] = self._loop.create_future()
         self._asking.add(answer)
         answer.add_done_callback(self._asking.discard)

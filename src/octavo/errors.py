@@ -4,7 +4,7 @@ Knows nothing of the rest of Octavo. `assert` is for our own bugs; whatever a us
 is one of these.
 """
 
-_NOTHING_ALLOWED = "allowed_token_ids: no token is allowed at this position (allowed_token_ids, bad_words, min_tokens)"
+_NOTHING_ALLOWED = "no token is allowed at this position (allowed_token_ids, bad_words, min_tokens)"
 
 
 class OctavoError(Exception):

@@ -313,7 +313,7 @@ class AsyncLLM:
         if self._thread is None:
             raise EngineStoppedError("the engine is not running: use `async with AsyncLLM(config) as llm`")
         if self._thread.failure is not None:
-            raise self._thread.failure
+            raise EngineStoppedError(str(self._thread.failure))
         return self._thread
 
     def _fail(self, error: EngineStoppedError) -> None:

@@ -15,14 +15,13 @@ from pathlib import Path
 from octavo import hub
 from octavo.config import EngineConfig
 from octavo.engine.build import build_engine, read_model
-from octavo.engine.sequence import EngineRequest as EngineRequest  # what `prepare` gives and `submit` takes
-from octavo.engine.sequence import Event, SequenceStatus
-from octavo.engine.snapshots import snapshot_of, stats_of
+from octavo.engine.sequence import EngineRequest, Event, SequenceStatus
+from octavo.engine.snapshots import last_step_of, snapshot_of, stats_of
 from octavo.errors import ContextLengthError, RequestError
 from octavo.outputs import RequestOutput
 from octavo.params import UNSET, SamplingParams
 from octavo.request import Request
-from octavo.snapshot import EngineSnapshot, EngineStats
+from octavo.snapshot import EngineSnapshot, EngineStats, StepSnapshot
 from octavo.text.load import load_text
 from octavo.text.messages import checked_messages, plain_json
 from octavo.text.render_pool import RenderPool
@@ -83,14 +82,14 @@ class LLMEngine:
             arrival_time=arrival_time,
         )
         self.submit(request)
-        return request.request_id
+        return request.id
 
     def add_score_request(self, token_ids: Sequence[int]) -> str:
         """Queue `token_ids` to be scored: its output has `prompt_logprobs` and no tokens."""
         params = SamplingParams(temperature=0.0, prompt_logprobs=0, max_tokens=1)
         [request] = self.prepare_many([token_ids], params, ids=[self._new_id()], score_only=True)
         self.submit(request)
-        return request.request_id
+        return request.id
 
     def prepare(
         self,
@@ -101,8 +100,11 @@ class LLMEngine:
         priority: int = 0,
         cache_salt: str | None = None,
         arrival_time: float | None = None,
-    ) -> EngineRequest:
-        """A request, checked and tokenized without touching the engine: any thread may. See `add_request`."""
+    ) -> Request:
+        """A request, checked and tokenized without touching the engine: any thread may, `submit` queues it.
+
+        See `add_request` for what is given and raised.
+        """
         [request] = self.prepare_many(
             [prompt], params, ids=[request_id], priority=priority, cache_salt=cache_salt, arrival_time=arrival_time
         )
@@ -120,7 +122,7 @@ class LLMEngine:
         client: str | None = None,
         arrival_time: float | None = None,
         score_only: bool = False,
-    ) -> Iterator[EngineRequest]:
+    ) -> Iterator[Request]:
         """Requests that share their parameters, `num_choices` for each prompt, each under the next of `ids`.
 
         Choice i has the prompt's seed plus i. Clients take turns; `score_only` requests compute their prompt and
@@ -128,15 +130,11 @@ class LLMEngine:
         once, a prompt when its first request is taken. Raises RequestError.
         """
         given = params or SamplingParams()
-        names, now = iter(ids), time.time()
-        arrival = now if arrival_time is None else arrival_time
-        resolved = self._checked_params(given)
+        names, resolved = iter(ids), self._checked_params(given)
         allowed = resolved.allowed_token_ids
         make = partial(
             EngineRequest,
             params=resolved,
-            arrival_time=arrival,
-            arrived=time.monotonic() - max(0.0, now - arrival),
             eos_ids=self._eos_ids,
             stop_ids=frozenset(resolved.stop_token_ids or ()),
             bad_words_ids=self._bad_words(resolved),
@@ -147,29 +145,33 @@ class LLMEngine:
             score_only=score_only,
         )
         for prompt in prompts:
+            now = time.time()
+            arrival = now if arrival_time is None else arrival_time
             text, token_ids = self._tokenize(prompt, resolved.truncate_prompt_tokens)
             seed = int.from_bytes(os.urandom(6), "little") if resolved.seed is None else resolved.seed
             for choice in range(num_choices):
-                request = make(
+                asked = make(
                     request_id=next(names),
                     prompt=text,
-                    prompt_token_ids=token_ids,
-                    seed=(seed + choice) % 2**64,
+                    prompt_token_ids=[*token_ids],
+                    arrival_time=arrival,
+                    arrived=time.monotonic() - max(0.0, now - arrival),
+                    seed=_wrapped(seed + choice),
                     max_tokens=0 if score_only else self._max_tokens(given, resolved, len(token_ids)),
                 )
-                self._engine.check(request)
-                yield request
+                self._engine.check(asked)
+                yield Request(asked, self.tokenizer)
 
-    def submit(self, request: EngineRequest) -> None:
+    def submit(self, request: Request) -> None:
         """Queue a prepared request.
 
         Raises RequestError if its id is in use, ContextLengthError if it can never fit, QueueFullError.
         """
-        if request.request_id in self._requests:
-            raise RequestError(f"request id {request.request_id!r} is in use", "request_id")
-        sequence = self._engine.add(request)
-        self._requests[request.request_id] = Request(request, sequence, self.tokenizer)
-        logger.debug("%s: queued, %d prompt tokens", request.request_id, len(request.prompt_token_ids))
+        if request.id in self._requests:
+            raise RequestError(f"request id {request.id!r} is in use", "request_id")
+        request.sequences.append(self._engine.add(request.asked))
+        self._requests[request.id] = request
+        logger.debug("%s: queued, %d prompt tokens", request.id, len(request.asked.prompt_token_ids))
 
     def step(self) -> list[RequestOutput]:
         """One step of the engine; the state of every request that it changed."""
@@ -253,17 +255,21 @@ class LLMEngine:
         """Counters and gauges of the engine."""
         return stats_of(self._engine)
 
-    def inspect(self, *, max_sequences: int | None = None, has_blocks: bool = True) -> EngineSnapshot:
+    def inspect(self, *, max_waiting: int | None = None, has_blocks: bool = True) -> EngineSnapshot:
         """The inside of the engine between two steps, as plain values; on the thread that steps it.
 
-        At most `max_sequences` sequences are described (None: all). With `has_blocks`, every block of the KV cache and
-        the block tables of those sequences are too, which costs time that grows with the whole pool.
+        Of the sequences that wait or are held at most `max_waiting` are described (None: all). With `has_blocks`, every
+        block of the KV cache is too, which costs time that grows with the whole pool.
 
         >>> engine = LLMEngine(EngineConfig.from_fields(model="smollm2-135m"))
         >>> engine.inspect().stats["blocks_used"]
         0
         """
-        return snapshot_of(self._engine, max_sequences, has_blocks=has_blocks)
+        return snapshot_of(self._engine, max_waiting, has_blocks=has_blocks)
+
+    def last_step(self) -> StepSnapshot:
+        """The newest step alone, for who looks after each one: costs time by its rows."""
+        return last_step_of(self._engine)
 
     def reset_prefix_cache(self) -> None:
         """Forget every cached prefix that no running request uses."""
@@ -341,6 +347,11 @@ class LLMEngine:
     def _new_id(self) -> str:
         self._num_requests += 1
         return f"request-{self._num_requests}"
+
+
+def _wrapped(seed: int) -> int:
+    """A seed that counting on has led beyond 64 bits, from the beginning again."""
+    return seed if seed < 2**64 else seed - 2**64
 
 
 def _checked_list(ids: object) -> list[int]:

@@ -47,12 +47,16 @@ class _Logprobs:
 
 
 class Request:
-    """A request that is not finished. `asked` is what its caller wants; `sequences` has one sequence."""
+    """A request from its preparation to its last output. `asked` is what its caller wants, and never changes.
 
-    def __init__(self, asked: EngineRequest, sequence: Sequence, tokenizer: Tokenizer) -> None:
+    `sequences` has its one sequence, from when the engine takes it. Everything that takes time or may fail is done on
+    construction, on whatever thread that is.
+    """
+
+    def __init__(self, asked: EngineRequest, tokenizer: Tokenizer) -> None:
         params = asked.params
         self.asked = asked
-        self.sequences = [sequence]
+        self.sequences: list[Sequence] = []
         self._tokenizer = tokenizer
         self._stream = TextStream(tokenizer, asked.prompt_token_ids, _stream_options(params))
         self._logprobs = _Logprobs(
@@ -84,7 +88,7 @@ class Request:
     @property
     def status(self) -> RequestStatus:
         """FINISHED when every sequence is, RUNNING when one runs, else WAITING."""
-        if all(s.status.is_finished() for s in self.sequences):
+        if self.sequences and all(s.status.is_finished() for s in self.sequences):
             return RequestStatus.FINISHED
         return RequestStatus.RUNNING if self.get_seqs(SequenceStatus.RUNNING) else RequestStatus.WAITING
 

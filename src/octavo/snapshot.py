@@ -58,18 +58,26 @@ class RowSnapshot(NamedTuple):
     sequence: SequenceSnapshot | None
 
 
+class StepSnapshot(NamedTuple):
+    """The newest step: how many there were, its rows, and the seconds of each phase since the start."""
+
+    number: int
+    rows: tuple[RowSnapshot, ...]
+    seconds: dict[str, float]
+
+
 @dataclass(frozen=True, slots=True)
 class EngineSnapshot:
     """An engine between two steps.
 
-    `sequences` are the running ones by rank, then waiting and held ones, at most as many as were asked for;
-    `sequence_ids` all that are unfinished. `last_rows` are those of step number `stats["steps"]`. `pools` has, for each
-    KV group, one byte a block: 0 free, 1 cached, 2 used by one sequence, 3 by more; it is empty unless asked for.
+    `sequences` are the running ones by rank, then waiting and held ones, at most as many of these as were asked for;
+    `sequence_ids` all that are unfinished. `pools` has, for each KV group, one byte a block: 0 free, 1 cached, 2 used
+    by one sequence, 3 by more; it is empty unless asked for, as are the sequences' block tables.
     """
 
     stats: EngineStats
     sequences: tuple[SequenceSnapshot, ...]
     sequence_ids: frozenset[str]
-    last_rows: tuple[RowSnapshot, ...]
+    last_step: StepSnapshot
     block_size: int
     pools: tuple[bytes, ...]

@@ -5,8 +5,8 @@ import json
 from collections.abc import Awaitable, Sequence
 from typing import Any
 
-from octavo.engine.sequence import EngineRequest
 from octavo.params import SamplingParams
+from octavo.request import Request
 from octavo.serve.output_stream import OutputStream
 from octavo.serve.service import Service
 from tests.support.asgi import HOST, Peer, make_scope
@@ -66,7 +66,7 @@ def submit(
     """The stream of a submission, as a route makes it: four tokens for each choice of each prompt."""
     prompts = prompts or ("ab",)
 
-    def prepare(ids: Sequence[str]) -> list[EngineRequest]:
+    def prepare(ids: Sequence[str]) -> list[Request]:
         shared = SamplingParams(max_tokens=4)
         return list(service.engine.prepare_many(prompts, shared, ids=ids, num_choices=num_choices, client=client))
 

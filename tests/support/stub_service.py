@@ -85,7 +85,7 @@ class StubEngine:
             seed = 1000 if resolved.seed is None else resolved.seed
             for choice in range(num_choices):
                 self.calls.append("prepared")
-                yield EngineRequest(
+                asked_of_engine = EngineRequest(
                     request_id=next(names),
                     prompt=text,
                     prompt_token_ids=token_ids,
@@ -96,6 +96,7 @@ class StubEngine:
                     max_tokens=0 if asked.get("score_only") else int(resolved.max_tokens or 0),
                     **asked,
                 )
+                yield SimpleNamespace(id=asked_of_engine.request_id, asked=asked_of_engine, params=resolved)
 
 
 class StubEngineThread:
@@ -123,7 +124,8 @@ class StubEngineThread:
     def send(self, command: Any) -> None:
         pass
 
-    def submit(self, request: EngineRequest) -> None:
+    def submit(self, prepared: Any) -> None:
+        request = prepared.asked
         self.submitted.append(request)
         if self.answer is not None:
             items = [(request.request_id, output) for output in self.answer(request)]

@@ -16,9 +16,9 @@ from tests.support.source_tree import MODULES, NAMES, ROOT, Module, box_of, impo
 VALUES = {"config", "params", "outputs", "snapshot", "errors"}
 MAY_IMPORT = {
     "llm": {"engine_thread", "llm_engine", "hub"} | VALUES,
-    "serve": {"engine_thread", "llm_engine", "text", "hub"}
+    "serve": {"engine_thread", "llm_engine", "request", "text", "hub"}
     | VALUES,  # text: templates are rendered in a process of their own
-    "engine_thread": {"llm_engine"} | VALUES,
+    "engine_thread": {"llm_engine", "request"} | VALUES,
     "llm_engine": {"request", "engine", "text", "hub"}
     | VALUES,  # hub: LLMEngine is public, and takes a model by its name
     "request": {"engine", "text", "outputs", "params", "errors"},

@@ -12,7 +12,7 @@ import pytest
 from octavo.engine_thread import EngineThread, post
 from octavo.errors import EngineError, QueueFullError
 
-REQUEST = SimpleNamespace(request_id="a")
+REQUEST = SimpleNamespace(id="a")
 
 
 class FakeEngine:
@@ -44,7 +44,7 @@ class FakeEngine:
         return self.outputs.popleft()
 
     def submit(self, request) -> None:
-        self.calls.append(("submit", request.request_id))
+        self.calls.append(("submit", request.id))
         if self.refusal is not None:
             raise self.refusal
 

@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from octavo import RequestError, SamplingParams
+import octavo.request
+from octavo import RequestError, RequestStatus, SamplingParams
 from tests.support.engines import assert_at_rest, engine_for, run
 
 
@@ -212,9 +213,9 @@ def test_requests_that_share_their_parameters(tiny_model):
     engine = engine_for(tiny_model)
     params = SamplingParams(max_tokens=2, ignore_eos=True, allowed_token_ids=[9, 3, 9], seed=4)
     requests = list(engine.prepare_many(["a", [1, 2]], params, ids="wxyz", num_choices=2, client="me", priority=3))
-    assert [(request.request_id, request.seed) for request in requests] == [("w", 4), ("x", 5), ("y", 4), ("z", 5)]
+    assert [(request.id, request.asked.seed) for request in requests] == [("w", 4), ("x", 5), ("y", 4), ("z", 5)]
     assert [request.prompt for request in requests] == ["a", "a", None, None]
-    assert {(*request.allowed_ids, request.client, request.priority) for request in requests} == {(3, 9, "me", 3)}
+    assert {(*made.asked.allowed_ids, made.asked.client, made.asked.priority) for made in requests} == {(3, 9, "me", 3)}
     for request in requests:
         engine.submit(request)
     alone = engine.add_request([1, 2], dataclasses.replace(params, seed=5))
@@ -225,14 +226,16 @@ def test_requests_that_share_their_parameters(tiny_model):
         next(engine.prepare_many([[1]], SamplingParams(stop_token_ids=[-1]), ids=["a"]))
 
 
-@pytest.mark.parametrize(("seed", "expected"), [(2**64 - 2, [2**64 - 2, 2**64 - 1, 0])])
+@pytest.mark.parametrize(("seed", "expected"), [(2**64 - 2, [2**64 - 2, 2**64 - 1, 0]), (-2, [-2, -1, 0])])
 def test_seeds_wrap(tiny_model, seed, expected):
     requests = engine_for(tiny_model).prepare_many([[1]], SamplingParams(seed=seed), ids="abc", num_choices=3)
-    assert [request.seed for request in requests] == expected
+    assert [request.asked.seed for request in requests] == expected
 
 
 def test_a_request_is_complete_and_never_changes(tiny_model):
-    request = engine_for(tiny_model).prepare([1, 2], request_id="a", priority=4, cache_salt="s", arrival_time=5.0)
+    made = engine_for(tiny_model).prepare([1, 2], request_id="a", priority=4, cache_salt="s", arrival_time=5.0)
+    request = made.asked
+    assert (made.id, made.sequences, made.status) == ("a", [], RequestStatus.WAITING)
     assert (request.priority, request.cache_salt, request.arrival_time) == (4, "s", 5.0)
     assert time.monotonic() - request.arrived > 10**6, "it has waited since 1970"
     for name in ("priority", "seed", "invented"):
@@ -240,17 +243,30 @@ def test_a_request_is_complete_and_never_changes(tiny_model):
             setattr(request, name, 1)
 
 
+def test_a_request_that_cannot_be_made_leaves_nothing(tiny_model, monkeypatch):
+    """What takes time or may fail is done before the engine hears of it: a failure then would end its thread."""
+    engine = engine_for(tiny_model)
+    made = engine.prepare([1, 2], LONG, request_id="a")
+    monkeypatch.setattr(octavo.request, "TextStream", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        engine.add_request([1, 2], LONG)
+    assert not engine.has_work()
+    engine.submit(made)
+    assert len(engine.run_until_complete()["a"].outputs[0].token_ids) == 50
+
+
 def test_a_look_inside(tiny_model):
     engine = engine_for(tiny_model)
     before = engine.inspect()
-    assert (before.sequences, before.sequence_ids, before.last_rows) == ((), frozenset(), ())
+    assert (before.sequences, before.sequence_ids, before.last_step.rows) == ((), frozenset(), ())
     engine.add_request([1, 2, 3], LONG, request_id="r")
     engine.step()
     inside = engine.inspect()
     assert inside.stats == engine.get_stats()
     [sequence] = inside.sequences
     assert (sequence.id, sequence.state, sequence.num_prompt, sequence.num_output) == ("r-0", "running", 3, 1)
-    assert inside.last_rows == ((sequence.id, 0, 3, sequence._replace(block_tables=())),)
+    assert inside.last_step == engine.last_step()
+    assert inside.last_step.rows == ((sequence.id, 0, 3, sequence._replace(block_tables=())),)
     assert before.sequences == (), "a snapshot does not change"
     engine.discard_request("r")
 

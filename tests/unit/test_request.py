@@ -20,7 +20,10 @@ class Tokenizer(CharTokenizer):
 
 def ask(harness: Harness, *prompt: int, params: SamplingParams = NEVER_STOPS) -> Request:
     answer = harness.ask([*prompt] or prompt_of(5), 8, params.resolved({}))
-    return Request(answer.request, answer.sequence, Tokenizer())
+    request = Request(answer.request, Tokenizer())
+    assert request.status is RequestStatus.WAITING
+    request.sequences.append(answer.sequence)
+    return request
 
 
 def tokens(text: str) -> tuple[TokenLogprobs, ...]:

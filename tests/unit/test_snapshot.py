@@ -6,12 +6,14 @@ import pickle
 import pytest
 
 from octavo import EngineSnapshot, EngineStats
-from octavo.snapshot import RowSnapshot, SequenceSnapshot
+from octavo.snapshot import RowSnapshot, SequenceSnapshot, StepSnapshot
 from tests.support.scheduler_harness import Harness
 
 SEQUENCE = SequenceSnapshot("r-0", "running", 3, 0, 3, 1, 8, 0)
 STATS: EngineStats = {**dict.fromkeys(EngineStats.__annotations__, 0), "seconds": {"run": 1.5}}  # type: ignore[typeddict-item]
-SNAPSHOT = EngineSnapshot(STATS, (SEQUENCE,), frozenset(["r-0"]), (RowSnapshot("r-0", 0, 3, SEQUENCE),), 16, ())
+SNAPSHOT = EngineSnapshot(
+    STATS, (SEQUENCE,), frozenset(["r-0"]), StepSnapshot(1, (RowSnapshot("r-0", 0, 3, SEQUENCE),), {"run": 1.5}), 16, ()
+)
 
 
 def test_a_snapshot_is_plain_and_stays_as_it_is():

@@ -41,8 +41,8 @@ class Resolved:
 
     arch: ArchConfig
     backend: str  # who computes: "cpu" (our kernels) or "reference" (PyTorch)
-    isa: str | None  # the instruction set of our kernels, and their threads; None where others compute
-    num_threads: int | None
+    isa: str | None  # the instruction set of our kernels; None where others compute
+    num_threads: int | None  # of a CPU
     device: str
     dtype: str
     asked_dtype: str  # differs where the device has no arithmetic for it

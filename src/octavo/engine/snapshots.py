@@ -7,7 +7,7 @@ from itertools import chain, islice
 
 from octavo.engine.engine import Engine
 from octavo.engine.sequence import Sequence, SequenceStatus
-from octavo.snapshot import EngineSnapshot, EngineStats, RowSnapshot, SequenceSnapshot
+from octavo.snapshot import EngineSnapshot, EngineStats, RowSnapshot, SequenceSnapshot, StepSnapshot
 
 
 def stats_of(engine: Engine) -> EngineStats:
@@ -37,24 +37,30 @@ def stats_of(engine: Engine) -> EngineStats:
     }
 
 
-def snapshot_of(engine: Engine, max_sequences: int | None, *, has_blocks: bool) -> EngineSnapshot:
+def snapshot_of(engine: Engine, max_waiting: int | None, *, has_blocks: bool) -> EngineSnapshot:
     """What `LLMEngine.inspect` returns."""
     scheduler = engine.scheduler
     known = scheduler.sequences
     others = (sequence for sequence in known.values() if sequence.status is not SequenceStatus.RUNNING)
-    shown = islice(chain(scheduler.running, others), max_sequences)
-    rows = () if engine.last_plan is None else engine.last_plan.rows
+    shown = chain(scheduler.running, islice(others, max_waiting))
     return EngineSnapshot(
         stats=stats_of(engine),
         sequences=tuple(_sequence(sequence, has_blocks=has_blocks) for sequence in shown),
         sequence_ids=frozenset(known),
-        last_rows=tuple(
-            RowSnapshot(row.sequence_id, row.start, len(row.token_ids), _known(known.get(row.sequence_id)))
-            for row in rows
-        ),
+        last_step=last_step_of(engine),
         block_size=scheduler.tables.block_size,
         pools=tuple(pool.picture() for pool in scheduler.tables.pools) if has_blocks else (),
     )
+
+
+def last_step_of(engine: Engine) -> StepSnapshot:
+    """What `LLMEngine.last_step` returns."""
+    known = engine.scheduler.sequences
+    rows = () if engine.last_plan is None else engine.last_plan.rows
+    shown = tuple(
+        RowSnapshot(row.sequence_id, row.start, len(row.token_ids), _known(known.get(row.sequence_id))) for row in rows
+    )
+    return StepSnapshot(engine.num_steps, shown, dict(engine.timer.seconds))
 
 
 def _known(sequence: Sequence | None) -> SequenceSnapshot | None:

@@ -85,7 +85,7 @@ class Device:
     handle: Any  # the backend's own
     backend: str  # who computes: "cpu" (our kernels) or "reference" (PyTorch)
     isa: str | None = None  # the ISA variant of our kernels
-    num_threads: int | None = None  # of our own pool
+    num_threads: int | None = None  # of a CPU
 
 
 @dataclass(frozen=True, slots=True)

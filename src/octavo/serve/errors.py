@@ -6,7 +6,14 @@ Knows which of our errors is whose fault; knows no route.
 from collections.abc import Mapping
 from typing import Final
 
-from octavo.errors import ContextLengthError, EngineStoppedError, QueueFullError, RequestError, UnsupportedError
+from octavo.errors import (
+    ContextLengthError,
+    EngineStoppedError,
+    NothingAllowedError,
+    QueueFullError,
+    RequestError,
+    UnsupportedError,
+)
 from octavo.serve.response_body import ResponseBody
 
 TYPES: Final[Mapping[int, str]] = {
@@ -107,6 +114,8 @@ def from_engine(error: Exception, *, prompt_param: str) -> ApiError | None:
             return ApiError(400, str(error), param=error.param, code="unsupported")
         case ContextLengthError():
             return bad_request(str(error), prompt_param, "context_length_exceeded")
+        case NothingAllowedError():
+            return bad_request(f"{error.param}: {error}", error.param)
         case RequestError():
             return bad_request(str(error), prompt_param if error.param == "prompt" else error.param)
         case EngineStoppedError():

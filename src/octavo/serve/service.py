@@ -19,9 +19,10 @@ from typing import Any, Final, TypeVar
 from octavo.config import EngineConfig
 from octavo.engine_thread import Delivery, EngineThread
 from octavo.errors import ContextLengthError, EngineError, ModelFormatError, RequestError
-from octavo.llm_engine import EngineRequest, LLMEngine
+from octavo.llm_engine import LLMEngine
 from octavo.outputs import RequestOutput
 from octavo.params import SamplingParams
+from octavo.request import Request
 from octavo.serve.admission import Admission
 from octavo.serve.config import ServerConfig
 from octavo.serve.errors import unavailable
@@ -227,7 +228,7 @@ class Service:
         self,
         client: str,
         num_sequences: int,
-        prepare: Callable[[Sequence[str]], Sequence[EngineRequest]],
+        prepare: Callable[[Sequence[str]], Sequence[Request]],
         *,
         weight: int,
         is_incremental: bool,
@@ -249,7 +250,7 @@ class Service:
             self.admission.leave(client, num_sequences)
             raise
         for index, request in enumerate(requests):
-            self._streams[request.request_id] = (stream, index)
+            self._streams[request.id] = (stream, index)
             self.engine_thread.submit(request)
         task = asyncio.current_task()
         assert task is not None

@@ -81,12 +81,13 @@ def open_device(device: str, dtype: str, threads: int | None) -> Device:
     if target.type == "cuda":
         handle = Handle(target, DTYPES[dtype], None, is_native=True)
         return Device(str(target), dtype, handle, "reference")
-    torch.set_num_threads(threads or hardware.processor().num_cores)
+    num_threads = threads or hardware.processor().num_cores
+    torch.set_num_threads(num_threads)
     if dtype == "float16" and not features & _FP16_FEATURES:
         dtype = "bfloat16"
     is_native = dtype != "bfloat16" or bool(features & _BF16_FEATURES)
     scratch = None if dtype == "float32" else torch.empty(SCRATCH, dtype=torch.float32)
-    return Device("cpu", dtype, Handle(target, DTYPES[dtype], scratch, is_native), "reference")
+    return Device("cpu", dtype, Handle(target, DTYPES[dtype], scratch, is_native), "reference", None, num_threads)
 
 
 def _find_device(device: str) -> torch.device:

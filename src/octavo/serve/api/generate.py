@@ -13,9 +13,10 @@ import orjson
 from starlette.responses import Response
 
 from octavo.errors import RequestError
-from octavo.llm_engine import EngineRequest, Prompt
+from octavo.llm_engine import Prompt
 from octavo.outputs import RequestOutput
 from octavo.params import SamplingParams
+from octavo.request import Request as PreparedRequest
 from octavo.serve.api.requests import (
     chat_request_options,
     check_logprob_entries,
@@ -154,7 +155,7 @@ class GenerationRoutes:
         num_sequences = len(prompts) * options.num_best
         params = with_shared_seed(params, num_sequences)
 
-        def prepare(ids: Sequence[str]) -> list[EngineRequest]:
+        def prepare(ids: Sequence[str]) -> list[PreparedRequest]:
             requests = service.engine.prepare_many(
                 (self._checked_prompt(prompt, body) for prompt in prompts),
                 params,
@@ -167,7 +168,7 @@ class GenerationRoutes:
             )
             prepared = []
             for made in requests:
-                service.check_prompt(len(made.prompt_token_ids), is_score=options.is_score)
+                service.check_prompt(len(made.asked.prompt_token_ids), is_score=options.is_score)
                 prepared.append(made)
             check_logprob_entries(prepared)
             return prepared

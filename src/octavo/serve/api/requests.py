@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from octavo.errors import RequestError
-from octavo.llm_engine import EngineRequest, Prompt
+from octavo.llm_engine import Prompt
 from octavo.params import UNSET, SamplingParams
+from octavo.request import Request
 from octavo.serve.api.responses import ResponseOptions
 from octavo.serve.api.schemas import ChatBody, CompletionBody, GenerationBody
 from octavo.serve.config import ServerConfig
@@ -88,7 +89,7 @@ def weight_of(prompts: Sequence[Prompt], params: SamplingParams, num_choices: in
     )
 
 
-def check_logprob_entries(requests: Sequence[EngineRequest]) -> None:
+def check_logprob_entries(requests: Sequence[Request]) -> None:
     """Raise RequestError where the response could hold more than MAX_LOGPROB_ENTRIES log-probabilities.
 
     Millions of them could neither be built nor sent in time.
@@ -97,9 +98,9 @@ def check_logprob_entries(requests: Sequence[EngineRequest]) -> None:
     for request in requests:
         params = request.params
         if params.logprobs is not None:
-            num_entries += min(request.max_tokens, _COUNTED_TOKENS) * (1 + params.logprobs)
+            num_entries += min(request.asked.max_tokens, _COUNTED_TOKENS) * (1 + params.logprobs)
         if params.prompt_logprobs is not None:
-            num_entries += len(request.prompt_token_ids) * (1 + params.prompt_logprobs)
+            num_entries += len(request.asked.prompt_token_ids) * (1 + params.prompt_logprobs)
     if num_entries > MAX_LOGPROB_ENTRIES:
         raise RequestError(
             f"logprobs: the answer may hold {num_entries} log-probabilities; at most {MAX_LOGPROB_ENTRIES} are given "

@@ -159,9 +159,9 @@ class SnapshotRecorder:
         now = monotonic()
         if now < self._next_snapshot:
             return
-        inside = engine.inspect(max_sequences=MAX_REQUESTS)
+        inside = engine.inspect(max_waiting=MAX_REQUESTS)
         self._forget_finished(inside.sequence_ids)
-        requests = [self._describe(sequence, now) for sequence in inside.sequences]
+        requests = [self._describe(sequence, now) for sequence in inside.sequences[:MAX_REQUESTS]]
         rate = self._rate.update(now, inside.stats["generation_tokens"])
         tables = [
             (self._owner(sequence).number, pool, blocks)
@@ -187,15 +187,14 @@ class SnapshotRecorder:
 
     def _record(self, engine: LLMEngine) -> None:
         """Record the newest step, if it ran anything."""
-        inside = engine.inspect(max_sequences=0, has_blocks=False)
-        number = inside.stats["steps"]
-        before, self._seconds = self._seconds, inside.stats["seconds"]
-        num_before, self._num_steps = self._num_steps, number
-        if num_before in (None, number):  # of the first step seen only the end was seen
+        step = engine.last_step()
+        before, self._seconds = self._seconds, step.seconds
+        num_before, self._num_steps = self._num_steps, step.number
+        if num_before in (None, step.number):  # of the first step seen only the end was seen
             return
         rows: list[tuple[int, str, str, int]] = []
         num_by_kind = {"prompt": 0, "decode": 0, "recompute": 0}
-        for row in inside.last_rows:
+        for row in step.rows:
             owner = self._tracked.get(row.sequence_id) or self._add_owner(row.sequence_id, row.sequence, row.start)
             kind = "prompt" if row.start < owner.num_prompt else "decode"
             kind = "recompute" if row.start < owner.num_known else kind
@@ -206,7 +205,7 @@ class SnapshotRecorder:
                 rows.append((owner.number, row.sequence_id[:MAX_ID_CHARS], kind, row.num_tokens))
         seconds = {name: round(now - before[name], 6) for name, now in self._seconds.items()}
         self._steps.append({
-            "step": number, "tokens": num_by_kind, "seconds": seconds, "num_rows": len(inside.last_rows), "rows": rows,
+            "step": step.number, "tokens": num_by_kind, "seconds": seconds, "num_rows": len(step.rows), "rows": rows,
         })  # fmt: skip
 
     def _describe(self, sequence: SequenceSnapshot, now: float) -> RequestLine:

@@ -179,10 +179,8 @@ def test_the_weight_counts_what_is_gone_through():
 
 
 def asked(num: int, max_tokens: int = 10, num_prompt: int = 10, **params):
-    request = SimpleNamespace(
-        max_tokens=max_tokens, prompt_token_ids=[1] * num_prompt, params=SamplingParams(**params).resolved({})
-    )
-    return [request] * num
+    asked = SimpleNamespace(max_tokens=max_tokens, prompt_token_ids=[1] * num_prompt)
+    return [SimpleNamespace(asked=asked, params=SamplingParams(**params).resolved({}))] * num
 
 
 def test_too_many_logprobs_are_refused():

@@ -1,9 +1,12 @@
 """serve.live.snapshot: block codes, owners' numbers and rates. With an engine behind it: test_feed."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from octavo.cache.blocks import BlockPool, PrefixChain
 from octavo.serve.live import snapshot
+from octavo.snapshot import EngineSnapshot, EngineStats, SequenceSnapshot, StepSnapshot
 
 
 def test_owners_in_several_pools_and_without_a_number():
@@ -43,3 +46,17 @@ def test_owner_numbers_are_few_and_used_again(num_live):
     assert numbers.count(-1) == max(0, num_live - 252)
     recorder._forget_finished({})
     assert recorder._add_owner("new", None, 0).number == (1 if num_live == 1 else 0)
+
+
+def test_every_running_sequence_has_its_blocks_and_the_table_of_requests_an_end():
+    running = tuple(SequenceSnapshot(f"r{n}-0", "running", 3, 0, 3, 1, 8, 0, ((n,),)) for n in range(240))
+    stats = {**dict.fromkeys(EngineStats.__annotations__, 0), "seconds": {}}
+    inside = EngineSnapshot(
+        stats, running, frozenset(s.id for s in running), StepSnapshot(0, (), {}), 16, (b"\2" * 240,)
+    )
+    engine = SimpleNamespace(inspect=lambda **_: inside, last_step=lambda: inside.last_step)
+    taken: list[snapshot.LiveSnapshot] = []
+    snapshot.SnapshotRecorder(lambda _, made: taken.append(made)).take_snapshot(engine)
+    assert len(taken[0].requests) == snapshot.MAX_REQUESTS
+    assert len(taken[0].tables) == 240
+    assert snapshot.NO_NUMBER not in taken[0].block_codes()
