@@ -236,8 +236,8 @@ class LLMEngine:
         Raises RequestError where the model has no template or it refuses, ModelFormatError where it is broken."""
         if self.template_text is None:
             raise RequestError("the model has no chat template: use generate with a prompt of your own", "messages")
-        self._render_pool = self._render_pool or RenderPool(self.template_text)
-        text = self._render_pool.render(
+        pool = self._render_pool = self._render_pool or RenderPool(self.template_text)
+        text = pool.render(
             checked_messages(messages, parts_as_text=False),
             tools=plain_json(tools, "tools"),
             add_generation_prompt=add_generation_prompt,
@@ -247,9 +247,9 @@ class LLMEngine:
 
     def close_renderer(self) -> None:
         """End the helper process of `render_chat`; another call starts a new one."""
-        if self._render_pool is not None:
-            self._render_pool.close()
-        self._render_pool = None
+        pool, self._render_pool = self._render_pool, None
+        if pool is not None:
+            pool.close()
 
     def get_stats(self) -> EngineStats:
         """Counters and gauges of the engine."""

@@ -65,8 +65,7 @@ def started(source: str, num_workers: int = 3, **limits: Any) -> Iterator[Render
     pool = made(source, num_workers, **limits)
     try:
         pool.start()
-        for helper in pool._helpers:
-            helper.make_ready()
+        until(lambda: pool._crew.num_ready == num_workers, 30.0)
         yield pool
     finally:
         pool.close()

@@ -29,7 +29,8 @@ _ADDRESS: Final = re.compile(r" (?:object )?at 0x[0-9a-fA-F]+")
 class ChatTemplate:
     """A model's chat template, compiled.
 
-    `sources`: the template's text under "default", perhaps a second under "tool_use" for requests with tools.
+    `sources`: the template's text under "default", perhaps a second under "tool_use" for requests with tools; what
+    else there is has no use here.
     `special_tokens`: variables such as `bos_token`. `max_chars`: of a prompt. `now`: the clock behind `strftime_now`.
     """
 
@@ -46,11 +47,13 @@ class ChatTemplate:
         self._special_tokens = dict(special_tokens)
         self._reserved = _OURS | set(environment.globals)
         if "default" not in sources:
-            raise ModelFormatError(f"chat_template: none is called default, only {', '.join(sources)}")
-        for name, source in sources.items():
+            names = ascii(", ".join(sources))
+            raise ModelFormatError(f"chat_template: none is called default, only {names:.200}")
+        used = {name: sources[name] for name in ("default", "tool_use") if name in sources}
+        for name, source in used.items():
             if len(source) > MAX_TEMPLATE_CHARS:
                 raise ModelFormatError(f"chat_template: {name} is longer than {MAX_TEMPLATE_CHARS} characters")
-        self._templates = {name: environment.compiled(source, "chat_template") for name, source in sources.items()}
+        self._templates = {name: environment.compiled(source, "chat_template") for name, source in used.items()}
 
     def render(
         self,

@@ -1,59 +1,59 @@
 """Chat templates rendered in helper processes: the defense against templates that take time or memory.
 
 Whatever runs in a process of its own can be ended at any point of any code: by the kernel at its limits of CPU time and
-memory, and from here where it does not answer. Knows processes, their life and the frames to and from them; what runs
-inside of them is known to `render_worker`. Synchronous; any thread may call. Imports no Jinja.
+memory, and from here where it does not answer. Each process belongs to one thread of ours, which starts it, speaks with
+it and reaps it: a caller only waits for an answer, so nothing that interrupts a caller (Ctrl-C) can leave half of an
+exchange behind. What runs inside of a process is known to `render_worker`. Imports no Jinja.
 """
 
 import json
 import os
 import queue
-import select
 import signal
-import subprocess
-import sys
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
-from functools import cache
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
 from time import monotonic
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from octavo.errors import EngineError, ModelFormatError, OctavoError, RequestError, UnsupportedError
-from octavo.text.render_protocol import HEADER, RenderLimits
+from octavo.text.render_process import HelperProcess, LostError
+from octavo.text.render_protocol import RenderLimits
 from octavo.text.template_text import TemplateText
 
-Result = TypeVar("Result")
-
-MAX_RESPONSE_BYTES: Final = 32 << 20  # a prompt has at most 4 Mi characters, at worst of six bytes each
 _START_SECONDS: Final = 60.0  # of wall time: the last resort, for a process that is stopped or swapped out
+_CLOSE_SECONDS: Final = 10.0  # that `close` waits for a thread, which only has to reap a process
 _NO_START: Final = "a helper process for chat templates does not start"
 _CLOSED: Final = "the renderer of chat templates is closed"
-_CODE: Final = "import sys; sys.path.append(sys.argv[1]); from octavo.text.render_worker import main; main()"
-_OPTIONS: Final = ("-P", "-c", _CODE)
-# What the interpreter needs to find its modules, and the local time. Nothing else is inherited, API keys least of all.
-_INHERITED_ENV: Final = ("HOME", "LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONPATH", "TZ", "VIRTUAL_ENV")
-# glibc maps each long string anew and gives it back; a text that grows piece by piece is 10 times faster without that.
-_MALLOC_ENV: Final = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(64 << 20)}
+
+_Answer = dict[str, Any]
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    """What to render, and where the answer goes. `data` None: nothing, a process has only to be ready."""
+
+    data: bytes | None
+    # A queue of C: the wait for a Future is Python, where an interrupt may find a lock between two states.
+    reply: "queue.SimpleQueue[_Answer | BaseException]" = field(default_factory=queue.SimpleQueue)
+    is_abandoned: bool = False
 
 
 class RenderPool:
     """At most `num_workers` helper processes, each with the model's templates compiled; as many jobs run at once.
 
     None is started before `start` or the first `render`. One that is lost is started anew at once, in the background.
-    They end with `close`, with the pool, and with this process.
+    They end with `close`, with the pool, and with this process. In a process forked from this one the pool begins anew.
     """
 
     def __init__(self, text: TemplateText, *, num_workers: int = 1, limits: RenderLimits | None = None) -> None:
-        self._helpers = [_Helper(text, limits or RenderLimits()) for _ in range(num_workers)]
-        self._free: queue.SimpleQueue[_Helper] = queue.SimpleQueue()  # the one that waits longest comes first
-        for helper in self._helpers:
-            self._free.put(helper)
-        self._close = weakref.finalize(self, _close, self._helpers, self._free)
+        self._text, self._num_workers, self._limits = text, num_workers, limits or RenderLimits()
+        self._pid, self._lock = os.getpid(), threading.Lock()
+        self._crew: _Crew | None = None
+        self._num_pending = 0
+        self._is_closed = False
 
     def start(self) -> None:
         """Start every process, before any `render`, and return when the first is ready.
@@ -61,12 +61,10 @@ class RenderPool:
         Raises ModelFormatError for templates that do not compile, and EngineError where no process can be started.
         """
         try:
-            self._helpers[0].make_ready()
+            self._done(None, self._num_workers)
         except OctavoError:
             self.close()
             raise
-        for helper in self._helpers:
-            helper.begin()
 
     def render(
         self,
@@ -78,271 +76,247 @@ class RenderPool:
         kwargs: Mapping[str, Any] | None = None,
     ) -> str:
         """The prompt for these messages, as `ChatTemplate.render` makes it; with `continue_final_message` it ends with
-        the last message's content. Everything given is plain JSON. Waits for its turn. Raises RequestError for what the
-        template refuses, fails on or takes too much for, EngineError when the pool is closed, and what `start` raises.
+        the last message's content. Everything given is plain JSON. Waits for its turn, at most the limits of the jobs
+        before it. Raises RequestError for what the template refuses, fails on or takes too much for, EngineError when
+        the pool is closed, and what `start` raises.
         """
         options = {"add_generation_prompt": add_generation_prompt, "continue_final_message": continue_final_message}
         try:
             job = _encoded({"messages": messages, "tools": tools, "kwargs": kwargs or {}, **options})
         except (TypeError, ValueError, RecursionError) as error:
             raise RequestError(f"messages: a chat template cannot be given this: {error}", "messages") from error
-        helper = self._free.get()
-        try:
-            return _text(helper.ask(job))
-        finally:
-            self._free.put(helper)
+        answer = self._done(job, 1)
+        if "text" in answer:
+            return str(answer["text"])
+        refusal = answer["error"]
+        raise (UnsupportedError if refusal["is_unsupported"] else RequestError)(refusal["message"], refusal["param"])
 
     def close(self) -> None:
         """End every process and wait until the last is gone. Jobs that run or wait end with EngineError."""
-        for helper in self._helpers:
-            helper.close()
-        for helper in self._helpers:
-            helper.wait_started()
-        self._close()
+        self._is_closed = True
+        with self._lock:
+            crew, self._crew = self._crew, None
+        if crew is not None:
+            crew.close()
+            for thread in crew.threads if crew.is_ours else ():
+                thread.join(_CLOSE_SECONDS)
+
+    def _done(self, data: bytes | None, num_workers: int) -> _Answer:
+        """The answer to a job; `num_workers` is how many processes there must be, if it is the only one."""
+        if self._pid != os.getpid():  # a fork has neither the threads nor the processes
+            self._pid, self._lock, self._crew, self._num_pending = os.getpid(), threading.Lock(), None, 0
+        job = _Job(data)
+        with self._lock:
+            if self._is_closed:
+                raise EngineError(_CLOSED)
+            if self._crew is None:
+                self._crew = _Crew(self._text, self._limits)
+                weakref.finalize(self, self._crew.close)
+            crew = self._crew
+            crew.hire(min(self._num_workers, self._num_pending + num_workers))
+            self._num_pending += 1
+            crew.jobs.put(job)
+        try:
+            answer = job.reply.get()
+        except BaseException:
+            crew.abandon(job)  # an interrupt
+            raise
+        finally:
+            with self._lock:
+                self._num_pending -= 1
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
 
 
-def _close(helpers: Sequence["_Helper"], free: "queue.SimpleQueue[_Helper]") -> None:
-    """What is left to end. A finalizer may run at any point of any thread, so it waits for no other thread."""
-    for helper in helpers:
-        helper.close()
-    idle = []
+class _Crew:
+    """The threads of a pool, in the process that made them, and the jobs that they take. Keeps no pool alive."""
+
+    def __init__(self, text: TemplateText, limits: RenderLimits) -> None:
+        self.pid = os.getpid()
+        self.jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self.threads: list[threading.Thread] = []
+        self.is_closed = False
+        self.limits = limits
+        sources, tokens = dict(text.sources), dict(text.special_tokens)
+        self.start_job = _encoded({"sources": sources, "special_tokens": tokens, "limits": asdict(limits)})
+        self._jobs_of: dict[int, _Job | None] = {}  # of each process that its thread has not reaped, its job
+        self._ready: set[int] = set()  # those of them that have compiled their templates
+        self._lock = threading.RLock()  # a finalizer may call `close` while this thread holds it
+
+    @property
+    def num_ready(self) -> int:
+        """How many processes have compiled their templates and have no job."""
+        with self._lock:
+            return sum(pid in self._ready and job is None for pid, job in self._jobs_of.items())
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this process, and not one that it was forked from, has made the threads."""
+        return self.pid == os.getpid()
+
+    def hire(self, num_workers: int) -> None:
+        """Have so many threads, or as many as there can be. Raises EngineError where there can be none."""
+        while len(self.threads) < num_workers:
+            # Daemons: what renders as the interpreter ends is waited for by its caller. The kernel ends a process when
+            # the thread that has started it ends, so each thread lasts as long as its process may be wanted.
+            thread = threading.Thread(target=_work, args=(self,), name="octavo-render", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:
+                if self.threads:
+                    return
+                raise EngineError(_NO_START) from error
+            self.threads.append(thread)
+
+    def close(self) -> None:
+        """End what runs. Called by a finalizer at any point of any thread, so it waits for no other thread's work."""
+        if not self.is_ours:
+            return
+        self.is_closed = True
+        self.jobs.put(None)  # each thread hands it on
+        with self._lock:
+            for pid in list(self._jobs_of):
+                _kill(pid)
+
+    def abandon(self, job: _Job) -> None:
+        """Nobody waits for this job any more: a process that runs it is ended."""
+        job.is_abandoned = True
+        with self._lock:
+            for pid, running in list(self._jobs_of.items()):
+                if running is job:
+                    _kill(pid)
+
+    def note(self, pid: int, job: _Job | None) -> None:
+        """The process runs, with this job. One that starts while the crew is closed is killed here or by `close`."""
+        with self._lock:
+            self._jobs_of[pid] = job
+        if self.is_closed:
+            _kill(pid)
+
+    def note_ready(self, pid: int) -> None:
+        """The process has compiled its templates."""
+        with self._lock:
+            self._ready.add(pid)
+
+    def forget(self, pid: int) -> None:
+        """The process will be reaped now, and its number may soon be another's."""
+        with self._lock:
+            self._jobs_of.pop(pid, None)
+            self._ready.discard(pid)
+
+
+def _kill(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def _work(crew: _Crew) -> None:
+    """A thread: a process that is ready, a job, its answer, until the crew is closed."""
+    helper = _Helper(crew)
+    while True:
+        helper.make_ready()
+        job = crew.jobs.get()
+        if job is None:
+            break
+        try:
+            job.reply.put(helper.ask(job))
+        except BaseException as error:
+            job.reply.put(EngineError(_CLOSED) if crew.is_closed else error)
+        del job
+    helper.end()
     with suppress(queue.Empty):
         while True:
-            idle.append(free.get_nowait())
-    for helper in idle:  # a busy one is dropped by the thread that uses it
-        helper.drop()
-        free.put(helper)  # whoever comes later is told
-
-
-class _LostError(Exception):
-    """The process has ended, or its response is malformed."""
+            job = crew.jobs.get_nowait()
+            if job is not None:
+                job.reply.put(EngineError(_CLOSED))
+    crew.jobs.put(None)
 
 
 class _Helper:
-    """The place of one process. One thread at a time uses it; `close` and `wait_started` are for any."""
+    """One process after the other. Belongs to one thread."""
 
-    def __init__(self, text: TemplateText, limits: RenderLimits) -> None:
-        sources, tokens = dict(text.sources), dict(text.special_tokens)
-        self._start_job = _encoded({"sources": sources, "special_tokens": tokens, "limits": asdict(limits)})
-        self._seconds = limits.wall_seconds
-        self._is_closed = self._is_ready = False
-        self._process: _Process | None = None
-        self._starting: Future[_Process] | None = None
+    def __init__(self, crew: _Crew) -> None:
+        self._crew = crew
+        self._process: HelperProcess | None = None
+        self._fault: OctavoError | None = None  # why there is no process
 
-    def begin(self) -> None:
-        """Have a process started in the background, where there is none."""
-        if self._starting is None:
-            self._starting = Future()
-            _starter().put((self._starting, self._start))
-
-    def make_ready(self) -> "_Process":
-        """The process, once it has compiled its templates. Raises what `RenderPool.start` raises."""
-        return _twice(self._made_ready, lambda: EngineError(_NO_START))
-
-    def ask(self, job: bytes) -> dict[str, Any]:
-        """The answer to a job. Raises what `RenderPool.render` raises."""
-        return _twice(lambda: self._answer(job), _broken_off)
-
-    def close(self) -> None:
-        """End the process, for ever. What waits for it meets the end of its stream."""
-        self._is_closed = True
-        process = self._process
-        if process is not None:
-            process.kill()
-
-    def wait_started(self) -> None:
-        """Return when no process is being started."""
-        starting = self._starting
-        if starting is not None:
-            starting.exception()
-
-    def drop(self) -> int | None:
-        """End the process and return its exit status; None where there is none, or where it is being started."""
-        if self._starting is None or not self._starting.done():
-            return None
-        process, self._process = self._process, None
-        self._starting, self._is_ready = None, False
-        return None if process is None else process.end()
-
-    def _made_ready(self) -> "_Process":
-        if self._is_ready and (self._process is None or self._process.has_ended):
-            self.drop()  # it was killed while it had nothing to do
-        self.begin()
-        assert self._starting is not None
+    def make_ready(self) -> None:
+        """Have a process whose templates are compiled, or know why there is none. A template that does not compile is
+        not tried again."""
+        if isinstance(self._fault, ModelFormatError) or self._crew.is_closed:
+            return
+        if self._process is not None and self._process.is_alive():
+            return
+        self.end()
         try:
-            process = self._starting.result()
-            if not self._is_ready:
-                answer = process.receive(monotonic() + _START_SECONDS)
-                if "error" in answer:
-                    raise ModelFormatError(answer["error"]["message"])
-                self._is_ready = True
-        except BaseException as error:
-            code = self.drop()
-            if self._is_closed:
-                raise EngineError(_CLOSED) from error
-            if code == -signal.SIGPROF:
-                raise ModelFormatError("chat_template: it takes too long to compile") from error
-            if isinstance(error, TimeoutError):
-                raise EngineError(_NO_START) from error
-            raise
-        return process
+            self._fault = self._started()
+        except Exception as error:  # no interpreter, no memory, no room for a process
+            self.end()
+            self._fault = EngineError(f"{_NO_START}: {error}")
 
-    def _answer(self, job: bytes) -> dict[str, Any]:
-        process = self.make_ready()
-        deadline = monotonic() + self._seconds
+    def ask(self, job: _Job) -> _Answer:
+        """The answer to a job. A process that somebody else has killed is replaced, and asked once more."""
+        for _ in range(2):
+            self.make_ready()  # it may have been killed while there was nothing to do
+            if self._fault is not None:
+                raise type(self._fault)(str(self._fault))
+            if self._crew.is_closed or self._process is None:
+                raise EngineError(_CLOSED)
+            if job.data is None or job.is_abandoned:
+                return {"text": ""}
+            self._crew.note(self._process.pid, job)
+            with suppress(LostError):
+                return self._answer(self._process, job.data)
+        raise _broken_off()
+
+    def end(self) -> int | None:
+        """End the process, if there is one; its exit status."""
+        process, self._process = self._process, None
+        if process is None:
+            return None
+        _kill(process.pid)
+        self._crew.forget(process.pid)
+        return process.reap()
+
+    def _started(self) -> OctavoError | None:
+        """Start a process; what is wrong if it does not get ready."""
+        deadline = monotonic() + _START_SECONDS
+        process = self._process = HelperProcess()
+        self._crew.note(process.pid, None)
+        try:
+            process.send(self._crew.start_job, deadline)
+            answer = process.receive(deadline)
+        except (LostError, TimeoutError, RequestError):
+            code = self.end()
+            if code == -signal.SIGPROF:
+                return ModelFormatError("chat_template: it takes too long to compile")
+            return EngineError(_NO_START)
+        if "error" in answer:
+            self.end()
+            return ModelFormatError(answer["error"]["message"])
+        self._crew.note_ready(process.pid)
+        return None
+
+    def _answer(self, process: "HelperProcess", job: bytes) -> _Answer:
+        deadline = monotonic() + self._crew.limits.wall_seconds
         try:
             process.send(job, deadline)
-            return process.receive(deadline)
+            answer = process.receive(deadline)
         except BaseException as error:  # half of an exchange must not meet the next job
-            code = self.drop()
-            if self._is_closed:
-                raise EngineError(_CLOSED) from error
-            self.begin()
+            code = self.end()
             if isinstance(error, TimeoutError) or code == -signal.SIGPROF:
                 raise RequestError("messages: the chat template takes too long on them", "messages") from error
-            if isinstance(error, _LostError) and code != -signal.SIGKILL:
+            if isinstance(error, LostError) and code != -signal.SIGKILL:
                 raise _broken_off() from error
             raise
-
-    def _start(self) -> "_Process":
-        """Start a process and give it its templates; it compiles them while nobody waits. On the starter's thread."""
-        if self._is_closed:
-            raise EngineError(_CLOSED)
-        try:
-            process = self._process = _Process()
-        except OSError as error:
-            raise EngineError("a helper process for chat templates cannot be started") from error
-        try:
-            process.send(self._start_job, monotonic() + _START_SECONDS)
-        finally:
-            if self._is_closed:  # by a thread that has not seen the process
-                process.end()
-        return process
-
-
-class _Process:
-    """One process, and the frames to and from it. Raises OSError where none can be started."""
-
-    def __init__(self) -> None:
-        environment = {name: os.environ[name] for name in _INHERITED_ENV if name in os.environ} | _MALLOC_ENV
-        root = str(Path(__file__).parents[2])  # where the parent, perhaps a script, has found this package
-        # A session of its own: a Ctrl-C in the terminal does not reach it, not even while it starts.
-        self._popen = subprocess.Popen(  # noqa: S603 - our own arguments, no shell
-            [sys.executable, *_OPTIONS, root],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,
-            cwd="/",
-            env=environment,
-            start_new_session=True,
-        )
-        assert self._popen.stdin is not None
-        assert self._popen.stdout is not None
-        self._input, self._output = self._popen.stdin.fileno(), self._popen.stdout.fileno()
-        os.set_blocking(self._input, False)
-
-    @property
-    def has_ended(self) -> bool:
-        return self._popen.poll() is not None
-
-    def send(self, data: bytes, deadline: float) -> None:
-        """Raises `_LostError`; `TimeoutError` at the deadline (monotonic seconds)."""
-        frame = memoryview(HEADER.pack(len(data)) + data)
-        while frame:
-            _wait(self._input, select.POLLOUT, deadline)
-            try:
-                frame = frame[os.write(self._input, frame) :]
-            except OSError as error:
-                raise _LostError from error
-
-    def receive(self, deadline: float) -> dict[str, Any]:
-        """The next response. Raises `_LostError`, `TimeoutError` at the deadline, and `RequestError` where the response
-        is longer than MAX_RESPONSE_BYTES."""
-        num_bytes = HEADER.unpack(self._read(HEADER.size, deadline))[0]
-        if num_bytes > MAX_RESPONSE_BYTES:
-            raise RequestError("messages: the chat template makes too long a prompt of them", "messages")
-        try:
-            answer = json.loads(self._read(num_bytes, deadline))
-        except (ValueError, RecursionError) as error:
-            raise _LostError from error
-        match answer:
-            case {"text": str()} | {"error": {"message": str(), "param": None | str(), "is_unsupported": bool()}}:
-                return dict(answer)
-        raise _LostError
-
-    def kill(self) -> None:
-        self._popen.kill()
-        self._popen.wait()
-
-    def end(self) -> int:
-        """Kill it where it still runs, close its pipes, and return its exit status."""
-        self._popen.kill()
-        with self._popen:
-            pass
-        return self._popen.returncode
-
-    def _read(self, num_bytes: int, deadline: float) -> bytearray:
-        data = bytearray()
-        while len(data) < num_bytes:
-            _wait(self._output, select.POLLIN, deadline)
-            piece = os.read(self._output, min(num_bytes - len(data), 1 << 20))
-            if not piece:
-                raise _LostError
-            data += piece
-        return data
-
-
-_Start = tuple["Future[_Process]", Callable[[], _Process]]
-
-
-@cache
-def _starter() -> "queue.SimpleQueue[_Start]":
-    """The queue of a thread that starts processes. The kernel ends a process when the thread that has started it ends:
-    that may be none that has something else to do, nor one of an executor, which ends before threads that render."""
-    starts: queue.SimpleQueue[_Start] = queue.SimpleQueue()
-    threading.Thread(target=_start_all, args=(starts,), name="octavo-render-start", daemon=True).start()
-    return starts
-
-
-def _start_all(starts: "queue.SimpleQueue[_Start]") -> None:
-    while True:
-        future, start = starts.get()
-        try:
-            future.set_result(start())
-        except BaseException as error:
-            future.set_exception(error)
-        del future, start  # a pool that nobody has any more may end
-
-
-def _wait(stream: int, event: int, deadline: float) -> None:
-    poll = select.poll()
-    poll.register(stream, event)
-    if not poll.poll(max(0.0, deadline - monotonic()) * 1000):
-        raise TimeoutError
+        self._crew.note(process.pid, None)
+        return answer
 
 
 def _encoded(value: Mapping[str, Any]) -> bytes:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode(errors="surrogatepass")
 
 
-def _twice(attempt: Callable[[], Result], last: Callable[[], OctavoError]) -> Result:
-    """What `attempt` gives. A process that is lost was perhaps killed by somebody else: there is a second one."""
-    try:
-        return attempt()
-    except _LostError:
-        pass
-    try:
-        return attempt()
-    except _LostError as error:
-        raise last() from error
-
-
 def _broken_off() -> RequestError:
     return RequestError("messages: the chat template breaks off on them", "messages")
-
-
-def _text(answer: dict[str, Any]) -> str:
-    if "text" in answer:
-        return str(answer["text"])
-    error = answer["error"]
-    raise (UnsupportedError if error["is_unsupported"] else RequestError)(error["message"], error["param"])

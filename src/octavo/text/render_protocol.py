@@ -21,6 +21,6 @@ class RenderLimits:
     """
 
     cpu_seconds: float = 0.6  # with the cores busy otherwise, too, an answer within 2 s
-    compile_seconds: float = 10.0
+    compile_seconds: float = 2.0  # some 10 times what the longest templates in use take
     wall_seconds: float = 15.0
     memory_bytes: int = 256 << 20  # twice what the longest prompt takes

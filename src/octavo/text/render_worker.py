@@ -12,6 +12,7 @@ import resource
 import signal
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Final
 
 from octavo.errors import OctavoError, RequestError, UnsupportedError
@@ -27,9 +28,13 @@ def main() -> None:
     """Serve until stdin ends."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # Ctrl-C and systemd mean the whole group: the parent decides
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # a parent may ignore or block it, and that is inherited
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
     _die_with_the_parent()
+    nowhere = os.open(os.devnull, os.O_WRONLY)
     answers = os.dup(1)
-    os.dup2(2, 1)  # nothing but answers gets into the stream
+    os.dup2(nowhere, 1)  # nothing but answers gets into the stream
+    os.close(nowhere)
     first = _read_frame(0)
     if first is None:
         return
@@ -105,10 +110,13 @@ def _die_with_the_parent() -> None:
     prctl = ctypes.CDLL(None).prctl
     prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    with suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
+        file.write("1000")  # where memory runs out, this process goes, and not its parent
 
 
 def _confine(limits: RenderLimits) -> None:
-    """Limits that hold even if a template should get out of its sandbox: memory, files, processes."""
+    """Limits that hold even if a template should get out of its sandbox: of memory, of what it writes to files, of
+    files that are open, and, unless it runs as root, of processes that it starts."""
     ceilings = {
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_FSIZE: 0,

@@ -32,7 +32,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
             extensions=[loopcontrols, Generation],
         )
         self.filters["tojson"] = _to_json
-        self.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now(now)}
+        self.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now(now), "dict": _dict}
         del self.filters["random"], self.globals["lipsum"]  # a prompt can be repeated
 
     def compiled(self, source: str, name: str) -> "CompiledTemplate":
@@ -42,9 +42,9 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
             check_offered(tree)
             return CompiledTemplate(self.from_string(tree), takes_parts(tree))
         except TemplateError as error:
-            raise ModelFormatError(f"{name}: the chat template does not compile: {error}") from error
+            raise ModelFormatError(f"{name}: the chat template does not compile: {error!s:.500}") from error
         except (RecursionError, MemoryError, SyntaxError, ValueError, OverflowError) as error:
-            raise ModelFormatError(f"{name}: the chat template is too deeply nested to compile") from error
+            raise ModelFormatError(f"{name}: the chat template cannot be compiled") from error
 
 
 class CompiledTemplate:
@@ -68,7 +68,7 @@ class CompiledTemplate:
 
 @pass_context  # which also keeps Jinja from computing constants while it compiles
 def _shown(_context: Context, value: Any) -> Any:
-    """What `{{ }}` prints. Functions and other objects are a template's mistake, and would show addresses."""
+    """What `{{ }}` prints. A function or an iterator is a template's mistake."""
     if isinstance(value, Iterator) or (callable(value) and not isinstance(value, Undefined | Macro)):
         raise SecurityError(f"the template prints a {type(value).__name__}")
     return value
@@ -83,6 +83,11 @@ def _to_json(
 ) -> str:
     """JSON as Hugging Face templates expect it: nothing is escaped for HTML."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _dict(*args: Any, **kwargs: Any) -> dict[Any, Any]:
+    """In place of the class itself, whose own methods would change what is immutable: `dict.update(message, ...)`."""
+    return dict(*args, **kwargs)
 
 
 def _raise_exception(message: object) -> None:

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from octavo.errors import ModelFormatError, RequestError
-from octavo.text import render_pool
+from octavo.text import render_process
 from tests.support.hostile_templates import BOMBS, INSIDES, PAYLOADS
 from tests.support.render_pools import (
     FORKED,
@@ -81,7 +81,7 @@ class TestHostile:
                 pool.render(says("xx"))
 
     def test_a_worker_that_streams(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(render_pool, "MAX_RESPONSE_BYTES", 1000)
+        monkeypatch.setattr(render_process, "MAX_RESPONSE_BYTES", 1000)
         with started(PLAIN) as pool:
             with pytest.raises(RequestError, match="too long a prompt"):
                 pool.render(says("x" * 1000))
@@ -91,7 +91,7 @@ class TestHostile:
         monkeypatch.setenv("OCTAVO_API_KEY", "secret")
         with started(PLAIN) as pool:
             for child in children():
-                assert set(child.environ()) <= {*render_pool._INHERITED_ENV, *render_pool._MALLOC_ENV}
+                assert set(child.environ()) <= {*render_process._INHERITED_ENV, *render_process._MALLOC_ENV}
                 assert child.cwd() == "/"
                 assert child.rlimit(psutil.RLIMIT_AS)[1] - child.memory_info().vms <= 272 << 20
                 assert child.rlimit(psutil.RLIMIT_CORE) == (0, 0)
@@ -104,9 +104,9 @@ class TestHostile:
 
 class TestTheWorkerAlone:
     def start(self, **limits: float) -> subprocess.Popen[bytes]:
-        root = str(Path(render_pool.__file__).parents[2])
+        root = str(Path(render_process.__file__).parents[2])
         worker = subprocess.Popen(
-            [sys.executable, *render_pool._OPTIONS, root], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={}
+            [sys.executable, *render_process._OPTIONS, root], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={}
         )
         self.send(worker, {"sources": {"default": FORKED}, "special_tokens": {}, "limits": limits})
         assert self.answer(worker) == {"text": ""}

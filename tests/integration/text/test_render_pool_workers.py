@@ -2,6 +2,7 @@
 
 import gc
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import psutil
 import pytest
 
 from octavo.errors import EngineError, RequestError
-from octavo.text import render_pool
+from octavo.text import render_pool, render_process
 from octavo.text.render_pool import RenderPool
 from tests.support.hostile_templates import loops
 from tests.support.render_pools import (
@@ -129,9 +130,10 @@ class TestKilling:
         code = "import os; answers = os.dup(1); from octavo.text import render_worker as worker\n"
         code += f"def fatal(template, job, plain=worker.rendered):\n    if 'die' in str(job): {end}\n"
         code += "    return plain(template, job)\nworker.rendered = fatal; worker.main()"
-        monkeypatch.setattr(render_pool, "_OPTIONS", ("-P", "-c", code))
+        monkeypatch.setattr(render_process, "_OPTIONS", ("-P", "-c", code))
         processes = []
-        monkeypatch.setattr(render_pool, "_Process", lambda plain=render_pool._Process: processes.append(0) or plain())
+        plain = render_pool.HelperProcess
+        monkeypatch.setattr(render_pool, "HelperProcess", lambda: processes.append(0) or plain())
         with started(PLAIN, 1) as pool:
             seen = pids()
             with pytest.raises(RequestError, match=r"breaks off|too long a prompt") as caught:
@@ -184,11 +186,38 @@ class TestCallers:
             try:
                 for _ in range(3):
                     signal.setitimer(signal.ITIMER_REAL, 0.1)
+                    begun = time.monotonic()
                     with pytest.raises(KeyboardInterrupt):
                         pool.render(says("slow"))
                     assert pool.render(USER) == "Hi"
+                    assert time.monotonic() - begun < 3.0, "the process was not ended, and has run to its limit"
             finally:
                 signal.signal(signal.SIGALRM, before)
+
+    @pytest.mark.parametrize("seconds", [1.5, pytest.param(20.0, marks=pytest.mark.nightly)])
+    def test_interrupts_at_any_moment(self, seconds: float) -> None:
+        """Of short jobs, so that they fall into the pool's own code too: no process, job or lock is lost."""
+
+        def interrupt(number: int, frame: object) -> None:
+            raise KeyboardInterrupt
+
+        with started(PLAIN, 1) as pool:
+            before = signal.signal(signal.SIGALRM, interrupt)
+            end, delays = time.monotonic() + seconds, random.Random(7)
+            num_interrupted = 0
+            try:
+                while time.monotonic() < end:
+                    try:
+                        signal.setitimer(signal.ITIMER_REAL, delays.uniform(1e-5, 1e-3))
+                        while True:
+                            pool.render(USER)
+                    except KeyboardInterrupt:
+                        num_interrupted += 1
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                signal.signal(signal.SIGALRM, before)
+            assert num_interrupted > 5
+            assert pool.render(USER) == "Hi"
 
     def test_a_worker_outlives_the_thread_that_asked_first(self) -> None:
         """The kernel ends a worker when the thread that started it ends; that is none of a caller's."""
@@ -227,18 +256,18 @@ class TestTheEnd:
             assert not children(with_zombies=True)
             assert job.result() == "Hi" or job.result().startswith("EngineError")
 
-    def test_closed_by_a_thread_that_has_not_seen_the_process(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_closed_before_the_process_is_noted(self, monkeypatch: pytest.MonkeyPatch) -> None:
         pool = made(PLAIN, 1)
 
-        class Late(render_pool._Process):
+        class Late(render_pool.HelperProcess):
             def __init__(self) -> None:
                 super().__init__()
-                pool._helpers[0].close()
+                pool._crew.close()
 
-        monkeypatch.setattr(render_pool, "_Process", Late)
+        monkeypatch.setattr(render_pool, "HelperProcess", Late)
         with pytest.raises(EngineError, match="is closed"):
             pool.render(USER)
-        assert not children(with_zombies=True)
+        until(lambda: not children(with_zombies=True))
         pool.close()
 
     def test_nobody_has_it_any_more(self) -> None:
@@ -247,7 +276,7 @@ class TestTheEnd:
         assert len(children()) == 1
         del pool
         gc.collect()
-        assert not children(with_zombies=True)
+        until(lambda: not children(with_zombies=True))
 
     def test_the_interpreter_ends(self) -> None:
         """At once, without a word, and its workers with it, also one that has just been started."""
@@ -260,6 +289,56 @@ class TestTheEnd:
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
             output, errors = process.communicate(timeout=20)
         assert (process.returncode, output, errors) == (0, "Hi\n", "")
+
+
+class TestOtherProcesses:
+    def test_a_fork_has_a_pool_of_its_own(self) -> None:
+        """It has neither the threads nor the processes of the one that it was forked from, and harms none of these."""
+        code = (
+            "import os, sys; from octavo.text.render_pool import RenderPool\n"
+            "from octavo.text.template_text import TemplateText\n"
+            "pool = RenderPool(TemplateText({'default': sys.argv[1]}, {}))\n"
+            "say = lambda: print(pool.render([{'role': 'user', 'content': 'Hi'}]), flush=True)\n"
+            "say(); pid = os.fork(); say()\n"
+            "if not pid: pool.close(); os._exit(0)\n"
+            "assert os.waitpid(pid, 0)[1] == 0; say(); pool.close()"
+        )
+        command = [sys.executable, "-c", code, PLAIN]
+        result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+        assert result.stdout == "Hi\n" * 4
+
+    @pytest.mark.parametrize(
+        "how",
+        ["signal.signal(signal.SIGPROF, signal.SIG_IGN)", "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGPROF])"],
+    )
+    def test_a_parent_that_ignores_the_signal_of_the_limit(self, how: str) -> None:
+        code = (
+            f"import signal, sys; {how}\n"
+            "from octavo.text.render_pool import RenderPool; from octavo.text.render_protocol import RenderLimits\n"
+            "from octavo.text.template_text import TemplateText\n"
+            "limits = RenderLimits(cpu_seconds=0.2, wall_seconds=60.0)\n"
+            "pool = RenderPool(TemplateText({'default': sys.argv[1]}, {}), limits=limits)\n"
+            "try: pool.render([{'role': 'user', 'content': 'slow'}])\n"
+            "except ValueError as error: print(error)"
+        )
+        command = [sys.executable, "-c", code, FORKED]
+        result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+        assert "takes too long" in result.stdout
+
+    def test_threads_that_cannot_be_started_now(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        pool = made(PLAIN, 1)
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", lambda _: (_ for _ in ()).throw(RuntimeError("no more threads")))
+            with pytest.raises(EngineError, match="does not start"):
+                pool.render(USER)
+        assert pool.render(USER) == "Hi"
+        pool.close()
+
+    def test_no_interpreter_to_be_had(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "executable", None)
+            with pytest.raises(EngineError, match="helper process"):
+                made(PLAIN, 1).render(USER)
 
 
 ORPHANS = """

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from octavo.errors import RequestError
+from octavo.errors import ModelFormatError, RequestError
 from octavo.text.chat import ChatTemplate
 from tests.support.chat_templates import SPECIAL, TEMPLATES, USER, template
 
@@ -70,3 +70,15 @@ def test_the_clock() -> None:
     at = datetime(2024, 7, 26)
     compiled = ChatTemplate({"default": TEMPLATES["llama3"]}, SPECIAL, now=lambda: at)
     assert "Today Date: 26 Jul 2024\n" in compiled.render(USER)
+
+
+def test_templates_that_nobody_asks_for_are_not_compiled() -> None:
+    sources = {"default": "plain", "rag": "{% include 'x' %}", "broken": "{% for %}", "long": "x" * 100_000}
+    assert ChatTemplate(sources, {}).render([{"role": "user", "content": "Hi"}]) == "plain"
+
+
+def test_names_in_a_message_are_cut_and_shown_as_they_are() -> None:
+    with pytest.raises(ModelFormatError) as caught:
+        ChatTemplate({"\x1b[31m\n" + "x" * 5000: "plain"}, {})
+    assert len(str(caught.value)) < 400
+    assert str(caught.value).isprintable()

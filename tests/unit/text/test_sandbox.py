@@ -103,3 +103,12 @@ def test_a_long_conversation_is_no_bomb() -> None:
     source += "{{ m.content.split('</think>')[-1].strip() ~ '\n' }}{% endfor %}"
     messages = [{"role": "user", "content": "word " * 2000} for _ in range(300)]
     assert ChatTemplate({"default": source}, {}).render(messages).count("<|user|>") == 300
+
+
+@pytest.mark.parametrize(
+    "method", ["update(m, {'content': 'x'})", "clear(m)", "pop(m, 'content')", "setdefault(m, 'x', 1)"]
+)
+def test_messages_cannot_be_changed_through_the_class_of_dicts(method: str) -> None:
+    with pytest.raises(RequestError, match="refuses them"):
+        rendered("{% for m in messages %}{{ dict." + method + " }}{% endfor %}")
+    assert rendered("{{ dict(a=1) | tojson }}") == '{"a": 1}'
