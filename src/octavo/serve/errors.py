@@ -6,6 +6,8 @@ Knows which of our errors is whose fault; knows no route.
 from collections.abc import Mapping
 from typing import Final
 
+import orjson
+
 from octavo.errors import (
     ContextLengthError,
     EngineStoppedError,
@@ -60,17 +62,18 @@ class ApiError(Exception):
         self.code = code
         self.headers = dict(headers or {})
 
-    def envelope(self) -> ErrorResponse:
-        """The body of the response. Lone surrogates, which a request may smuggle into a message, become '?'."""
+    def body(self) -> bytes:
+        """An ErrorResponse as JSON, for a response and for the event that ends a stream.
+
+        Lone surrogates, which a request may smuggle into a message, become '?'. A flood is answered with these: the
+        model is not filled, a test holds that this is one.
+        """
         message = str(self)
         shown = message if len(message) <= MAX_MESSAGE_CHARS else message[:MAX_MESSAGE_CHARS] + "…"
         kind = TYPES.get(self.status, "invalid_request_error")
         param = None if self.param is None else _encodable(self.param)
-        return ErrorResponse(error=ErrorDetail(message=_encodable(shown), type=kind, param=param, code=self.code))
-
-    def body(self) -> bytes:
-        """The envelope as JSON, for a response and for the event that ends a stream."""
-        return self.envelope().to_json()
+        detail = {"message": _encodable(shown), "type": kind, "param": param, "code": self.code}
+        return orjson.dumps({"error": detail})
 
 
 def _encodable(text: str) -> str:

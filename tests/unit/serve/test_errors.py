@@ -13,7 +13,16 @@ from octavo.errors import (
     RequestError,
     UnsupportedError,
 )
-from octavo.serve.errors import MAX_MESSAGE_CHARS, ApiError, bad_request, busy, from_engine, internal, unsupported
+from octavo.serve.errors import (
+    MAX_MESSAGE_CHARS,
+    ApiError,
+    ErrorResponse,
+    bad_request,
+    busy,
+    from_engine,
+    internal,
+    unsupported,
+)
 
 
 @pytest.mark.parametrize(
@@ -27,7 +36,7 @@ def test_the_envelope(status, kind):
 
 
 def test_a_long_message_is_cut():
-    shown = bad_request("x" * 5000).envelope().error.message
+    shown = json.loads(bad_request("x" * 5000).body())["error"]["message"]
     assert shown == "x" * MAX_MESSAGE_CHARS + "…"
 
 
@@ -39,7 +48,7 @@ def test_a_lone_surrogate_can_be_sent():
 def test_when_to_come_back():
     assert busy("full", 7).headers == {"retry-after": "7"}
     assert "err-1" in str(internal("err-1"))
-    assert unsupported("tools", "no").envelope().error.model_dump() == {
+    assert json.loads(unsupported("tools", "no").body())["error"] == {
         "message": "tools: no", "type": "invalid_request_error", "param": "tools", "code": "unsupported",
     }  # fmt: skip
 
@@ -65,3 +74,9 @@ def test_the_type_decides(error, expected):
 def test_what_nobody_foresaw():
     assert from_engine(EngineError("the engine: broken, max_model_len"), prompt_param="prompt") is None
     assert from_engine(RuntimeError("broken"), prompt_param="prompt") is None
+
+
+@pytest.mark.parametrize("error", [internal("err-1"), busy("full"), bad_request("no", "n", "c"), bad_request("\ud800")])
+def test_the_body_is_the_models(error):
+    """It is written by hand; the OpenAPI file has the model."""
+    assert ErrorResponse.model_validate_json(error.body(), strict=True).to_json() == error.body()

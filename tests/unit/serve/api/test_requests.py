@@ -1,5 +1,6 @@
 """serve.api.requests: the server's own limits, fields that go together, and what a request costs."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -84,7 +85,7 @@ def fault(function, **fields) -> ApiError:
 def test_what_is_wrong_is_refused_by_name(fields, param):
     error = fault(completion, **fields)
     assert error.param == param
-    assert error.envelope().error.type == "invalid_request_error"
+    assert json.loads(error.body())["error"]["type"] == "invalid_request_error"
     assert param in str(error)
 
 
