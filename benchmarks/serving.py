@@ -170,9 +170,9 @@ def measure_overload(args: argparse.Namespace, model: Path | str, name: str) -> 
             peak = (peak + asyncio.run(closed_loop(server.port, tokens, args.seconds / 3))) / 2
             num_good = sum(o.status == 200 and at <= args.seconds for at, o in flood)
             refused = sorted(o.end for _, o in flood if o.status == 429)
-            assert {o.status for _, o in flood} == {200, 429}, {
-                (o.status, o.error, o.body[:200]) for _, o in flood if o.status not in (200, 429)
-            }
+            assert {o.status for _, o in flood} <= {200, 429, 503, 0}, {o.status for _, o in flood}
+            over_cap = sum(o.status in (503, 0) for _, o in flood)  # too many connections, some of them cut
+            note("over the cap of connections, %", 100 * over_cap / len(flood))
             note("goodput over peak", num_good / args.seconds / peak)
             note("peak, answers/s", peak)
             note("offered/s", len(flood) / args.seconds)

@@ -45,13 +45,11 @@ class ResponseMiddleware:
             await self._app(scope, receive, send_with_headers)
         except ClientDisconnect:
             pass  # there is nobody to respond to
-        except Exception as raised:
-            error = self._error_of(raised)
+        except Exception as raised:  # kept by no local: its traceback has this frame, and that would be a cycle
             if has_begun:
-                await send({"type": "http.response.body", "body": event(error.body()) + DONE})
+                await send({"type": "http.response.body", "body": event(self._error_of(raised).body()) + DONE})
             else:
-                await send_with_headers(_error_head(error, body := error.body()))
-                await send({"type": "http.response.body", "body": body})
+                await _respond(self._error_of(raised), send_with_headers)
 
     def _request_id(self, scope: Scope) -> str:
         """The client's own, where it is one."""
@@ -60,9 +58,11 @@ class ResponseMiddleware:
         return given[0].decode() if is_good else self._ids.new("req")
 
 
-def _error_head(error: ApiError, body: bytes) -> Message:
-    """The head of an error response. By hand: a flood of refusals should cost as little as it can."""
+async def _respond(error: ApiError, send: Send) -> None:
+    """Send an error response. By hand: a flood of refusals should cost as little as it can."""
+    body = error.body()
     own = [(name.encode(), value.encode("latin-1")) for name, value in error.headers.items()]
     length = (b"content-length", str(len(body)).encode())
     headers = [length, (b"content-type", b"application/json"), *own]
-    return {"type": "http.response.start", "status": error.status, "headers": headers}
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
