@@ -58,14 +58,26 @@ struct CodePlace {
     static constexpr int shift(int i) { return i / kPartLen * kTraits.bits; }
 };
 
-// Codes of one group of one column, `count` of them, to where they lie, with `excess` added.
+// Codes of one group of one column, `count` of them, to where they lie, with `excess` added. Four neighbors at a time,
+// which lie side by side: every weight of a model comes by here.
 template <Format kFormat>
 void pack_group(const std::int8_t* codes, int count, int excess, std::uint8_t* to) {
     using Place = CodePlace<kFormat>;
-    for (int i = 0; i < Place::kTraits.group_len; ++i) {
-        const int code = (i < count ? codes[i] : 0) + excess, shift = Place::shift(i);
-        std::uint8_t& byte = to[Place::byte(i)];
-        byte = static_cast<std::uint8_t>(shift == 0 ? code : byte | code << shift);
+    constexpr int kGroup = Place::kTraits.group_len;
+    static_assert(Place::kPartLen % 4 == 0);
+    std::int8_t padded[kGroup] = {};
+    if (count < kGroup) {
+        std::memcpy(padded, codes, static_cast<std::size_t>(count));
+        codes = padded;
+    }
+    const std::uint32_t more = 0x01010101u * static_cast<std::uint32_t>(excess);
+    for (int i = 0; i < kGroup; i += 4) {
+        std::uint32_t four = 0, there = 0;
+        std::memcpy(&four, codes + i, 4);
+        four = ((four & 0x7f7f7f7fu) + more) ^ (four & 0x80808080u);  // in each byte by itself
+        if (Place::shift(i) > 0) std::memcpy(&there, to + Place::byte(i), 4);
+        four = there | four << Place::shift(i);
+        std::memcpy(to + Place::byte(i), &four, 4);
     }
 }
 
