@@ -125,6 +125,24 @@ def test_fail_all_ends_all():
     run_scene(scene)
 
 
+def test_submission_ends_the_cancel_scope():
+    """From then on the request ends with its stream, for the reason that this is given."""
+
+    async def scene(service, thread):
+        async def whole():
+            async with service.before_submit():
+                stream = await submit(service)
+                return await stream.next_outputs(60)
+
+        task = asyncio.create_task(whole())
+        await asyncio.sleep(0)
+        service.fail_all("the time is over")
+        with pytest.raises(ApiError, match="the time is over"):
+            await task
+
+    run_scene(scene)
+
+
 def test_a_task_that_others_cancel_is_cancelled():
     async def scene(service, thread):
         async def unsubmitted():
