@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import psutil
@@ -88,6 +89,15 @@ class Process:
             return response.status, {name.lower(): value for name, value in response.getheaders()}, response.read()
         finally:
             connection.close()
+
+    def wait_until_live(self, seconds: float = 10.0) -> None:
+        """Ask whether the server lives until it says so: a refusal (503, or a reset) counts as not yet."""
+        end = time.monotonic() + seconds
+        status = 0
+        while status != 200 and time.monotonic() < end:
+            with suppress(ConnectionError, http.client.HTTPException):
+                status = self.ask("GET", "/health/live")[0]
+        assert status == 200, status
 
 
 @dataclass
