@@ -64,7 +64,15 @@ void pack_rows_int8(const PackArgs& args, int first_row, int num_rows) {
 
 constexpr int code_vectors(int rows) { return kPanel / W < 4 || rows <= 2 ? kPanel / W : 2; }
 
-constexpr int kCodesAhead = 1024;  // bytes of codes that are asked for before they are needed
+// Where a panel is read for one or two rows only, memory is what it waits for, and each of its lines is asked for once,
+// so many bytes ahead; beyond its end lie the lines of the next one.
+constexpr int kBytesAhead = 4096;
+constexpr int kFetchingRows = 2;
+
+OCTAVO_INLINE void fetch_ahead(const char* from, int num_bytes) {
+#pragma GCC unroll 4
+    for (int line = 0; line < num_bytes; line += 64) __builtin_prefetch(from + kBytesAhead + line, 0, 3);
+}
 
 // One super-block of a panel: where its parts are.
 struct SuperBlock {
@@ -137,53 +145,62 @@ OCTAVO_INLINE const GroupHeader& header_of(const CodesTile& t, int row) {
     return *reinterpret_cast<const GroupHeader*>(reinterpret_cast<const char*>(t.headers) + row * t.row_bytes);
 }
 
+// Four inputs of a group, with int4 the four of its second half too, added to the group's sums.
+template <Format kFormat, int MR, int NV>
+OCTAVO_INLINE void add_step(const char* codes, const std::int8_t* x, std::int64_t row_bytes, vi (&sums)[MR][NV]) {
+    if constexpr (MR <= kFetchingRows) fetch_ahead(codes, NV * W * 4);
+    constexpr int kBits = GroupShape<kFormat>::kBits, kGroup = GroupShape<kFormat>::kGroup;
+    if constexpr (kBits == 4 && MR == 1) {
+        const vi low_half = (vi)splat_word(0x0f0f0f0fu);
+        const vi low_x = splat_bytes(x), high_x = splat_bytes(x + kGroup / 2);
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; ++v) {  // every byte is loaded once
+            const vi words = load_as<vi>(codes + v * W * 4);
+            add_nibbles(sums[0][v], words & low_half, low_x);
+            add_nibbles(sums[0][v], (vi)((vu)words >> 4) & low_half, high_x);
+        }
+    } else if constexpr (kBits == 4) {
+        const vi low_half = (vi)splat_word(0x0f0f0f0fu);
+        vi words[NV];
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; ++v) words[v] = load_as<vi>(codes + v * W * 4) & low_half;
+#pragma GCC unroll 8
+        for (int m = 0; m < MR; ++m)
+#pragma GCC unroll 4
+            for (int v = 0; v < NV; ++v)
+                add_nibbles(sums[m][v], words[v], splat_bytes(x + m * row_bytes));
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; ++v) words[v] = (vi)(load_as<vu>(codes + v * W * 4) >> 4) & low_half;
+#pragma GCC unroll 8
+        for (int m = 0; m < MR; ++m)
+#pragma GCC unroll 4
+            for (int v = 0; v < NV; ++v)
+                add_nibbles(sums[m][v], words[v], splat_bytes(x + m * row_bytes + kGroup / 2));
+    } else {
+        static_assert(kBits == 8);
+        Bytes words[NV];
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; ++v) words[v] = prepare(load_as<vi>(codes + v * W * 4));
+#pragma GCC unroll 8
+        for (int m = 0; m < MR; ++m)
+#pragma GCC unroll 4
+            for (int v = 0; v < NV; ++v)
+                add_bytes(sums[m][v], words[v], splat_bytes(x + m * row_bytes));
+    }
+}
+
 // Integer sums of one group's inputs.
 template <Format kFormat, int MR, int NV>
 OCTAVO_INLINE void add_group(const char* codes, const std::int8_t* x, std::int64_t row_bytes, vi (&sums)[MR][NV]) {
-    constexpr int kBits = GroupShape<kFormat>::kBits, kGroup = GroupShape<kFormat>::kGroup;
-    constexpr int kSteps = kGroup * kBits / 32;
+    constexpr int kSteps = GroupShape<kFormat>::kGroup * GroupShape<kFormat>::kBits / 32;
+    if constexpr (MR == 1) {
+#pragma GCC unroll 4
+        for (int step = 0; step < kSteps; ++step)  // a step is as short as the loop around it
+            add_step<kFormat>(codes + step * kPanel * 4, x + step * 4, row_bytes, sums);
+    } else {
 #pragma GCC unroll 1
-    for (int step = 0; step < kSteps; ++step, codes += kPanel * 4, x += 4) {
-        if constexpr (MR <= 2)
-#pragma GCC unroll 4
-            for (int line = 0; line < NV * W * 4; line += 64) __builtin_prefetch(codes + kCodesAhead + line, 0, 3);
-        if constexpr (kBits == 4 && MR == 1) {
-            const vi low_half = (vi)splat_word(0x0f0f0f0fu);
-            const vi low_x = splat_bytes(x), high_x = splat_bytes(x + kGroup / 2);
-#pragma GCC unroll 4
-            for (int v = 0; v < NV; ++v) {  // every byte is loaded once
-                const vi words = load_as<vi>(codes + v * W * 4);
-                add_nibbles(sums[0][v], words & low_half, low_x);
-                add_nibbles(sums[0][v], (vi)((vu)words >> 4) & low_half, high_x);
-            }
-        } else if constexpr (kBits == 4) {
-            const vi low_half = (vi)splat_word(0x0f0f0f0fu);
-            vi words[NV];
-#pragma GCC unroll 4
-            for (int v = 0; v < NV; ++v) words[v] = load_as<vi>(codes + v * W * 4) & low_half;
-#pragma GCC unroll 8
-            for (int m = 0; m < MR; ++m)
-#pragma GCC unroll 4
-                for (int v = 0; v < NV; ++v)
-                    add_nibbles(sums[m][v], words[v], splat_bytes(x + m * row_bytes));
-#pragma GCC unroll 4
-            for (int v = 0; v < NV; ++v) words[v] = (vi)(load_as<vu>(codes + v * W * 4) >> 4) & low_half;
-#pragma GCC unroll 8
-            for (int m = 0; m < MR; ++m)
-#pragma GCC unroll 4
-                for (int v = 0; v < NV; ++v)
-                    add_nibbles(sums[m][v], words[v], splat_bytes(x + m * row_bytes + kGroup / 2));
-        } else {
-            static_assert(kBits == 8);
-            Bytes words[NV];
-#pragma GCC unroll 4
-            for (int v = 0; v < NV; ++v) words[v] = prepare(load_as<vi>(codes + v * W * 4));
-#pragma GCC unroll 8
-            for (int m = 0; m < MR; ++m)
-#pragma GCC unroll 4
-                for (int v = 0; v < NV; ++v)
-                    add_bytes(sums[m][v], words[v], splat_bytes(x + m * row_bytes));
-        }
+        for (int step = 0; step < kSteps; ++step)
+            add_step<kFormat>(codes + step * kPanel * 4, x + step * 4, row_bytes, sums);
     }
 }
 
@@ -278,6 +295,7 @@ OCTAVO_INLINE void each_super_block(const ProductArgs& args, F&& f) {
         const int left = args.padded_in - first;
         const SuperBlockLayout layout = layout_of(kFormat, {kMins, kSubScales}, left < kInputs ? left : kInputs);
         const SuperBlock block = super_block_at(at, layout);
+        if (args.num_rows <= kFetchingRows) fetch_ahead(at, layout.codes_at);
         at += layout.num_bytes;
         f(block, first / GroupShape<kFormat>::kInputs, Stored<kSubScales>{block.scales, block.sub_scales},
           Stored<kSubScales>{block.mins, block.sub_mins});
