@@ -62,30 +62,34 @@ OCTAVO_INLINE void multiply(const std::uint16_t* a, std::int64_t a_stride, const
     }
 }
 
-// Integer sums [rows, kTileColumns] of one group, of signed bytes.
-template <bool kTwo>
-OCTAVO_INLINE void multiply_bytes(const std::int8_t* a, std::int64_t a_stride, const std::int8_t* b, std::int32_t* c) {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_loadd(6, b, kTileColumns * 4);
-    _tile_loadd(7, b + 64, kTileColumns * 4);
-    _tile_loadd(4, a, a_stride);
-    _tile_dpbssd(0, 4, 6);
-    _tile_dpbssd(1, 4, 7);
-    _tile_stored(0, c, kTileColumns * 4);
-    _tile_stored(1, c + 16, kTileColumns * 4);
-    if (kTwo) {
-        _tile_zero(2);
-        _tile_zero(3);
-        _tile_loadd(5, a + kTileRows * a_stride, a_stride);
-        _tile_dpbssd(2, 5, 6);
-        _tile_dpbssd(3, 5, 7);
-        _tile_stored(2, c + kTileRows * kTileColumns, kTileColumns * 4);
-        _tile_stored(3, c + kTileRows * kTileColumns + 16, kTileColumns * 4);
+OCTAVO_INLINE void release() { _tile_release(); }
+
+// --- whole numbers ----------------------------------------------------------------------------------------------
+// After configure(rows, rows, depth).
+
+// Sums [rows, 16] of one group: `depth` signed bytes of each row, rows `a_stride` bytes apart, times those of 16 columns,
+// [depth / 4] quads kTileColumns * 4 bytes apart. kSlot 0 and 1 have tile registers of their own: used in turns.
+template <int kSlot>
+OCTAVO_INLINE void sum_group(const std::int8_t* a, std::int64_t a_stride, const std::int8_t* b, std::int32_t* sums) {
+    if constexpr (kSlot == 0) {  // the numbers of registers have to be literals
+        _tile_zero(0);
+        _tile_loadd(6, b, kTileColumns * 4);
+        _tile_loadd(4, a, a_stride);
+        _tile_dpbssd(0, 4, 6);
+        _tile_stored(0, sums, 64);
+    } else {
+        _tile_zero(1);
+        _tile_loadd(7, b, kTileColumns * 4);
+        _tile_loadd(5, a, a_stride);
+        _tile_dpbssd(1, 5, 7);
+        _tile_stored(1, sums, 64);
     }
 }
 
-OCTAVO_INLINE void release() { _tile_release(); }
+// Between stores of vectors and tiles that are loaded from there: gcc 12 does not know that a tile's load reads memory.
+OCTAVO_INLINE void before_tile_loads() { __asm__ volatile("" ::: "memory"); }
+
+// --- limits -----------------------------------------------------------------------------------------------------
 
 double spin_tiles(std::int64_t rounds) {
     configure(kTileRows, kTileRows, 64);

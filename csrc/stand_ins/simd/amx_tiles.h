@@ -33,17 +33,20 @@ OCTAVO_INLINE void multiply(const std::uint16_t* a, std::int64_t a_stride, const
         }
 }
 
-template <bool kTwo>
-OCTAVO_INLINE void multiply_bytes(const std::int8_t* a, std::int64_t a_stride, const std::int8_t* b, std::int32_t* c) {
-    const int rows = kTwo ? kTileRows + configured().second : configured().first;
-    for (int row = 0; row < rows; ++row)
-        for (int column = 0; column < kTileColumns; ++column) {
+// --- whole numbers ----------------------------------------------------------------------------------------------
+
+template <int kSlot>
+OCTAVO_INLINE void sum_group(const std::int8_t* a, std::int64_t a_stride, const std::int8_t* b, std::int32_t* sums) {
+    for (int row = 0; row < configured().first; ++row)
+        for (int column = 0; column < 16; ++column) {
             std::int32_t total = 0;
             for (int i = 0; i < configured().depth; ++i)
                 total += a[row * a_stride + i] * b[i / 4 * kTileColumns * 4 + column * 4 + i % 4];
-            c[row * kTileColumns + column] = total;
+            sums[row * 16 + column] = total;
         }
 }
+
+OCTAVO_INLINE void before_tile_loads() {}
 
 OCTAVO_INLINE void release() {}
 
