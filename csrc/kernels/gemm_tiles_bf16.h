@@ -10,35 +10,70 @@ namespace {
 
 static_assert(kTileColumns == kPanel, "two tiles of columns are a panel");
 
-// Rows of bfloat16, each padded to whole tiles of inputs.
-void pack_rows_tiles(const PackArgs& args, int first_row, int num_rows) {
-    auto* packed = static_cast<std::uint16_t*>(args.packed);
-    for (int row = first_row; row < first_row + num_rows; ++row) {
-        const float* x = args.x + (args.rows != nullptr ? args.rows[row] : row) * args.stride;
-        const float scale = args.norm != nullptr ? inverse_rms(x, args.num_in, args.eps) : 1.0f;
-        std::uint16_t* to = packed + std::int64_t{row} * args.padded_in;
-        for (int i = 0; i < args.num_in; ++i)
-            to[i] = round_to_bf16(args.norm != nullptr ? x[i] * scale * args.norm[i] : x[i]);
-        for (int i = args.num_in; i < args.padded_in; ++i) to[i] = 0;
+// Blocks of kTileRows rows (the last may have fewer), each as whole tiles: [padded inputs / kTileInputs, rows of the
+// block, kTileInputs] of bfloat16.
+OCTAVO_INLINE TileInputs tiles_of(const std::uint16_t* packed, int row, int num_rows, int padded_in) {
+    const int left = num_rows - row, rows = left < kTileRows ? left : kTileRows;
+    return {packed + std::int64_t{row} * padded_in, std::int64_t{rows} * kTileInputs};
+}
+
+// A row of a tile: kTileInputs values from x on.
+template <bool kNormed>
+OCTAVO_INLINE void pack_inputs(const float* x, float scale, const float* norm, std::uint16_t* to) {
+    for (int v = 0; v < kTileInputs; v += 2 * W) {
+        vf low = load(x + v), high = load(x + v + W);
+        if constexpr (kNormed) low = low * scale * load(norm + v), high = high * scale * load(norm + v + W);
+        store_bf16(to + v, low, high);
     }
 }
+
+template <bool kNormed>
+OCTAVO_INLINE void pack_row_tiles(const PackArgs& args, const float* x, TileInputs tiles, int row) {
+    const float scale = kNormed ? inverse_rms(x, args.num_in, args.eps) : 1.0f;
+    std::uint16_t* to = const_cast<std::uint16_t*>(tiles.at) + row * kTileInputs;
+    int i = 0;
+    for (; i + kTileInputs <= args.num_in; i += kTileInputs, to += tiles.step)
+        pack_inputs<kNormed>(x + i, scale, args.norm + i, to);
+    if (i == args.padded_in) return;
+    float left[kTileInputs] = {}, norms[kTileInputs] = {};
+    for (int at = 0; i + at < args.num_in; ++at) left[at] = x[i + at], norms[at] = kNormed ? args.norm[i + at] : 0.0f;
+    pack_inputs<kNormed>(left, scale, norms, to);
+}
+
+void pack_rows_tiles(const PackArgs& args, int first_row, int num_rows) {
+    const auto* packed = static_cast<const std::uint16_t*>(args.packed);
+    for (int row = first_row; row < first_row + num_rows; ++row) {
+        const float* x = args.x + (args.rows != nullptr ? args.rows[row] : row) * args.stride;
+        const TileInputs tiles = tiles_of(packed, row - row % kTileRows, args.num_rows, args.padded_in);
+        if (args.norm != nullptr)
+            pack_row_tiles<true>(args, x, tiles, row % kTileRows);
+        else
+            pack_row_tiles<false>(args, x, tiles, row % kTileRows);
+    }
+}
+
+static_assert(kTileColumns == kPanel, "two tiles of columns are a panel");
 
 void product_tiles(const ProductArgs& args) {
     const auto* panel = static_cast<const std::uint32_t*>(args.panel.data);
     const auto* packed = static_cast<const std::uint16_t*>(args.packed);
-    const int steps = args.padded_in / kTileInputs;
+    const int steps = args.padded_in / kTileInputs, all_steps = steps * ((args.num_rows + 31) / 32);
+    const int lines = static_cast<int>((args.ahead_bytes / 64 + all_steps - 1) / all_steps);
+    TileOutputs to{args.scratch, args.stride, args.stride > kPanel, args.ahead, lines};
     int rows_before = -1, more_before = -1;
     for (int row = 0; row < args.num_rows; row += 2 * kTileRows) {
         const int left = args.num_rows - row, rows = left < kTileRows ? left : kTileRows;
         const int more = left - rows < kTileRows ? left - rows : kTileRows;
         if (rows != rows_before || more != more_before) configure(rows, more, 64);
         rows_before = rows, more_before = more;
-        const std::uint16_t* a = packed + std::int64_t{args.first_row + row} * args.padded_in;
-        float* c = args.scratch + std::int64_t{row} * kPanel;
+        const TileInputs a = tiles_of(packed, args.first_row + row, args.total_rows, args.padded_in);
+        const TileInputs below = tiles_of(packed, args.first_row + row + kTileRows, args.total_rows, args.padded_in);
         if (more > 0)
-            multiply<true>(a, args.padded_in, panel, steps, c);
+            multiply<true>(a, below, panel, steps, to);
         else
-            multiply<false>(a, args.padded_in, panel, steps, c);
+            multiply<false>(a, below, panel, steps, to);
+        to.sums += 2 * kTileRows * to.stride;
+        to.ahead += std::int64_t{64} * lines * steps;
     }
     release();
 }

@@ -31,34 +31,56 @@ OCTAVO_INLINE void configure(int rows, int more, int depth) {
     __asm__ volatile("ldtilecfg %0" : : "m"(config));
 }
 
+// Tiles of input rows as `multiply` takes them: step s's tile [rows, kTileInputs] at `at` + s * step.
+struct TileInputs {
+    const std::uint16_t* at;
+    std::int64_t step;
+};
+
+// Where a tile's sums go, and what is asked for meanwhile: at each step `lines` lines from `ahead` on.
+struct TileOutputs {
+    float* sums;
+    std::int64_t stride;
+    bool asks_for_sums;  // the lines of `sums` lie far apart, and not in a cache
+    const char* ahead;
+    int lines;
+};
+
+// A tile of rows (kTwo: two) times two tiles of columns, `steps` times kTileInputs inputs deep.
 template <bool kTwo>
-OCTAVO_INLINE void multiply(const std::uint16_t* a, std::int64_t a_stride, const std::uint32_t* b, int steps,
-                            float* c) {
+OCTAVO_INLINE void multiply(TileInputs a, TileInputs below, const std::uint32_t* b, int steps, TileOutputs to) {
     _tile_zero(0);
     _tile_zero(1);
     if (kTwo) {
         _tile_zero(2);
         _tile_zero(3);
     }
-    const std::uint16_t* below = a + kTileRows * a_stride;
     for (int step = 0; step < steps; ++step) {
         _tile_loadd(6, b, kTileColumns * 4);
         _tile_loadd(7, b + 16, kTileColumns * 4);
-        _tile_loadd(4, a, a_stride * 2);
+        _tile_loadd(4, a.at, kTileInputs * 2);
         _tile_dpbf16ps(0, 4, 6);
         _tile_dpbf16ps(1, 4, 7);
         if (kTwo) {
-            _tile_loadd(5, below, a_stride * 2);
+            _tile_loadd(5, below.at, kTileInputs * 2);
             _tile_dpbf16ps(2, 5, 6);
             _tile_dpbf16ps(3, 5, 7);
         }
-        a += kTileInputs, below += kTileInputs, b += kTileInputs / 2 * kTileColumns;
+        for (int line = 0; line < to.lines; ++line, to.ahead += 64) _mm_prefetch(to.ahead, _MM_HINT_T1);
+        if (kTwo && to.asks_for_sums && step < kTileRows) {
+            const float* row = to.sums + step * to.stride;
+            const float* lower = row + kTileRows * to.stride;
+            _m_prefetchw(const_cast<float*>(row)), _m_prefetchw(const_cast<float*>(row + 16));
+            _m_prefetchw(const_cast<float*>(lower)), _m_prefetchw(const_cast<float*>(lower + 16));
+        }
+        a.at += a.step, below.at += below.step, b += kTileInputs / 2 * kTileColumns;
     }
-    _tile_stored(0, c, kTileColumns * 4);
-    _tile_stored(1, c + 16, kTileColumns * 4);
+    const std::int64_t bytes = to.stride * 4;
+    _tile_stored(0, to.sums, bytes);
+    _tile_stored(1, to.sums + 16, bytes);
     if (kTwo) {
-        _tile_stored(2, c + kTileRows * kTileColumns, kTileColumns * 4);
-        _tile_stored(3, c + kTileRows * kTileColumns + 16, kTileColumns * 4);
+        _tile_stored(2, to.sums + kTileRows * to.stride, bytes);
+        _tile_stored(3, to.sums + kTileRows * to.stride + 16, bytes);
     }
 }
 

@@ -17,20 +17,39 @@ OCTAVO_INLINE TileRows& configured() {
 
 OCTAVO_INLINE void configure(int rows, int more, int depth) { configured() = {rows, more, depth}; }
 
-template <bool kTwo>
-OCTAVO_INLINE void multiply(const std::uint16_t* a, std::int64_t a_stride, const std::uint32_t* b, int steps,
-                            float* c) {
-    const int rows = kTwo ? kTileRows + configured().second : configured().first;
+struct TileInputs {
+    const std::uint16_t* at;
+    std::int64_t step;
+};
+
+struct TileOutputs {
+    float* sums;
+    std::int64_t stride;
+    bool asks_for_sums;
+    const char* ahead;
+    int lines;
+};
+
+// Sums of one tile of rows.
+OCTAVO_INLINE void multiply_tile(TileInputs a, int rows, const std::uint32_t* b, int steps, float* c,
+                                 std::int64_t stride) {
     for (int row = 0; row < rows; ++row)
         for (int column = 0; column < kTileColumns; ++column) {
             float total = 0.0f;
             for (int i = 0; i < steps * kTileInputs; ++i) {
                 const std::uint32_t pair = b[i / 2 * kTileColumns + column];
                 const auto weight = static_cast<std::uint16_t>(pair >> (16 * (i % 2)));
-                total = fma1(widen(a[row * a_stride + i]), widen(weight), total);
+                const std::uint16_t x = a.at[i / kTileInputs * a.step + row * kTileInputs + i % kTileInputs];
+                total = fma1(widen(x), widen(weight), total);
             }
-            c[row * kTileColumns + column] = total;
+            c[row * stride + column] = total;
         }
+}
+
+template <bool kTwo>
+OCTAVO_INLINE void multiply(TileInputs a, TileInputs below, const std::uint32_t* b, int steps, TileOutputs to) {
+    multiply_tile(a, configured().first, b, steps, to.sums, to.stride);
+    if (kTwo) multiply_tile(below, configured().second, b, steps, to.sums + kTileRows * to.stride, to.stride);
 }
 
 template <bool kTwo>
