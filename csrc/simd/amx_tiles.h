@@ -31,6 +31,33 @@ OCTAVO_INLINE void configure(int rows, int more, int depth) {
     __asm__ volatile("ldtilecfg %0" : : "m"(config));
 }
 
+// The instructions, each on registers by number. gcc 12's own intrinsic for a load does not say that it reads memory, so
+// that stores which fill what is loaded may be moved behind it or dropped; these say so.
+template <int kTile>
+OCTAVO_INLINE void tile_zero() { __asm__ volatile("tilezero %%tmm%c0" : : "i"(kTile)); }
+
+template <int kTile>
+OCTAVO_INLINE void tile_load(const void* from, std::int64_t stride) {
+    __asm__ volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(from), "r"(stride), "i"(kTile) : "memory");
+}
+
+template <int kTile>
+OCTAVO_INLINE void tile_store(void* to, std::int64_t stride) {
+    __asm__ volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(to), "r"(stride), "i"(kTile) : "memory");
+}
+
+// Sums of float32 += left [rows, pairs of inputs] x right [pairs of inputs, columns], both of bfloat16.
+template <int kSums, int kLeft, int kRight>
+OCTAVO_INLINE void tile_products_bf16() {
+    __asm__ volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(kSums), "i"(kLeft), "i"(kRight));
+}
+
+// Sums of int32 += left [rows, fours of inputs] x right [fours of inputs, columns], both of signed bytes.
+template <int kSums, int kLeft, int kRight>
+OCTAVO_INLINE void tile_products_int8() {
+    __asm__ volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(kSums), "i"(kLeft), "i"(kRight));
+}
+
 template <bool kTwo>
 OCTAVO_INLINE void multiply(const std::uint16_t* a, std::int64_t a_stride, const std::uint32_t* b, int steps,
                             float* c) {
