@@ -25,29 +25,29 @@ class FlushDenormals {
     std::uint32_t before;
 };
 
-struct Halves { __m256 low, high; };
+struct TwoRegisters { __m256 low, high; };
 
-OCTAVO_INLINE Halves halves_of(vf x) {
-    Halves halves;
-    std::memcpy(&halves, &x, sizeof x);
-    return halves;
+OCTAVO_INLINE TwoRegisters registers_of(vf x) {
+    TwoRegisters registers;
+    std::memcpy(&registers, &x, sizeof x);
+    return registers;
 }
 
-OCTAVO_INLINE vf whole(const Halves& halves) { return load_as<vf>(&halves); }
+OCTAVO_INLINE vf vector_of(const TwoRegisters& registers) { return load_as<vf>(&registers); }
 
 // a * b + c. Volatile, so that it stays behind FlushDenormals.
 OCTAVO_INLINE vf fma_flushed(vf a, vf b, vf c) {
-    Halves x = halves_of(a), y = halves_of(b), z = halves_of(c);
+    TwoRegisters x = registers_of(a), y = registers_of(b), z = registers_of(c);
     __asm__ volatile("vfmadd231ps %2, %1, %0" : "+x"(z.low) : "x"(x.low), "x"(y.low));
     __asm__ volatile("vfmadd231ps %2, %1, %0" : "+x"(z.high) : "x"(x.high), "x"(y.high));
-    return whole(z);
+    return vector_of(z);
 }
 
 OCTAVO_INLINE vf add_flushed(vf a, vf b) {
-    Halves x = halves_of(a), y = halves_of(b);
+    TwoRegisters x = registers_of(a), y = registers_of(b);
     __asm__ volatile("vaddps %1, %0, %0" : "+x"(x.low) : "x"(y.low));
     __asm__ volatile("vaddps %1, %0, %0" : "+x"(x.high) : "x"(y.high));
-    return whole(x);
+    return vector_of(x);
 }
 
 // A denormal as the zero of its sign, as these instructions take it.
