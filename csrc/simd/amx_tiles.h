@@ -31,57 +31,31 @@ OCTAVO_INLINE void configure(int rows, int more, int depth) {
     __asm__ volatile("ldtilecfg %0" : : "m"(config));
 }
 
-// Tiles of input rows as `multiply` takes them: step s's tile [rows, kTileInputs] at `at` + s * step.
-struct TileInputs {
-    const std::uint16_t* at;
-    std::int64_t step;
-};
+// The instructions, each on registers by number. gcc 12's own intrinsic for a load does not say that it reads memory, so
+// that stores which fill what is loaded may be moved behind it or dropped; these say so.
+template <int kTile>
+OCTAVO_INLINE void tile_zero() { __asm__ volatile("tilezero %%tmm%c0" : : "i"(kTile)); }
 
-// Where a tile's sums go, and what is asked for meanwhile: at each step `lines` lines from `ahead` on.
-struct TileOutputs {
-    float* sums;
-    std::int64_t stride;
-    bool asks_for_sums;  // the lines of `sums` lie far apart, and not in a cache
-    const char* ahead;
-    int lines;
-};
+template <int kTile>
+OCTAVO_INLINE void tile_load(const void* from, std::int64_t stride) {
+    __asm__ volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(from), "r"(stride), "i"(kTile) : "memory");
+}
 
-// A tile of rows (kTwo: two) times two tiles of columns, `steps` times kTileInputs inputs deep.
-template <bool kTwo>
-OCTAVO_INLINE void multiply(TileInputs a, TileInputs below, const std::uint32_t* b, int steps, TileOutputs to) {
-    _tile_zero(0);
-    _tile_zero(1);
-    if (kTwo) {
-        _tile_zero(2);
-        _tile_zero(3);
-    }
-    for (int step = 0; step < steps; ++step) {
-        _tile_loadd(6, b, kTileColumns * 4);
-        _tile_loadd(7, b + 16, kTileColumns * 4);
-        _tile_loadd(4, a.at, kTileInputs * 2);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_dpbf16ps(1, 4, 7);
-        if (kTwo) {
-            _tile_loadd(5, below.at, kTileInputs * 2);
-            _tile_dpbf16ps(2, 5, 6);
-            _tile_dpbf16ps(3, 5, 7);
-        }
-        for (int line = 0; line < to.lines; ++line, to.ahead += 64) _mm_prefetch(to.ahead, _MM_HINT_T1);
-        if (kTwo && to.asks_for_sums && step < kTileRows) {
-            const float* row = to.sums + step * to.stride;
-            const float* lower = row + kTileRows * to.stride;
-            _m_prefetchw(const_cast<float*>(row)), _m_prefetchw(const_cast<float*>(row + 16));
-            _m_prefetchw(const_cast<float*>(lower)), _m_prefetchw(const_cast<float*>(lower + 16));
-        }
-        a.at += a.step, below.at += below.step, b += kTileInputs / 2 * kTileColumns;
-    }
-    const std::int64_t bytes = to.stride * 4;
-    _tile_stored(0, to.sums, bytes);
-    _tile_stored(1, to.sums + 16, bytes);
-    if (kTwo) {
-        _tile_stored(2, to.sums + kTileRows * to.stride, bytes);
-        _tile_stored(3, to.sums + kTileRows * to.stride + 16, bytes);
-    }
+template <int kTile>
+OCTAVO_INLINE void tile_store(void* to, std::int64_t stride) {
+    __asm__ volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(to), "r"(stride), "i"(kTile) : "memory");
+}
+
+// Sums of float32 += left [rows, pairs of inputs] x right [pairs of inputs, columns], both of bfloat16.
+template <int kSums, int kLeft, int kRight>
+OCTAVO_INLINE void tile_products_bf16() {
+    __asm__ volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(kSums), "i"(kLeft), "i"(kRight));
+}
+
+// Sums of int32 += left [rows, fours of inputs] x right [fours of inputs, columns], both of signed bytes.
+template <int kSums, int kLeft, int kRight>
+OCTAVO_INLINE void tile_products_int8() {
+    __asm__ volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(kSums), "i"(kLeft), "i"(kRight));
 }
 
 // Integer sums [rows, kTileColumns] of one group, of signed bytes.
