@@ -8,51 +8,6 @@
 
 namespace {
 
-static_assert(kTileColumns == kPanel, "two tiles of columns are a panel");
-
-// Where a tile's sums go, and what is asked for meanwhile: at each step `lines` lines from `ahead` on.
-struct TileOutputs {
-    float* sums;
-    std::int64_t stride;
-    const char* ahead;
-    int lines;
-};
-
-// A tile of rows (kTwo: two) times two tiles of columns, `steps` times kTileInputs inputs deep.
-template <bool kTwo>
-OCTAVO_INLINE void multiply(TileInputs a, TileInputs below, const std::uint32_t* b, int steps, TileOutputs to) {
-    const bool is_far = to.stride > kPanel;  // then the sums' lines are in no cache, and are asked for
-    tile_zero<0>(), tile_zero<1>();
-    if (kTwo) tile_zero<2>(), tile_zero<3>();
-    for (int step = 0; step < steps; ++step) {
-        tile_load<6>(b, kTileColumns * 4);
-        tile_load<7>(b + 16, kTileColumns * 4);
-        tile_load<4>(a.at, kTileInputs * 2);
-        tile_products_bf16<0, 4, 6>();
-        tile_products_bf16<1, 4, 7>();
-        if (kTwo) {
-            tile_load<5>(below.at, kTileInputs * 2);
-            tile_products_bf16<2, 5, 6>();
-            tile_products_bf16<3, 5, 7>();
-        }
-        for (int line = 0; line < to.lines; ++line, to.ahead += 64) __builtin_prefetch(to.ahead, 0, 2);
-        if (kTwo && is_far && step < kTileRows) {
-            const float* row = to.sums + step * to.stride;
-            const float* lower = row + kTileRows * to.stride;
-            __builtin_prefetch(row, 1, 3), __builtin_prefetch(row + 16, 1, 3);
-            __builtin_prefetch(lower, 1, 3), __builtin_prefetch(lower + 16, 1, 3);
-        }
-        a.at += a.step, below.at += below.step, b += kTileInputs / 2 * kTileColumns;
-    }
-    const std::int64_t bytes = to.stride * 4;
-    tile_store<0>(to.sums, bytes);
-    tile_store<1>(to.sums + 16, bytes);
-    if (kTwo) {
-        tile_store<2>(to.sums + kTileRows * to.stride, bytes);
-        tile_store<3>(to.sums + kTileRows * to.stride + 16, bytes);
-    }
-}
-
 // Tiles of input rows: step s's tile [rows, kTileInputs] at `at` + s * step.
 struct TileInputs {
     const std::uint16_t* at;
