@@ -177,7 +177,8 @@ struct Widened {
 // Where the rows and sums of one tile lie, and from which of the panel's columns on.
 struct CodesTile {
     RowsOfBlock rows;  // from the super-block's first group on
-    float* sums;  // of column `column`; rows are kPanel apart
+    float* sums;  // of column `column`
+    std::int64_t stride;  // of their rows
     int column;
     bool continues;
 };
@@ -260,7 +261,7 @@ inline __attribute__((noinline)) void codes_tile(const SuperBlock& block, const 
     const int num_groups = block.num_groups;
     if (!t.continues)
         for (int m = 0; m < MR; ++m)
-            for (int v = 0; v < NV; ++v) store(t.sums + m * kPanel + v * W, splat(0.0f));
+            for (int v = 0; v < NV; ++v) store(t.sums + m * t.stride + v * W, splat(0.0f));
     vf held[NV];
 #pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) held[v] = load(t.sums + v * W);
@@ -277,7 +278,7 @@ inline __attribute__((noinline)) void codes_tile(const SuperBlock& block, const 
                 if constexpr (kExcess > 0)
                     exact -= splat_int(Shape::kParts == 1 ? t.rows.sum(m) : t.rows.sum_of_half(m, part)) * kExcess;
                 const vf scale = scales.at(at, t.column + v * W), min = kMins ? mins.at(at, t.column + v * W) : vf{};
-                float* out = t.sums + m * kPanel + v * W;
+                float* out = t.sums + m * t.stride + v * W;
                 const vf shift = kMins ? splat(t.rows.shift(m)) : vf{};
                 const vf total = plus_scaled<kMins>(kHolds ? held[v] : load(out), exact, scale, min,
                                                     splat(t.rows.scale(m)), shift);
@@ -351,7 +352,7 @@ OCTAVO_INLINE RowsOfBlock rows_from(const ProductArgs& args, int row, int group)
 
 template <Format kFormat>
 OCTAVO_INLINE CodesTile tile_of(const ProductArgs& args, int row, int group) {
-    return {rows_from<kFormat>(args, row, group), args.scratch + std::int64_t{row} * kPanel, 0, group > 0};
+    return {rows_from<kFormat>(args, row, group), args.scratch + row * args.stride, args.stride, 0, group > 0};
 }
 
 template <Format kFormat>

@@ -84,17 +84,35 @@ struct CopiedScales {
     }
 };
 
-// 16 columns of a block of rows: sums += all groups that are ready. Rows of sums are kPanel apart.
+// Integer sums [kTileRows, W] of one group. kSlot 0 and 1 have registers of their own, to be used in turns.
+template <int kSlot>
+OCTAVO_INLINE void sum_group(const std::int8_t* a, std::int64_t a_stride, const std::int8_t* b, std::int32_t* sums) {
+    tile_zero<kSlot>();
+    tile_load<6 + kSlot>(b, kPanel * 4);
+    tile_load<4 + kSlot>(a, a_stride);
+    tile_products_int8<kSlot, 4 + kSlot, 6 + kSlot>();
+    tile_store<kSlot>(sums, W * 4);
+}
+
+// Where the sums of a tile go, and what is asked for meanwhile: with each group `lines` lines from `ahead` on.
+struct SumsOfTile {
+    float* at;
+    std::int64_t stride;
+    bool continues;
+    const char* ahead;
+    int lines;
+};
+
+// 16 columns of a block of rows: sums += all groups that are ready.
 template <Format kFormat, bool kMins>
 inline __attribute__((noinline)) void add_tile(const ReadyGroups<kFormat, kMins>& ready, int column,
-                                               const RowsOfBlock& rows, RowScales row_scales, float* sums,
-                                               bool continues) {
+                                               const RowsOfBlock& rows, RowScales row_scales, SumsOfTile sums) {
     using Shape = GroupShape<kFormat>;
     alignas(64) std::int32_t ring[kRing][kTileRows][W];
     vf totals[kTileRows];
 #pragma GCC unroll 16
     for (int m = 0; m < kTileRows; ++m)
-        totals[m] = continues && m < rows.count ? load(sums + m * kPanel) : splat(0.0f);
+        totals[m] = sums.continues && m < rows.count ? load(sums.at + m * sums.stride) : splat(0.0f);
     const std::int64_t group_bytes = std::int64_t{rows.count} * Shape::kInputs;
     const auto multiply = [&](int group) __attribute__((always_inline)) {
         const std::int8_t* a = rows.codes + group / Shape::kParts * group_bytes + group % Shape::kParts * Shape::kGroup;
@@ -115,49 +133,57 @@ inline __attribute__((noinline)) void add_tile(const ReadyGroups<kFormat, kMins>
             totals[m] = plus_scaled<kMins>(totals[m], load_as<vi>(exact + m * W), scales, mins, splat(own[m]),
                                            kMins ? splat(own[kTileRows + m]) : vf{});
     };
-    const int num_groups = ready.num_groups, ahead = num_groups < kLag ? num_groups : kLag;
-    for (int group = 0; group < ahead; ++group) multiply(group);
+    const int num_groups = ready.num_groups, lag = num_groups < kLag ? num_groups : kLag;
+    for (int group = 0; group < lag; ++group) multiply(group);
     for (int group = 0; group < num_groups; ++group) {
-        if (group + ahead < num_groups) multiply(group + ahead);
+        if (group + lag < num_groups) multiply(group + lag);
+        for (int line = 0; line < sums.lines; ++line, sums.ahead += 64) __builtin_prefetch(sums.ahead, 0, 2);
         take(group);
     }
 #pragma GCC unroll 16
     for (int m = 0; m < kTileRows; ++m)
-        if (m < rows.count) store(sums + m * kPanel, totals[m]);
+        if (m < rows.count) store(sums.at + m * sums.stride, totals[m]);
 }
 
+// `ahead`: lines that are asked for while a group is taken up.
 template <Format kFormat, bool kMins>
-void add_tiles(const ProductArgs& args, const ReadyGroups<kFormat, kMins>& ready) {
+void add_tiles(const ProductArgs& args, const ReadyGroups<kFormat, kMins>& ready, const char* ahead, int lines) {
     constexpr int kInputs = GroupShape<kFormat>::kInputs;
     CopiedScales<kRunInputs / kInputs> copied;
-    before_tile_loads();
     int configured_rows = 0;
     for (int row = 0; row < args.num_rows; row += kTileRows) {
         const RowsOfBlock rows = rows_from<kFormat>(args, row, ready.first_group);
         if (rows.count != configured_rows) configure(rows.count, rows.count, GroupShape<kFormat>::kGroup);
         configured_rows = rows.count;
         const RowScales row_scales = copied.of(rows, ready.num_groups / GroupShape<kFormat>::kParts, kInputs);
-        for (int column = 0; column < kPanel; column += W)
-            add_tile(ready, column, rows, row_scales, args.scratch + row * kPanel + column, ready.first_group > 0);
+        for (int column = 0; column < kPanel; column += W, ahead += std::int64_t{64} * lines * ready.num_groups)
+            add_tile(ready, column, rows, row_scales,
+                     {args.scratch + row * args.stride + column, args.stride, ready.first_group > 0, ahead, lines});
     }
 }
 
 template <Format kFormat>
 void product_codes_tiles(const ProductArgs& args) {
     if (args.num_rows < kFewRows) return product_codes<kFormat>(args);
+    const int tiles = (args.num_rows + kTileRows - 1) / kTileRows * (kPanel / W);
+    const std::int64_t all_groups = std::int64_t{tiles} * (args.padded_in / GroupShape<kFormat>::kGroup);
+    const int lines = static_cast<int>((args.ahead_bytes / 64 + all_groups - 1) / all_groups);
+    const char* ahead = args.ahead;
     with_flags<kFormat>(args.panel.kind, [&](auto has_mins, auto has_sub_scales) {
         constexpr bool kMins = decltype(has_mins)::value, kSubScales = decltype(has_sub_scales)::value;
-        constexpr int kMost = ReadyGroups<kFormat, kMins>::kMost;
         ReadyGroups<kFormat, kMins> ready;
+        const auto add_ready = [&] {
+            add_tiles(args, ready, ahead, lines);
+            ahead += std::int64_t{64} * lines * tiles * ready.num_groups;
+            ready.num_groups = 0;
+        };
         each_super_block<kFormat, kMins, kSubScales>(
             args, [&](const SuperBlock& block, int group, auto stored, auto stored_mins) {
                 if (ready.num_groups == 0) ready.first_group = group;
                 ready.add(block, stored, stored_mins);
-                if (ready.num_groups < kMost) return;
-                add_tiles(args, ready);
-                ready.num_groups = 0;
+                if (ready.num_groups == ready.kMost) add_ready();
             });
-        if (ready.num_groups > 0) add_tiles(args, ready);
+        if (ready.num_groups > 0) add_ready();
     });
     release();
 }

@@ -31,65 +31,57 @@ OCTAVO_INLINE void configure(int rows, int more, int depth) {
     __asm__ volatile("ldtilecfg %0" : : "m"(config));
 }
 
+// The instructions, each on registers by number. gcc 12's own intrinsic for a load does not say that it reads memory, so
+// that stores which fill what is loaded may be moved behind it or dropped; these say so.
+template <int kTile>
+OCTAVO_INLINE void tile_zero() { __asm__ volatile("tilezero %%tmm%c0" : : "i"(kTile)); }
+
+template <int kTile>
+OCTAVO_INLINE void tile_load(const void* from, std::int64_t stride) {
+    __asm__ volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(from), "r"(stride), "i"(kTile) : "memory");
+}
+
+template <int kTile>
+OCTAVO_INLINE void tile_store(void* to, std::int64_t stride) {
+    __asm__ volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(to), "r"(stride), "i"(kTile) : "memory");
+}
+
+// Sums of float32 += left [rows, pairs of inputs] x right [pairs of inputs, columns], both of bfloat16.
+template <int kSums, int kLeft, int kRight>
+OCTAVO_INLINE void tile_products_bf16() {
+    __asm__ volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(kSums), "i"(kLeft), "i"(kRight));
+}
+
+// Sums of int32 += left [rows, fours of inputs] x right [fours of inputs, columns], both of signed bytes.
+template <int kSums, int kLeft, int kRight>
+OCTAVO_INLINE void tile_products_int8() {
+    __asm__ volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(kSums), "i"(kLeft), "i"(kRight));
+}
+
+// Integer sums [rows, kTileColumns] of one group, of signed bytes.
 template <bool kTwo>
-OCTAVO_INLINE void multiply(const std::uint16_t* a, std::int64_t a_stride, const std::uint32_t* b, int steps,
-                            float* c) {
+OCTAVO_INLINE void multiply_bytes(const std::int8_t* a, std::int64_t a_stride, const std::int8_t* b, std::int32_t* c) {
     _tile_zero(0);
     _tile_zero(1);
-    if (kTwo) {
-        _tile_zero(2);
-        _tile_zero(3);
-    }
-    const std::uint16_t* below = a + kTileRows * a_stride;
-    for (int step = 0; step < steps; ++step) {
-        _tile_loadd(6, b, kTileColumns * 4);
-        _tile_loadd(7, b + 16, kTileColumns * 4);
-        _tile_loadd(4, a, a_stride * 2);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_dpbf16ps(1, 4, 7);
-        if (kTwo) {
-            _tile_loadd(5, below, a_stride * 2);
-            _tile_dpbf16ps(2, 5, 6);
-            _tile_dpbf16ps(3, 5, 7);
-        }
-        a += kTileInputs, below += kTileInputs, b += kTileInputs / 2 * kTileColumns;
-    }
+    _tile_loadd(6, b, kTileColumns * 4);
+    _tile_loadd(7, b + 64, kTileColumns * 4);
+    _tile_loadd(4, a, a_stride);
+    _tile_dpbssd(0, 4, 6);
+    _tile_dpbssd(1, 4, 7);
     _tile_stored(0, c, kTileColumns * 4);
     _tile_stored(1, c + 16, kTileColumns * 4);
     if (kTwo) {
+        _tile_zero(2);
+        _tile_zero(3);
+        _tile_loadd(5, a + kTileRows * a_stride, a_stride);
+        _tile_dpbssd(2, 5, 6);
+        _tile_dpbssd(3, 5, 7);
         _tile_stored(2, c + kTileRows * kTileColumns, kTileColumns * 4);
         _tile_stored(3, c + kTileRows * kTileColumns + 16, kTileColumns * 4);
     }
 }
 
 OCTAVO_INLINE void release() { _tile_release(); }
-
-// --- whole numbers ----------------------------------------------------------------------------------------------
-// After configure(rows, rows, depth).
-
-// Sums [rows, 16] of one group: `depth` signed bytes of each row, rows `a_stride` bytes apart, times those of 16 columns,
-// [depth / 4] quads kTileColumns * 4 bytes apart. kSlot 0 and 1 have tile registers of their own: used in turns.
-template <int kSlot>
-OCTAVO_INLINE void sum_group(const std::int8_t* a, std::int64_t a_stride, const std::int8_t* b, std::int32_t* sums) {
-    if constexpr (kSlot == 0) {  // the numbers of registers have to be literals
-        _tile_zero(0);
-        _tile_loadd(6, b, kTileColumns * 4);
-        _tile_loadd(4, a, a_stride);
-        _tile_dpbssd(0, 4, 6);
-        _tile_stored(0, sums, 64);
-    } else {
-        _tile_zero(1);
-        _tile_loadd(7, b, kTileColumns * 4);
-        _tile_loadd(5, a, a_stride);
-        _tile_dpbssd(1, 5, 7);
-        _tile_stored(1, sums, 64);
-    }
-}
-
-// Between stores of vectors and tiles that are loaded from there: gcc 12 does not know that a tile's load reads memory.
-OCTAVO_INLINE void before_tile_loads() { __asm__ volatile("" ::: "memory"); }
-
-// --- limits -----------------------------------------------------------------------------------------------------
 
 double spin_tiles(std::int64_t rounds) {
     configure(kTileRows, kTileRows, 64);
