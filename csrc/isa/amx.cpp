@@ -22,6 +22,7 @@ constexpr Kernels make_amx_kernels() {
         if constexpr (is_quantized(kFormat)) {
             kernels.product[static_cast<int>(kFormat)] = product_codes_tiles<kFormat>;
             kernels.stores_straight[static_cast<int>(kFormat)] = true;
+            kernels.widen[static_cast<int>(kFormat)] = widen_panel<kFormat, RoundedPairs>;
         }
     });
     kernels.spin_products = spin_tiles;

@@ -9,6 +9,7 @@
 #include "kernels/roofline.h"
 #include "kernels/rope_kv.h"
 #include "kernels/sampling.h"
+#include "kernels/widen.h"
 
 namespace {
 
@@ -39,6 +40,7 @@ constexpr Kernels make_kernels(const char* name) {
         auto& product = kernels.product[static_cast<int>(kFormat)];
         if constexpr (is_quantized(kFormat)) {
             product = product_codes<kFormat>;
+            kernels.widen[static_cast<int>(kFormat)] = widen_panel<kFormat, PlainPairs>;
         } else if constexpr (kFormat == Format::float32) {
             product = product_fma<Singles>;
         } else {

@@ -178,7 +178,8 @@ void product_codes_tiles(const ProductArgs& args) {
             ready.num_groups = 0;
         };
         each_super_block<kFormat, kMins, kSubScales>(
-            args, [&](const SuperBlock& block, int group, auto stored, auto stored_mins) {
+            args.panel, args.padded_in, false,
+            [&](const SuperBlock& block, int group, auto stored, auto stored_mins) {
                 if (ready.num_groups == 0) ready.first_group = group;
                 ready.add(block, stored, stored_mins);
                 if (ready.num_groups == ready.kMost) add_ready();
