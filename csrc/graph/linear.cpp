@@ -13,6 +13,9 @@ namespace {
 constexpr int kRowsAtOnce = 96;  // rows whose sums a thread holds; a multiple of every ISA variant's block_rows
 constexpr std::int64_t kStreamBytes = 384 << 10;  // weights that a thread reads in one go, where there are few rows
 constexpr int kUnitsPerThread = 3;
+constexpr std::int64_t kPassBytes = 1 << 20;  // of packed rows that panels stream past: they stay in the cache
+constexpr int kFewRows = 32;  // up to so many a panel is computed no slower than it is read
+constexpr int kBytesAhead = 4096;  // then its own bytes are asked for so early; else those of the panels after it
 constexpr int kFirstBytes = 1024;  // of a unit's weights, asked for before anything else; later ones are so in time
 
 // What a thread takes at a time: `panels_per_unit` panels (with `silu` pairs of them) and one of `row_parts` parts of
@@ -21,7 +24,8 @@ struct WorkSplit {
     int panels_per_unit, num_panel_units, rows_per_part, row_parts;
 };
 
-WorkSplit split_work(const ExecutionContext& context, const Matrix& matrix, int num_rows, int step) {
+WorkSplit split_work(const ExecutionContext& context, const Matrix& matrix, int num_rows, std::int64_t row_bytes,
+                     int step) {
     const int num_panels = matrix.num_panels() / step, threads = context.pool.num_threads();
     const int wanted = threads == 1 ? 1 : threads * kUnitsPerThread;
     const int by_bytes = static_cast<int>(kStreamBytes * num_panels / matrix.num_bytes()) + 1;
@@ -34,7 +38,8 @@ WorkSplit split_work(const ExecutionContext& context, const Matrix& matrix, int 
     c.num_panel_units = ceil_div(num_panels, c.panels_per_unit);
     const int blocks = ceil_div(num_rows, kRowsAtOnce);
     const int parts = c.num_panel_units >= wanted ? 1 : std::min(blocks, ceil_div(wanted, c.num_panel_units));
-    c.rows_per_part = ceil_div(blocks, parts) * kRowsAtOnce;
+    const int most = static_cast<int>(std::max<std::int64_t>(1, kPassBytes / (row_bytes * kRowsAtOnce)));
+    c.rows_per_part = std::min(ceil_div(blocks, parts), ceil_div(blocks, ceil_div(blocks, most))) * kRowsAtOnce;
     c.row_parts = ceil_div(num_rows, c.rows_per_part);
     return c;
 }
@@ -65,31 +70,43 @@ void run_linear(ExecutionContext& context, const Matrix& matrix, const LinearInp
     pack_input(context, matrix, input, row_bytes);
     context.reserve_scratch(2 * kRowsAtOnce * kPanel);
     const int step = output.silu ? 2 : 1;
-    const WorkSplit c = split_work(context, matrix, input.num_rows, step);
+    const WorkSplit c = split_work(context, matrix, input.num_rows, row_bytes, step);
     const float* bias = matrix.bias.empty() ? nullptr : matrix.bias.data();
+    const std::int64_t panel_bytes = matrix.num_bytes() / matrix.num_panels();
+    // A thread goes along the panels with one part of the rows, then with the next.
     context.pool.each(c.num_panel_units * c.row_parts, [&](int unit, int thread) {
         float* sums = context.scratch_of(thread);
-        const int first_panel = unit / c.row_parts * c.panels_per_unit, part = unit % c.row_parts;
+        const int first_panel = unit % c.num_panel_units * c.panels_per_unit, part = unit / c.num_panel_units;
         const int end_panel = std::min(first_panel + c.panels_per_unit, matrix.num_panels() / step);
-        const int end_row = std::min((part + 1) * c.rows_per_part, input.num_rows);
+        const int first_row = part * c.rows_per_part, end_row = std::min(first_row + c.rows_per_part, input.num_rows);
         const char* first = static_cast<const char*>(matrix.panel(first_panel * step).view.data);
         for (int line = 0; line < kFirstBytes; line += 64) __builtin_prefetch(first + line, 0, 3);
         for (int index = first_panel; index < end_panel; ++index) {
             const Matrix::Panel& panel = matrix.panel(index * step);
-            for (int row = part * c.rows_per_part; row < end_row; row += kRowsAtOnce) {
+            const bool is_plain = bias == nullptr && !output.silu && !output.adds && panel.num_columns == kPanel &&
+                                  kernels.stores_straight[static_cast<int>(panel.view.format)];
+            for (int row = first_row; row < end_row; row += kRowsAtOnce) {
                 const int rows = std::min(kRowsAtOnce, end_row - row);
+                float* out = output.out + row * output.stride + panel.first_out;
                 for (int i = 0; i < step; ++i) {
                     const PanelView& view = matrix.panel(index * step + i).view;
-                    kernels.product[static_cast<int>(view.format)](
-                        {view, context.packed.as<void>(), sums + i * kRowsAtOnce * kPanel, row_bytes, input.num_rows,
-                         row, rows, matrix.num_in, matrix.padded_in});
+                    ProductArgs args{view, context.packed.as<void>(), sums + i * kRowsAtOnce * kPanel, row_bytes,
+                                     input.num_rows, row, rows, matrix.num_in, matrix.padded_in};
+                    if (is_plain) args.scratch = out, args.stride = output.stride;
+                    const char* data = static_cast<const char*>(view.data);
+                    // Parts of the next panel, as many as this one is gone over with rows.
+                    const std::int64_t done = panel_bytes * (row - first_row) / (end_row - first_row);
+                    args.ahead = data + (end_row - first_row <= kFewRows ? kBytesAhead : step * panel_bytes + done);
+                    args.ahead_bytes = panel_bytes * rows / (end_row - first_row);
+                    kernels.product[static_cast<int>(view.format)](args);
                 }
+                if (is_plain) continue;
                 StoreArgs store{};
                 store.sums = sums;
                 store.up = output.silu ? sums + kRowsAtOnce * kPanel : nullptr;
                 store.bias = bias == nullptr ? nullptr : bias + panel.first_out;
                 store.up_bias = bias == nullptr || !output.silu ? nullptr : store.bias + matrix.num_out / 2;
-                store.out = output.out + row * output.stride + panel.first_out;
+                store.out = out;
                 store.stride = output.stride;
                 store.num_rows = rows;
                 store.num_columns = panel.num_columns;

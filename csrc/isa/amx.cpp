@@ -1,6 +1,7 @@
 // The AVX-512 kernels, with products by the tile registers of AMX.
 #include "simd/avx512.h"
 #include "simd/dot_vnni_avx512.h"
+#include "simd/dot_bf16.h"
 #include "simd/amx_tiles.h"
 
 #include "isa/kernel_table.h"
@@ -16,6 +17,7 @@ constexpr Kernels make_amx_kernels() {
     kernels.pack_rows[static_cast<int>(Input::bfloat16)] = pack_rows_tiles;
     kernels.product[static_cast<int>(Format::bfloat16)] = product_tiles;
     kernels.spin_products[static_cast<int>(Format::bfloat16)] = spin_tiles<false>;
+    kernels.stores_straight[static_cast<int>(Format::bfloat16)] = true;
     each_format([&](auto format) {
         constexpr Format kFormat = decltype(format)::value;
         if constexpr (is_quantized(kFormat)) {

@@ -8,37 +8,119 @@
 
 namespace {
 
-static_assert(kTileColumns == kPanel, "two tiles of columns are a panel");
+// Tiles of input rows: step s's tile [rows, kTileInputs] at `at` + s * step.
+struct TileInputs {
+    const std::uint16_t* at;
+    std::int64_t step;
+};
 
-// Rows of bfloat16, each padded to whole tiles of inputs.
+// Blocks of kTileRows rows (the last may have fewer), each as whole tiles: [padded inputs / kTileInputs, rows of the
+// block, kTileInputs] of bfloat16.
+OCTAVO_INLINE TileInputs tiles_of(const std::uint16_t* packed, int row, int num_rows, int padded_in) {
+    const int left = num_rows - row, rows = left < kTileRows ? left : kTileRows;
+    return {packed + std::int64_t{row} * padded_in, std::int64_t{rows} * kTileInputs};
+}
+
+// A row of a tile: kTileInputs values from x on.
+template <bool kNormed>
+OCTAVO_INLINE void pack_inputs(const float* x, float scale, const float* norm, std::uint16_t* to) {
+    for (int v = 0; v < kTileInputs; v += 2 * W) {
+        vf low = load(x + v), high = load(x + v + W);
+        if constexpr (kNormed) low = low * scale * load(norm + v), high = high * scale * load(norm + v + W);
+        store_bf16(to + v, low, high);
+    }
+}
+
+template <bool kNormed>
+OCTAVO_INLINE void pack_row_tiles(const PackArgs& args, const float* x, TileInputs tiles, int row) {
+    const float scale = kNormed ? inverse_rms(x, args.num_in, args.eps) : 1.0f;
+    std::uint16_t* to = const_cast<std::uint16_t*>(tiles.at) + row * kTileInputs;
+    int i = 0;
+    for (; i + kTileInputs <= args.num_in; i += kTileInputs, to += tiles.step)
+        pack_inputs<kNormed>(x + i, scale, args.norm + i, to);
+    if (i == args.padded_in) return;
+    float left[kTileInputs] = {}, norms[kTileInputs] = {};
+    for (int at = 0; i + at < args.num_in; ++at) left[at] = x[i + at], norms[at] = kNormed ? args.norm[i + at] : 0.0f;
+    pack_inputs<kNormed>(left, scale, norms, to);
+}
+
 void pack_rows_tiles(const PackArgs& args, int first_row, int num_rows) {
-    auto* packed = static_cast<std::uint16_t*>(args.packed);
+    const auto* packed = static_cast<const std::uint16_t*>(args.packed);
     for (int row = first_row; row < first_row + num_rows; ++row) {
         const float* x = args.x + (args.rows != nullptr ? args.rows[row] : row) * args.stride;
-        const float scale = args.norm != nullptr ? inverse_rms(x, args.num_in, args.eps) : 1.0f;
-        std::uint16_t* to = packed + std::int64_t{row} * args.padded_in;
-        for (int i = 0; i < args.num_in; ++i)
-            to[i] = round_to_bf16(args.norm != nullptr ? x[i] * scale * args.norm[i] : x[i]);
-        for (int i = args.num_in; i < args.padded_in; ++i) to[i] = 0;
+        const TileInputs tiles = tiles_of(packed, row - row % kTileRows, args.num_rows, args.padded_in);
+        if (args.norm != nullptr)
+            pack_row_tiles<true>(args, x, tiles, row % kTileRows);
+        else
+            pack_row_tiles<false>(args, x, tiles, row % kTileRows);
+    }
+}
+
+static_assert(kTileColumns == kPanel, "two tiles of columns are a panel");
+
+// Where a tile's sums go, and what is asked for meanwhile: at each step `lines` lines from `ahead` on.
+struct TileOutputs {
+    float* sums;
+    std::int64_t stride;
+    const char* ahead;
+    int lines;
+};
+
+// A tile of rows (kTwo: two) times two tiles of columns, `steps` times kTileInputs inputs deep.
+template <bool kTwo>
+OCTAVO_INLINE void multiply(TileInputs a, TileInputs below, const std::uint32_t* b, int steps, TileOutputs to) {
+    const bool is_far = to.stride > kPanel;  // then the sums' lines are in no cache, and are asked for
+    tile_zero<0>(), tile_zero<1>();
+    if (kTwo) tile_zero<2>(), tile_zero<3>();
+    for (int step = 0; step < steps; ++step) {
+        tile_load<6>(b, kTileColumns * 4);
+        tile_load<7>(b + 16, kTileColumns * 4);
+        tile_load<4>(a.at, kTileInputs * 2);
+        tile_products_bf16<0, 4, 6>();
+        tile_products_bf16<1, 4, 7>();
+        if (kTwo) {
+            tile_load<5>(below.at, kTileInputs * 2);
+            tile_products_bf16<2, 5, 6>();
+            tile_products_bf16<3, 5, 7>();
+        }
+        for (int line = 0; line < to.lines; ++line, to.ahead += 64) __builtin_prefetch(to.ahead, 0, 2);
+        if (kTwo && is_far && step < kTileRows) {
+            const float* row = to.sums + step * to.stride;
+            const float* lower = row + kTileRows * to.stride;
+            __builtin_prefetch(row, 1, 3), __builtin_prefetch(row + 16, 1, 3);
+            __builtin_prefetch(lower, 1, 3), __builtin_prefetch(lower + 16, 1, 3);
+        }
+        a.at += a.step, below.at += below.step, b += kTileInputs / 2 * kTileColumns;
+    }
+    const std::int64_t bytes = to.stride * 4;
+    tile_store<0>(to.sums, bytes);
+    tile_store<1>(to.sums + 16, bytes);
+    if (kTwo) {
+        tile_store<2>(to.sums + kTileRows * to.stride, bytes);
+        tile_store<3>(to.sums + kTileRows * to.stride + 16, bytes);
     }
 }
 
 void product_tiles(const ProductArgs& args) {
     const auto* panel = static_cast<const std::uint32_t*>(args.panel.data);
     const auto* packed = static_cast<const std::uint16_t*>(args.packed);
-    const int steps = args.padded_in / kTileInputs;
+    const int steps = args.padded_in / kTileInputs, all_steps = steps * ((args.num_rows + 31) / 32);
+    const int lines = static_cast<int>((args.ahead_bytes / 64 + all_steps - 1) / all_steps);
+    TileOutputs to{args.scratch, args.stride, args.ahead, lines};
     int rows_before = -1, more_before = -1;
     for (int row = 0; row < args.num_rows; row += 2 * kTileRows) {
         const int left = args.num_rows - row, rows = left < kTileRows ? left : kTileRows;
         const int more = left - rows < kTileRows ? left - rows : kTileRows;
         if (rows != rows_before || more != more_before) configure(rows, more, 64);
         rows_before = rows, more_before = more;
-        const std::uint16_t* a = packed + std::int64_t{args.first_row + row} * args.padded_in;
-        float* c = args.scratch + std::int64_t{row} * kPanel;
+        const TileInputs a = tiles_of(packed, args.first_row + row, args.total_rows, args.padded_in);
+        const TileInputs below = tiles_of(packed, args.first_row + row + kTileRows, args.total_rows, args.padded_in);
         if (more > 0)
-            multiply<true>(a, args.padded_in, panel, steps, c);
+            multiply<true>(a, below, panel, steps, to);
         else
-            multiply<false>(a, args.padded_in, panel, steps, c);
+            multiply<false>(a, below, panel, steps, to);
+        to.sums += 2 * kTileRows * to.stride;
+        to.ahead += std::int64_t{64} * lines * steps;
     }
     release();
 }

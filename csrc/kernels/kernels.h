@@ -34,7 +34,7 @@ struct GroupHeader {
 };
 
 // One panel times rows [first_row, first_row + num_rows), first_row a multiple of block_rows: raw sums into
-// scratch [num_rows, kPanel].
+// scratch [num_rows, kPanel], or, by a product that stores straight, to rows `stride` apart.
 struct ProductArgs {
     PanelView panel;
     const void* packed;
@@ -42,6 +42,9 @@ struct ProductArgs {
     std::int64_t row_bytes;
     int total_rows;  // of the packed input
     int first_row, num_rows, num_in, padded_in;
+    std::int64_t stride = kPanel;
+    const char* ahead = nullptr;  // weights that may be asked for meanwhile; they need not exist
+    std::int64_t ahead_bytes = 0;
 };
 
 // What becomes of the sums of `num_columns` outputs: out[row] = sums + bias (+ out[row]), or, with `up`,
@@ -103,6 +106,7 @@ struct Kernels {
 
     void (*pack_rows[kNumInputs])(const PackArgs&, int first_row, int num_rows);
     void (*product[kNumFormats])(const ProductArgs&);
+    bool stores_straight[kNumFormats];  // whether that product heeds ProductArgs::stride
     void (*store)(const StoreArgs&);
     void (*rms_norm)(const float* x, const float* norm, float eps, int n, float* out);
     void (*silu_mul)(const float* gate, const float* up, int n, float* out);

@@ -58,37 +58,6 @@ OCTAVO_INLINE void tile_products_int8() {
     __asm__ volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(kSums), "i"(kLeft), "i"(kRight));
 }
 
-template <bool kTwo>
-OCTAVO_INLINE void multiply(const std::uint16_t* a, std::int64_t a_stride, const std::uint32_t* b, int steps,
-                            float* c) {
-    _tile_zero(0);
-    _tile_zero(1);
-    if (kTwo) {
-        _tile_zero(2);
-        _tile_zero(3);
-    }
-    const std::uint16_t* below = a + kTileRows * a_stride;
-    for (int step = 0; step < steps; ++step) {
-        _tile_loadd(6, b, kTileColumns * 4);
-        _tile_loadd(7, b + 16, kTileColumns * 4);
-        _tile_loadd(4, a, a_stride * 2);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_dpbf16ps(1, 4, 7);
-        if (kTwo) {
-            _tile_loadd(5, below, a_stride * 2);
-            _tile_dpbf16ps(2, 5, 6);
-            _tile_dpbf16ps(3, 5, 7);
-        }
-        a += kTileInputs, below += kTileInputs, b += kTileInputs / 2 * kTileColumns;
-    }
-    _tile_stored(0, c, kTileColumns * 4);
-    _tile_stored(1, c + 16, kTileColumns * 4);
-    if (kTwo) {
-        _tile_stored(2, c + kTileRows * kTileColumns, kTileColumns * 4);
-        _tile_stored(3, c + kTileRows * kTileColumns + 16, kTileColumns * 4);
-    }
-}
-
 // Integer sums [rows, kTileColumns] of one group, of signed bytes.
 template <bool kTwo>
 OCTAVO_INLINE void multiply_bytes(const std::int8_t* a, std::int64_t a_stride, const std::int8_t* b, std::int32_t* c) {

@@ -111,22 +111,6 @@ OCTAVO_INLINE void store_tiles(std::int32_t* c) {
 }
 
 template <bool kTwo>
-OCTAVO_INLINE void multiply(const std::uint16_t* a, std::int64_t a_stride, const std::uint32_t* b, int steps,
-                            float* c) {
-    zero_sums<kTwo>();
-    for (int step = 0; step < steps; ++step, a += kTileInputs, b += kTileInputs / 2 * kTileColumns) {
-        tile_load<6>(b, kTileColumns * 4), tile_load<7>(b + 16, kTileColumns * 4);
-        tile_load<4>(a, a_stride * 2);
-        tile_products_bf16<0, 4, 6>(), tile_products_bf16<1, 4, 7>();
-        if (kTwo) {
-            tile_load<5>(a + kTileRows * a_stride, a_stride * 2);
-            tile_products_bf16<2, 5, 6>(), tile_products_bf16<3, 5, 7>();
-        }
-    }
-    store_tiles<kTwo>(reinterpret_cast<std::int32_t*>(c));
-}
-
-template <bool kTwo>
 OCTAVO_INLINE void multiply_bytes(const std::int8_t* a, std::int64_t a_stride, const std::int8_t* b, std::int32_t* c) {
     zero_sums<kTwo>();
     tile_load<6>(b, kTileColumns * 4), tile_load<7>(b + 64, kTileColumns * 4);

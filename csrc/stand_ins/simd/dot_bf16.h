@@ -65,4 +65,8 @@ OCTAVO_INLINE vf dot_pairs(vf sums, std::uint32_t x, vu w) {
     return sums;
 }
 
+OCTAVO_INLINE void store_bf16(std::uint16_t* to, vf low, vf high) {
+    for (int i = 0; i < W; ++i) to[i] = round_to_bf16(low[i]), to[W + i] = round_to_bf16(high[i]);
+}
+
 }  // namespace

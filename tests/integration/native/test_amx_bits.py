@@ -17,7 +17,7 @@ AVX2 = ("-mavx2", "-mfma", "-mf16c")
 AVX512 = (*AVX2, *(f"-mavx512{name}" for name in ("f", "bw", "dq", "vl", "vnni", "bf16")))
 AMX = (*AVX512, "-mamx-tile", "-mamx-bf16", "-mamx-int8")
 OUTPUTS = 5888  # of each instruction
-PAIRS, TILES = ["dot_pairs"], ["tiles", "multiply"]
+PAIRS, TILES = ["dot_pairs"], ["tiles", "product_tiles"]
 
 
 def held(folder: Path, *flags: str | Path, ways: str = "pairs tiles") -> dict[str, int]:
