@@ -1,7 +1,7 @@
 // Holds the functions of simd/dot_bf16.h and simd/amx_tiles.h, the processor's or the stand-ins, against what an Emerald
-// Rapids gave (amx_bits.bin; record_bits.cpp made it and tells the format). For every way to compute them it prints how
-// many outputs there are and how many differ (a NaN is as good as another):
-//   hold_bits amx_bits.bin WAYS        (WAYS: "pairs", "tiles" or both)
+// Rapids gave (amx_bits.bin and denormals.bin; record_bits.cpp made them and tells the format). For every way to compute
+// them it prints how many outputs there are and how many differ (a NaN is as good as another):
+//   hold_bits FILE.bin WAYS        (WAYS: "pairs", "tiles" or both)
 #include <cstdio>
 #include <cstdlib>
 #include <vector>
