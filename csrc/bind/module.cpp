@@ -8,7 +8,6 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
-#include <chrono>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -27,6 +26,7 @@ namespace nb = nanobind;
 using namespace nb::literals;
 using namespace octavo;
 
+void bind_limits(nb::module_& m);
 void bind_sample(nb::module_& m);
 
 namespace {
@@ -265,50 +265,6 @@ void bind_program(nb::module_& m) {
           "out"_a);
 }
 
-double seconds_since(std::chrono::steady_clock::time_point begin) {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-}
-
-// Bytes a second of a bare read of `num_bytes`, by all threads, each from pieces of its own.
-double read_bandwidth(ExecutionContext& context, std::int64_t num_bytes, int rounds) {
-    constexpr std::int64_t kPiece = std::int64_t{1} << 18;
-    Memory memory(num_bytes);
-    const int pieces = static_cast<int>(num_bytes / kPiece);
-    context.pool.each(pieces, [&](int unit, int) {
-        std::memset(memory.as<char>() + unit * kPiece, unit, static_cast<std::size_t>(kPiece));
-    });
-    double best = 0.0;
-    for (int round = 0; round < rounds; ++round) {
-        const auto begin = std::chrono::steady_clock::now();
-        context.pool.each(pieces, [&](int unit, int) {
-            volatile std::uint32_t kept = context.kernels->read(memory.as<char>() + unit * kPiece, kPiece);
-            (void)kept;
-        });
-        const double rate = static_cast<double>(pieces * kPiece) / seconds_since(begin);
-        best = rate > best ? rate : best;
-    }
-    return best;
-}
-
-// Floating-point operations a second of products that never leave the registers, by all threads.
-double product_peak(ExecutionContext& context, int rounds) {
-    constexpr int kUnits = 64;
-    constexpr std::int64_t kLoops = 20000;
-    double best = 0.0;
-    for (int round = 0; round < rounds; ++round) {
-        std::vector<double> done(kUnits);
-        const auto begin = std::chrono::steady_clock::now();
-        context.pool.each(kUnits, [&](int unit, int) {
-            done[static_cast<std::size_t>(unit)] = context.kernels->spin_products(kLoops);
-        });
-        double total = 0.0;
-        for (const double one : done) total += one;
-        const double rate = total / seconds_since(begin);
-        best = rate > best ? rate : best;
-    }
-    return best;
-}
-
 }  // namespace
 
 NB_MODULE(_cpu, m) {
@@ -321,9 +277,6 @@ NB_MODULE(_cpu, m) {
     bind_values(m);
     bind_plans(m);
     bind_program(m);
-    m.def("read_bandwidth", &read_bandwidth, nb::call_guard<Unlocked>(), "context"_a, "num_bytes"_a, "rounds"_a,
-          "Bytes a second of a bare read, the best of some rounds.");
-    m.def("product_peak", &product_peak, nb::call_guard<Unlocked>(), "context"_a, "rounds"_a,
-          "Floating-point operations a second from registers alone, the best of some rounds.");
+    bind_limits(m);
     bind_sample(m);
 }

@@ -16,13 +16,15 @@ constexpr Kernels make_amx_kernels() {
     kernels.input_bytes[static_cast<int>(Input::bfloat16)] = 2;
     kernels.pack_rows[static_cast<int>(Input::bfloat16)] = pack_rows_tiles;
     kernels.product[static_cast<int>(Format::bfloat16)] = product_tiles;
+    kernels.spin_products[static_cast<int>(Format::bfloat16)] = spin_tiles<false>;
     kernels.stores_straight[static_cast<int>(Format::bfloat16)] = true;
     each_format([&](auto format) {
         constexpr Format kFormat = decltype(format)::value;
-        if constexpr (is_quantized(kFormat))
+        if constexpr (is_quantized(kFormat)) {
             kernels.product[static_cast<int>(kFormat)] = product_codes_tiles<kFormat>;
+            kernels.spin_products[static_cast<int>(kFormat)] = spin_tiles<true>;
+        }
     });
-    kernels.spin_products = spin_tiles;
     return kernels;
 }
 

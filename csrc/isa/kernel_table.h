@@ -36,8 +36,11 @@ constexpr Kernels make_kernels(const char* name) {
     each_format([&](auto format) {
         constexpr Format kFormat = decltype(format)::value;
         auto& product = kernels.product[static_cast<int>(kFormat)];
+        auto& spin_products = kernels.spin_products[static_cast<int>(kFormat)];
+        spin_products = spin_fma;
         if constexpr (is_quantized(kFormat)) {
             product = product_codes<kFormat>;
+            spin_products = spin_codes<traits_of(kFormat).bits == 4>;
         } else if constexpr (kFormat == Format::float32) {
             product = product_fma<Singles>;
         } else {
@@ -62,7 +65,6 @@ constexpr Kernels make_kernels(const char* name) {
     kernels.count_above = count_above;
     kernels.collect = collect;
     kernels.read = read_bytes;
-    kernels.spin_products = spin_fma;
     return kernels;
 }
 

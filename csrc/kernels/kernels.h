@@ -126,10 +126,10 @@ struct Kernels {
     int (*count_above)(const float* x, int n, float value);
     int (*collect)(const float* x, int n, float low, float high, std::int32_t* places);
 
-    // The machine's limits: a sum over bytes that does nothing but read, and `rounds` rounds of products that never
-    // leave the registers (returns how many floating-point operations they were).
+    // The machine's limits: a sum over bytes that does nothing but read, and `rounds` rounds of a format's products that
+    // never leave the registers (returns how many additions and multiplications they were).
     std::uint32_t (*read)(const void* from, std::int64_t num_bytes);
-    double (*spin_products)(std::int64_t rounds);
+    double (*spin_products[kNumFormats])(std::int64_t rounds);
 };
 
 struct ScanResult {

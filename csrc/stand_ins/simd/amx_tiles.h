@@ -126,9 +126,10 @@ OCTAVO_INLINE void multiply_bytes(const std::int8_t* a, std::int64_t a_stride, c
 OCTAVO_INLINE void release() {}
 
 // Nothing is multiplied: no measure of a stand-in means anything.
+template <bool kWholeNumbers>
 double spin_tiles(std::int64_t rounds) {
     for (std::int64_t round = 0; round < rounds; ++round) __asm__ volatile("");
-    return 4.0 * 2 * kTileRows * 16 * kTileInputs * static_cast<double>(rounds);
+    return 4.0 * 2 * kTileRows * 16 * (kWholeNumbers ? 64 : kTileInputs) * static_cast<double>(rounds);
 }
 
 }  // namespace

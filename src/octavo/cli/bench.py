@@ -29,7 +29,9 @@ from octavo.tools.bench.run import WARM_JOBS, BenchmarkOptions, run_benchmark
 from octavo.tools.bench.workload import FileWorkload, LengthRange, WorkloadSpec, read_workload
 from octavo.tools.interrupt import Interrupt
 
-_KERNEL_FIELDS = frozenset({"model", "revision", "dtype", "threads", "kv_dtype", "block_size"})
+_KERNEL_FIELDS = frozenset(
+    {"model", "revision", "dtype", "quantization", "load_format", "threads", "kv_dtype", "block_size"}
+)
 _SHAPE_FLAGS = ("num_requests", "prompt_len", "output_len", "shared_prefix", "arrival_rate", "seed")
 _SHAPE: dict[str, Any] = {
     "num_requests": 64,
@@ -62,11 +64,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_kernels(kind: argparse.ArgumentParser) -> None:
-    kind.add_argument("name", nargs="?", metavar="MODEL", help="the model, as --model has it; no weights are read")
+    kind.add_argument(
+        "name", nargs="?", metavar="MODEL", help="the model, as --model has it; of a directory only config.json is read"
+    )
     fields = {item.name for part in PARTS.values() for item in dataclasses.fields(part)}
     add_config_flags(kind, without=frozenset(fields - _KERNEL_FIELDS))
     group = kind.add_argument_group("workload", "random numbers")
-    group.add_argument("--runs", type=whole(1), default=5, metavar="N", help="runs to measure (default: 5)")
+    group.add_argument(
+        "--runs", type=whole(1), default=30, metavar="N",
+        help="samples of each kernel, of some milliseconds, in turns with samples of the limits (default: 30)",
+    )  # fmt: skip
     group.add_argument(
         "--working-set", type=size, metavar="SIZE",
         help="bytes that a kernel bound by memory goes through before any come again, such as 64MiB "

@@ -1,6 +1,7 @@
 """`octavo bench`: whole runs on a tiny model."""
 
 import json
+import shutil
 from functools import partial
 
 import pytest
@@ -92,10 +93,27 @@ def test_kernels_in_json_and_in_words(tiny_model, capsys):
         "sampler, greedy", "sampler, top-k and top-p",
     }  # fmt: skip
     assert all(case["median"]["seconds"] > 0 for case in report["kernels"])
-    assert min(report["limits"].values()) > 0
+    assert report["limits"]["read_bytes_per_second"] > 0
+    assert (
+        set(report["limits"]["operations_per_second"]) == {case["format"] for case in report["kernels"]} == {"float32"}
+    )
     lines = kernels_text(report).splitlines()[6:]
     assert len(lines) == 3 + len(report["kernels"])
     assert lines[2].split()[:3] == ["kernel", "shape", "rows"]
+
+
+def test_kernels_of_a_model_that_is_a_configuration_only(tiny_model, tmp_path, capsys):
+    shutil.copy(tiny_model / "config.json", tmp_path)
+    words = ("--dtype", "bfloat16", "--threads", 1, "--runs", 2, "--working-set", "64KiB", "--quiet", "--json")
+    assert bench("kernels", tmp_path, "--load-format", "dummy", "--quantization", "int4", *words) == 0
+    report = json.loads(capsys.readouterr().out)
+    formats = {case["kernel"]: case["format"] for case in report["kernels"]}
+    assert (formats["qkv"], formats["head"], formats["prefill"]) == ("int4_32", "int8_64", "bfloat16")
+    assert set(report["limits"]["operations_per_second"]) >= {"int4_32", "int8_64", "bfloat16"}
+    for case in report["kernels"]:
+        assert case["best"]["seconds"] <= case["median"]["seconds"]
+    assert bench("kernels", tmp_path, "--load-format", "gguf", *words) == 2
+    assert "safetensors weights" in capsys.readouterr().err
 
 
 def test_a_forced_path_is_the_one_that_is_measured(tiny_model, monkeypatch, capsys):

@@ -6,9 +6,9 @@ from typing import Any
 from octavo.tools.text import environment_rows, limits_text, size_text, table
 
 _LIMITS_NOTE = """\
-Limits: the bytes that a step must read, at the rate of a bare read of as many; its operations, at that of
-floating-point products in registers (integer products can be faster). Speeds are of this moment on this machine,
-greedy, and without text: tokenizer and stop strings come on top."""
+Limits: the bytes that a step must read, at the rate of a bare read of as many; its operations, at that of products in
+registers of the format that the layers are held in. Speeds are of this moment on this machine, greedy, and without
+text: tokenizer and stop strings come on top."""
 _TABLE_NOTE = """\
 Decoded tokens/s of one sequence (of all together), by tokens of context each and number of sequences.
 +: fits with a larger --kv-cache-memory, or --max-num-seqs; -: does not fit in this machine's memory."""
