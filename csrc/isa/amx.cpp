@@ -23,6 +23,7 @@ constexpr Kernels make_amx_kernels() {
         if constexpr (is_quantized(kFormat)) {
             kernels.product[static_cast<int>(kFormat)] = product_codes_tiles<kFormat>;
             kernels.spin_products[static_cast<int>(kFormat)] = spin_tiles<true>;
+            kernels.stores_straight[static_cast<int>(kFormat)] = true;
         }
     });
     return kernels;

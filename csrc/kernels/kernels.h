@@ -15,8 +15,9 @@ enum class Dtype : int { float32 = 0, bfloat16 = 1, int8 = 2 };  // int8: of key
 
 // Rows of activations as a product reads them.
 //
-// float32, bfloat16: in blocks of `Kernels::block_rows` rows. Groups: row by row, `row_bytes` apart: int8 codes
-// [padded_in], then a GroupHeader for each group.
+// In blocks of `Kernels::block_rows` rows, the last as short as it is. Of groups a block is int8 codes [groups, rows,
+// group], then the numbers of the rows' GroupHeaders, [groups, numbers of a header, rows]; rows of one group lie side
+// by side because a product takes them together. `row_bytes` is what a row takes in all.
 struct PackArgs {
     const float* x;  // row i at x + rows[i] * stride, or x + i * stride where rows is null
     const std::int32_t* rows;
