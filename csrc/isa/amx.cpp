@@ -2,8 +2,10 @@
 #include "simd/avx512.h"
 #include "simd/dot_vnni_avx512.h"
 #include "simd/amx_tiles.h"
+#include "simd/attention_avx512.h"
 
 #include "isa/kernel_table.h"
+#include "kernels/attention_tiles.h"
 #include "kernels/gemm_tiles_bf16.h"
 #include "kernels/gemm_tiles_int8.h"
 
@@ -20,6 +22,9 @@ constexpr Kernels make_amx_kernels() {
         if constexpr (is_quantized(kFormat))
             kernels.product[static_cast<int>(kFormat)] = product_codes_tiles<kFormat>;
     });
+    kernels.run_rows = kTileRunRows;
+    kernels.attend = attend_tiles;
+    kernels.attend_scratch = attend_tiles_scratch;
     kernels.spin_products = spin_tiles;
     return kernels;
 }
