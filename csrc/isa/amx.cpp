@@ -3,8 +3,10 @@
 #include "simd/dot_vnni_avx512.h"
 #include "simd/dot_bf16.h"
 #include "simd/amx_tiles.h"
+#include "simd/attention_avx512.h"
 
 #include "isa/kernel_table.h"
+#include "kernels/attention_tiles.h"
 #include "kernels/gemm_tiles_bf16.h"
 #include "kernels/gemm_tiles_int8.h"
 
@@ -26,6 +28,9 @@ constexpr Kernels make_amx_kernels() {
             kernels.stores_straight[static_cast<int>(kFormat)] = true;
         }
     });
+    kernels.run_rows = kTileRunRows;
+    kernels.attend = attend_tiles;
+    kernels.attend_scratch = attend_tiles_scratch;
     return kernels;
 }
 

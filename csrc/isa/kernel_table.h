@@ -54,6 +54,7 @@ constexpr Kernels make_kernels(const char* name) {
     kernels.silu_mul = silu_mul;
     kernels.add = add;
     kernels.rope = rope;
+    kernels.run_rows = kRunRows;
     kernels.attend = attend;
     kernels.attend_scratch = attend_scratch;
     kernels.state_floats = state_floats;
