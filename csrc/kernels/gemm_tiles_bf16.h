@@ -58,10 +58,13 @@ void pack_rows_tiles(const PackArgs& args, int first_row, int num_rows) {
 
 static_assert(kTileColumns == kPanel, "two tiles of columns are a panel");
 
-// Where a tile's sums go, and what is asked for meanwhile: at each step `lines` lines from `ahead` on.
+// Where a tile's sums go, and what is asked for meanwhile: at each step `lines` lines from `ahead` on, and those of the
+// rows' places in the output, which lie far apart and in no cache.
 struct TileOutputs {
     float* sums;
     std::int64_t stride;
+    float* out;  // or null
+    std::int64_t out_stride;
     const char* ahead;
     int lines;
 };
@@ -69,7 +72,6 @@ struct TileOutputs {
 // A tile of rows (kTwo: two) times two tiles of columns, `steps` times kTileInputs inputs deep.
 template <bool kTwo>
 OCTAVO_INLINE void multiply(TileInputs a, TileInputs below, const std::uint32_t* b, int steps, TileOutputs to) {
-    const bool is_far = to.stride > kPanel;  // then the sums' lines are in no cache, and are asked for
     tile_zero<0>(), tile_zero<1>();
     if (kTwo) tile_zero<2>(), tile_zero<3>();
     for (int step = 0; step < steps; ++step) {
@@ -84,9 +86,9 @@ OCTAVO_INLINE void multiply(TileInputs a, TileInputs below, const std::uint32_t*
             tile_products_bf16<3, 5, 7>();
         }
         for (int line = 0; line < to.lines; ++line, to.ahead += 64) __builtin_prefetch(to.ahead, 0, 2);
-        if (kTwo && is_far && step < kTileRows) {
-            const float* row = to.sums + step * to.stride;
-            const float* lower = row + kTileRows * to.stride;
+        if (kTwo && to.out != nullptr && step < kTileRows) {
+            const float* row = to.out + step * to.out_stride;
+            const float* lower = row + kTileRows * to.out_stride;
             __builtin_prefetch(row, 1, 3), __builtin_prefetch(row + 16, 1, 3);
             __builtin_prefetch(lower, 1, 3), __builtin_prefetch(lower + 16, 1, 3);
         }
@@ -106,7 +108,7 @@ void product_tiles(const ProductArgs& args) {
     const auto* packed = static_cast<const std::uint16_t*>(args.packed);
     const int steps = args.padded_in / kTileInputs, all_steps = steps * ((args.num_rows + 31) / 32);
     const int lines = static_cast<int>((args.ahead_bytes / 64 + all_steps - 1) / all_steps);
-    TileOutputs to{args.scratch, args.stride, args.ahead, lines};
+    TileOutputs to{args.scratch, args.stride, args.out, args.out_stride, args.ahead, lines};
     int rows_before = -1, more_before = -1;
     for (int row = 0; row < args.num_rows; row += 2 * kTileRows) {
         const int left = args.num_rows - row, rows = left < kTileRows ? left : kTileRows;
@@ -120,6 +122,7 @@ void product_tiles(const ProductArgs& args) {
         else
             multiply<false>(a, below, panel, steps, to);
         to.sums += 2 * kTileRows * to.stride;
+        if (to.out != nullptr) to.out += 2 * kTileRows * to.out_stride;
         to.ahead += std::int64_t{64} * lines * steps;
     }
     release();

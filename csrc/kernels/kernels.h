@@ -46,6 +46,8 @@ struct ProductArgs {
     std::int64_t stride = kPanel;
     const char* ahead = nullptr;  // weights that may be asked for meanwhile; they need not exist
     std::int64_t ahead_bytes = 0;
+    float* out = nullptr;  // where the rows end up at last, `out_stride` apart: lines to ask for, or null
+    std::int64_t out_stride = 0;
 };
 
 // What becomes of the sums of `num_columns` outputs: out[row] = sums + bias (+ out[row]), or, with `up`,

@@ -66,6 +66,13 @@ OCTAVO_INLINE std::uint16_t round_to_bf16(float x) {
     return static_cast<std::uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
+// W of them side by side.
+OCTAVO_INLINE vh halves_of(vf x) {
+    const vu bits = (vu)x, rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
+    const vi is_nan = (vi)((bits & 0x7fffffffu) > 0x7f800000u);
+    return __builtin_convertvector((is_nan ? (bits | 0x400000u) : rounded) >> 16, vh);
+}
+
 // e^x to 2 units in the last place (Cephes' expf: range reduction by ln 2 in two parts, a polynomial of degree 7).
 // Exactly 1 at 0; 0 below -87.3, e^88 above 88, NaN for NaN.
 OCTAVO_INLINE vf exp(vf x) {
