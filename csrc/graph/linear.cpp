@@ -94,9 +94,11 @@ void run_linear(ExecutionContext& context, const Matrix& matrix, const LinearInp
                                      input.num_rows, row, rows, matrix.num_in, matrix.padded_in};
                     if (is_plain) args.scratch = out, args.stride = output.stride;
                     const char* data = static_cast<const char*>(view.data);
-                    // Parts of the next panel, as many as this one is gone over with rows.
+                    // Parts of the next panel, as many as this one is gone over with rows. (Of quantized ones few rows
+                    // ask for what they need themselves.)
                     const std::int64_t done = panel_bytes * (row - first_row) / (end_row - first_row);
-                    args.ahead = data + (end_row - first_row <= kFewRows ? kBytesAhead : step * panel_bytes + done);
+                    const bool is_bound = end_row - first_row <= kFewRows && !is_quantized(view.format);
+                    args.ahead = data + (is_bound ? kBytesAhead : step * panel_bytes + done);
                     args.ahead_bytes = panel_bytes * rows / (end_row - first_row);
                     kernels.product[static_cast<int>(view.format)](args);
                 }

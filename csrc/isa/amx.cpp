@@ -3,8 +3,10 @@
 #include "simd/dot_vnni_avx512.h"
 #include "simd/dot_bf16.h"
 #include "simd/amx_tiles.h"
+#include "simd/attention_avx512.h"
 
 #include "isa/kernel_table.h"
+#include "kernels/attention_tiles.h"
 #include "kernels/gemm_tiles_bf16.h"
 #include "kernels/gemm_tiles_int8.h"
 
@@ -23,8 +25,12 @@ constexpr Kernels make_amx_kernels() {
         if constexpr (is_quantized(kFormat)) {
             kernels.product[static_cast<int>(kFormat)] = product_codes_tiles<kFormat>;
             kernels.spin_products[static_cast<int>(kFormat)] = spin_tiles<true>;
+            kernels.stores_straight[static_cast<int>(kFormat)] = true;
         }
     });
+    kernels.run_rows = kTileRunRows;
+    kernels.attend = attend_tiles;
+    kernels.attend_scratch = attend_tiles_scratch;
     return kernels;
 }
 

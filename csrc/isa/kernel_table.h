@@ -17,11 +17,12 @@ template <int kAt = 0>
 constexpr void set_inputs(Kernels& kernels) {
     if constexpr (kAt < kNumInputs) {
         constexpr InputTraits kTraits = kInputs[kAt];
-        kernels.block_rows[kAt] = kMaxRows;
         if constexpr (kTraits.group_len > 0) {
+            kernels.block_rows[kAt] = kCodeBlockRows;
             kernels.input_bytes[kAt] = 1;
             kernels.pack_rows[kAt] = pack_rows_int8<kTraits.group_len>;
         } else {
+            kernels.block_rows[kAt] = kMaxRows;
             kernels.input_bytes[kAt] = 4;
             kernels.pack_rows[kAt] = pack_rows_float;
         }
@@ -53,6 +54,7 @@ constexpr Kernels make_kernels(const char* name) {
     kernels.silu_mul = silu_mul;
     kernels.add = add;
     kernels.rope = rope;
+    kernels.run_rows = kRunRows;
     kernels.attend = attend;
     kernels.attend_scratch = attend_scratch;
     kernels.state_floats = state_floats;

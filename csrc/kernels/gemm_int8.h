@@ -2,17 +2,57 @@
 // products are scaled and added up, in float32 and in the order of the groups.
 #pragma once
 
+#include <cstddef>
+
 #include "kernels/elementwise.h"
 #include "kernels/kernels.h"
 #include "simd/dot.h"
 
 namespace {
 
-// --- a row as bytes ---------------------------------------------------------------------------------------------
+// --- rows as bytes ----------------------------------------------------------------------------------------------
+
+constexpr int kCodeBlockRows = 16;  // of a block of packed rows; a product's tile of rows lies in one of them
+static_assert(kCodeBlockRows % kCodeRows == 0);
+
+// The rows of a block, from one of their groups on: where a row's codes are, and the numbers of its GroupHeader.
+struct RowsOfBlock {
+    const std::int8_t* codes;
+    const char* headers;
+    int count;  // rows of the block
+
+    OCTAVO_INLINE const char* header(int row, std::size_t field) const {
+        return headers + static_cast<std::size_t>(count) * field + static_cast<std::size_t>(row) * 4;
+    }
+    OCTAVO_INLINE float number(int row, std::size_t field) const { return load_as<float>(header(row, field)); }
+    OCTAVO_INLINE float scale(int row) const { return number(row, offsetof(GroupHeader, scale)); }
+    OCTAVO_INLINE float shift(int row) const { return number(row, offsetof(GroupHeader, shift)); }
+    OCTAVO_INLINE std::int32_t sum(int row) const {
+        return load_as<std::int32_t>(header(row, offsetof(GroupHeader, sum)));
+    }
+    OCTAVO_INLINE std::int32_t sum_of_half(int row, int half) const {
+        return load_as<std::int32_t>(header(row, offsetof(GroupHeader, sums)) + std::size_t{4} * count * half);
+    }
+
+    OCTAVO_INLINE void skip_groups(int num_groups, int group_len) {
+        codes += std::int64_t{num_groups} * count * group_len;
+        headers += std::int64_t{num_groups} * count * static_cast<std::int64_t>(sizeof(GroupHeader));
+    }
+};
+
+// `row` and those after it in its block, from their first group on.
+OCTAVO_INLINE RowsOfBlock rows_at(const void* packed, int row, int total_rows, std::int64_t row_bytes, int group_len,
+                                  int padded_in) {
+    const int in_block = row % kCodeBlockRows, first = row - in_block, left = total_rows - first;
+    const int count = left < kCodeBlockRows ? left : kCodeBlockRows;
+    const auto* block = static_cast<const std::int8_t*>(packed) + first * row_bytes;
+    const auto* headers = reinterpret_cast<const char*>(block) + std::int64_t{count} * padded_in;
+    return {block + in_block * group_len, headers + in_block * 4, count};
+}
 
 // code = x * 127 / max|x|, to the nearest, ties to even. A group with an infinity or NaN gets a scale of NaN.
 template <int kGroup>
-OCTAVO_INLINE void quantize_group(const float* x, std::int8_t* codes, GroupHeader* header) {
+OCTAVO_INLINE GroupHeader quantize_group(const float* x, std::int8_t* codes) {
     // Of numbers without their sign the bits are in the order of the numbers, infinity and NaN on top.
     vi most = {};
     for (int i = 0; i < kGroup; i += W) {
@@ -24,7 +64,8 @@ OCTAVO_INLINE void quantize_group(const float* x, std::int8_t* codes, GroupHeade
     std::memcpy(&largest, &largest_bits, sizeof largest);
     const bool counts = largest > 1e-30f && largest_bits < 0x7f800000;
     const float inverse = counts ? 127.0f / largest : 0.0f;
-    header->scale = counts ? largest / 127.0f : largest_bits < 0x7f800000 ? 0.0f : __builtin_nanf("");
+    GroupHeader header;
+    header.scale = counts ? largest / 127.0f : largest_bits < 0x7f800000 ? 0.0f : __builtin_nanf("");
     constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
     for (int half = 0; half < 2; ++half) {
         vi sums = {};
@@ -34,10 +75,11 @@ OCTAVO_INLINE void quantize_group(const float* x, std::int8_t* codes, GroupHeade
             store_bytes(codes + i, code);
             sums += code;
         }
-        header->sums[half] = fold(sums, [](vi4 a, vi4 b) { return a + b; });
+        header.sums[half] = fold(sums, [](vi4 a, vi4 b) { return a + b; });
     }
-    header->sum = header->sums[0] + header->sums[1];
-    header->shift = header->scale * static_cast<float>(header->sum);
+    header.sum = header.sums[0] + header.sums[1];
+    header.shift = header.scale * static_cast<float>(header.sum);
+    return header;
 }
 
 template <int kGroup>
@@ -46,16 +88,17 @@ void pack_rows_int8(const PackArgs& args, int first_row, int num_rows) {
     for (int row = first_row; row < first_row + num_rows; ++row) {
         const float* x = args.x + (args.rows != nullptr ? args.rows[row] : row) * args.stride;
         const float scale = args.norm != nullptr ? inverse_rms(x, args.num_in, args.eps) : 1.0f;
-        auto* codes = static_cast<std::int8_t*>(args.packed) + row * args.row_bytes;
-        auto* headers = reinterpret_cast<GroupHeader*>(codes + args.padded_in);
-        for (int first = 0; first < args.padded_in; first += kGroup, ++headers) {
+        RowsOfBlock to = rows_at(args.packed, row, args.num_rows, args.row_bytes, kGroup, args.padded_in);
+        for (int first = 0; first < args.padded_in; first += kGroup, to.skip_groups(1, kGroup)) {
             const int left = args.num_in - first, count = left < kGroup ? (left > 0 ? left : 0) : kGroup;
             if (args.norm != nullptr)
                 for (int i = 0; i < count; ++i) values[i] = x[first + i] * scale * args.norm[first + i];
             else
                 for (int i = 0; i < count; ++i) values[i] = x[first + i];
             for (int i = count; i < kGroup; ++i) values[i] = 0.0f;
-            quantize_group<kGroup>(values, codes + first, headers);
+            const GroupHeader header = quantize_group<kGroup>(values, const_cast<std::int8_t*>(to.codes));
+            for (std::size_t field = 0; field < sizeof header; field += 4)
+                std::memcpy(const_cast<char*>(to.header(0, field)), reinterpret_cast<const char*>(&header) + field, 4);
         }
     }
 }
@@ -64,7 +107,15 @@ void pack_rows_int8(const PackArgs& args, int first_row, int num_rows) {
 
 constexpr int code_vectors(int rows) { return kPanel / W < 4 || rows <= 2 ? kPanel / W : 2; }
 
-constexpr int kCodesAhead = 1024;  // bytes of codes that are asked for before they are needed
+// Where a panel is read for one or two rows only, memory is what it waits for, and each of its lines is asked for once,
+// so many bytes ahead; beyond its end lie the lines of the next one.
+constexpr int kBytesAhead = 4096;
+constexpr int kFetchingRows = 2;
+
+OCTAVO_INLINE void fetch_ahead(const char* from, int num_bytes) {
+#pragma GCC unroll 4
+    for (int line = 0; line < num_bytes; line += 64) __builtin_prefetch(from + kBytesAhead + line, 0, 3);
+}
 
 // One super-block of a panel: where its parts are.
 struct SuperBlock {
@@ -125,74 +176,79 @@ struct Widened {
 
 // Where the rows and sums of one tile lie, and from which of the panel's columns on.
 struct CodesTile {
-    const std::int8_t* x;  // the rows' codes of the super-block's first group
-    const GroupHeader* headers;
-    std::int64_t row_bytes;
-    float* sums;  // of column `column`; rows are kPanel apart
+    RowsOfBlock rows;  // from the super-block's first group on
+    float* sums;  // of column `column`
+    std::int64_t stride;  // of their rows
     int column;
     bool continues;
 };
 
-OCTAVO_INLINE const GroupHeader& header_of(const CodesTile& t, int row) {
-    return *reinterpret_cast<const GroupHeader*>(reinterpret_cast<const char*>(t.headers) + row * t.row_bytes);
+// Four inputs of a group, with int4 the four of its second half too, added to the group's sums.
+template <Format kFormat, int MR, int NV>
+OCTAVO_INLINE void add_step(const char* codes, const std::int8_t* x, vi (&sums)[MR][NV]) {
+    if constexpr (MR <= kFetchingRows) fetch_ahead(codes, NV * W * 4);
+    using Shape = GroupShape<kFormat>;
+    constexpr int kBits = Shape::kBits, kGroup = Shape::kGroup, kRow = Shape::kInputs;  // bytes of a row's group
+    if constexpr (kBits == 4 && MR == 1) {
+        const vi low_half = (vi)splat_word(0x0f0f0f0fu);
+        const vi low_x = splat_bytes(x), high_x = splat_bytes(x + kGroup / 2);
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; ++v) {  // every byte is loaded once
+            const vi words = load_as<vi>(codes + v * W * 4);
+            add_nibbles(sums[0][v], words & low_half, low_x);
+            add_nibbles(sums[0][v], (vi)((vu)words >> 4) & low_half, high_x);
+        }
+    } else if constexpr (kBits == 4) {
+        const vi low_half = (vi)splat_word(0x0f0f0f0fu);
+        vi words[NV];
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; ++v) words[v] = load_as<vi>(codes + v * W * 4) & low_half;
+#pragma GCC unroll 8
+        for (int m = 0; m < MR; ++m)
+#pragma GCC unroll 4
+            for (int v = 0; v < NV; ++v)
+                add_nibbles(sums[m][v], words[v], splat_bytes(x + m * kRow));
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; ++v) words[v] = (vi)(load_as<vu>(codes + v * W * 4) >> 4) & low_half;
+#pragma GCC unroll 8
+        for (int m = 0; m < MR; ++m)
+#pragma GCC unroll 4
+            for (int v = 0; v < NV; ++v)
+                add_nibbles(sums[m][v], words[v], splat_bytes(x + m * kRow + kGroup / 2));
+    } else {
+        static_assert(kBits == 8);
+        Bytes words[NV];
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; ++v) words[v] = prepare(load_as<vi>(codes + v * W * 4));
+#pragma GCC unroll 8
+        for (int m = 0; m < MR; ++m)
+#pragma GCC unroll 4
+            for (int v = 0; v < NV; ++v)
+                add_bytes(sums[m][v], words[v], splat_bytes(x + m * kRow));
+    }
 }
 
 // Integer sums of one group's inputs.
 template <Format kFormat, int MR, int NV>
-OCTAVO_INLINE void add_group(const char* codes, const std::int8_t* x, std::int64_t row_bytes, vi (&sums)[MR][NV]) {
-    constexpr int kBits = GroupShape<kFormat>::kBits, kGroup = GroupShape<kFormat>::kGroup;
-    constexpr int kSteps = kGroup * kBits / 32;
+OCTAVO_INLINE void add_group(const char* codes, const std::int8_t* x, vi (&sums)[MR][NV]) {
+    constexpr int kSteps = GroupShape<kFormat>::kGroup * GroupShape<kFormat>::kBits / 32;
+    if constexpr (MR == 1) {
+#pragma GCC unroll 4
+        for (int step = 0; step < kSteps; ++step)  // a step is as short as the loop around it
+            add_step<kFormat>(codes + step * kPanel * 4, x + step * 4, sums);
+    } else {
 #pragma GCC unroll 1
-    for (int step = 0; step < kSteps; ++step, codes += kPanel * 4, x += 4) {
-        if constexpr (MR <= 2)
-#pragma GCC unroll 4
-            for (int line = 0; line < NV * W * 4; line += 64) __builtin_prefetch(codes + kCodesAhead + line, 0, 3);
-        if constexpr (kBits == 4 && MR == 1) {
-            const vi low_half = (vi)splat_word(0x0f0f0f0fu);
-            const vi low_x = splat_bytes(x), high_x = splat_bytes(x + kGroup / 2);
-#pragma GCC unroll 4
-            for (int v = 0; v < NV; ++v) {  // every byte is loaded once
-                const vi words = load_as<vi>(codes + v * W * 4);
-                add_nibbles(sums[0][v], words & low_half, low_x);
-                add_nibbles(sums[0][v], (vi)((vu)words >> 4) & low_half, high_x);
-            }
-        } else if constexpr (kBits == 4) {
-            const vi low_half = (vi)splat_word(0x0f0f0f0fu);
-            vi words[NV];
-#pragma GCC unroll 4
-            for (int v = 0; v < NV; ++v) words[v] = load_as<vi>(codes + v * W * 4) & low_half;
-#pragma GCC unroll 8
-            for (int m = 0; m < MR; ++m)
-#pragma GCC unroll 4
-                for (int v = 0; v < NV; ++v)
-                    add_nibbles(sums[m][v], words[v], splat_bytes(x + m * row_bytes));
-#pragma GCC unroll 4
-            for (int v = 0; v < NV; ++v) words[v] = (vi)(load_as<vu>(codes + v * W * 4) >> 4) & low_half;
-#pragma GCC unroll 8
-            for (int m = 0; m < MR; ++m)
-#pragma GCC unroll 4
-                for (int v = 0; v < NV; ++v)
-                    add_nibbles(sums[m][v], words[v], splat_bytes(x + m * row_bytes + kGroup / 2));
-        } else {
-            static_assert(kBits == 8);
-            Bytes words[NV];
-#pragma GCC unroll 4
-            for (int v = 0; v < NV; ++v) words[v] = prepare(load_as<vi>(codes + v * W * 4));
-#pragma GCC unroll 8
-            for (int m = 0; m < MR; ++m)
-#pragma GCC unroll 4
-                for (int v = 0; v < NV; ++v)
-                    add_bytes(sums[m][v], words[v], splat_bytes(x + m * row_bytes));
-        }
+        for (int step = 0; step < kSteps; ++step)
+            add_step<kFormat>(codes + step * kPanel * 4, x + step * 4, sums);
     }
 }
 
 // total + sums * scales * the row's scale (+ minimums * its shift), W columns of one row and group. All products end
 // here: their bits are the same whatever made the integer sums.
 template <bool kMins>
-OCTAVO_INLINE vf plus_scaled(vf total, vi sums, vf scales, vf mins, const GroupHeader& header) {
-    total = fma(__builtin_convertvector(sums, vf) * scales, splat(header.scale), total);
-    return kMins ? fma(mins, splat(header.shift), total) : total;
+OCTAVO_INLINE vf plus_scaled(vf total, vi sums, vf scales, vf mins, vf row_scale, vf row_shift) {
+    total = fma(__builtin_convertvector(sums, vf) * scales, row_scale, total);
+    return kMins ? fma(mins, row_shift, total) : total;
 }
 
 template <Format kFormat, bool kMins, int MR, int NV, class Scales>
@@ -205,33 +261,34 @@ inline __attribute__((noinline)) void codes_tile(const SuperBlock& block, const 
     const int num_groups = block.num_groups;
     if (!t.continues)
         for (int m = 0; m < MR; ++m)
-            for (int v = 0; v < NV; ++v) store(t.sums + m * kPanel + v * W, splat(0.0f));
+            for (int v = 0; v < NV; ++v) store(t.sums + m * t.stride + v * W, splat(0.0f));
     vf held[NV];
 #pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) held[v] = load(t.sums + v * W);
     const char* codes = block.codes + t.column * 4;
-    for (int at = 0; at < num_groups; ++at, codes += Shape::kGroupBytes, t.x += Shape::kGroup) {
+    for (int at = 0; at < num_groups; ++at, codes += Shape::kGroupBytes) {
         const int part = at % Shape::kParts;
         vi sums[MR][NV] = {};
-        add_group<kFormat>(codes, t.x, t.row_bytes, sums);
+        add_group<kFormat>(codes, t.rows.codes + part * Shape::kGroup, sums);
 #pragma GCC unroll 8
         for (int m = 0; m < MR; ++m) {
-            const GroupHeader& header = header_of(t, m);
 #pragma GCC unroll 4
             for (int v = 0; v < NV; ++v) {
                 vi exact = Shape::kBits == 4 ? total_of_nibbles(sums[m][v]) : sums[m][v];
                 if constexpr (kExcess > 0)
-                    exact -= splat_int(Shape::kParts == 1 ? header.sum : header.sums[part]) * kExcess;
+                    exact -= splat_int(Shape::kParts == 1 ? t.rows.sum(m) : t.rows.sum_of_half(m, part)) * kExcess;
                 const vf scale = scales.at(at, t.column + v * W), min = kMins ? mins.at(at, t.column + v * W) : vf{};
-                float* out = t.sums + m * kPanel + v * W;
-                const vf total = plus_scaled<kMins>(kHolds ? held[v] : load(out), exact, scale, min, header);
+                float* out = t.sums + m * t.stride + v * W;
+                const vf shift = kMins ? splat(t.rows.shift(m)) : vf{};
+                const vf total = plus_scaled<kMins>(kHolds ? held[v] : load(out), exact, scale, min,
+                                                    splat(t.rows.scale(m)), shift);
                 if constexpr (kHolds)
                     held[v] = total;
                 else
                     store(out, total);
             }
         }
-        if (part == Shape::kParts - 1) ++t.headers;
+        if (part == Shape::kParts - 1) t.rows.skip_groups(1, Shape::kInputs);
     }
     if constexpr (kHolds)
 #pragma GCC unroll 4
@@ -278,6 +335,7 @@ OCTAVO_INLINE void each_super_block(const ProductArgs& args, F&& f) {
         const int left = args.padded_in - first;
         const SuperBlockLayout layout = layout_of(kFormat, {kMins, kSubScales}, left < kInputs ? left : kInputs);
         const SuperBlock block = super_block_at(at, layout);
+        if (args.num_rows <= kFetchingRows) fetch_ahead(at, layout.codes_at);
         at += layout.num_bytes;
         f(block, first / GroupShape<kFormat>::kInputs, Stored<kSubScales>{block.scales, block.sub_scales},
           Stored<kSubScales>{block.mins, block.sub_mins});
@@ -285,11 +343,16 @@ OCTAVO_INLINE void each_super_block(const ProductArgs& args, F&& f) {
 }
 
 template <Format kFormat>
+OCTAVO_INLINE RowsOfBlock rows_from(const ProductArgs& args, int row, int group) {
+    constexpr int kInputs = GroupShape<kFormat>::kInputs;
+    RowsOfBlock rows = rows_at(args.packed, args.first_row + row, args.total_rows, args.row_bytes, kInputs, args.padded_in);
+    rows.skip_groups(group, kInputs);
+    return rows;
+}
+
+template <Format kFormat>
 OCTAVO_INLINE CodesTile tile_of(const ProductArgs& args, int row, int group) {
-    const auto* x = static_cast<const std::int8_t*>(args.packed) + (args.first_row + row) * args.row_bytes;
-    const auto* headers = reinterpret_cast<const GroupHeader*>(x + args.padded_in) + group;
-    float* sums = args.scratch + std::int64_t{row} * kPanel;
-    return {x + group * GroupShape<kFormat>::kInputs, headers, args.row_bytes, sums, 0, group > 0};
+    return {rows_from<kFormat>(args, row, group), args.scratch + row * args.stride, args.stride, 0, group > 0};
 }
 
 template <Format kFormat>

@@ -15,8 +15,9 @@ enum class Dtype : int { float32 = 0, bfloat16 = 1, int8 = 2 };  // int8: of key
 
 // Rows of activations as a product reads them.
 //
-// float32, bfloat16: in blocks of `Kernels::block_rows` rows. Groups: row by row, `row_bytes` apart: int8 codes
-// [padded_in], then a GroupHeader for each group.
+// In blocks of `Kernels::block_rows` rows, the last as short as it is. Of groups a block is int8 codes [groups, rows,
+// group], then the numbers of the rows' GroupHeaders, [groups, numbers of a header, rows]; rows of one group lie side
+// by side because a product takes them together. `row_bytes` is what a row takes in all.
 struct PackArgs {
     const float* x;  // row i at x + rows[i] * stride, or x + i * stride where rows is null
     const std::int32_t* rows;
@@ -88,8 +89,8 @@ struct AttendArgs {
     const float* q;  // query t's heads at q + t * q_stride; those of this KV head come first
     const std::int32_t* blocks;  // the row's block table
     float* scratch;  // Kernels::attend_scratch floats
-    // Running softmax, kept between segments: for each query (token-major, then head of the group) its maximum, its
-    // sum, and head_dim accumulated values.
+    // Running softmax, kept between segments: for each query (token-major, then head of the group) its maximum, to base
+    // 2, its sum, and head_dim accumulated values.
     float* state;
     std::int64_t q_stride;
     int kv_head, group;
@@ -103,6 +104,7 @@ struct Kernels {
     const char* name;
     int block_rows[kNumInputs];  // rows that a product takes at a time
     int input_bytes[kNumInputs];  // of one packed value; of a bfloat16 one 2, or 4 where it stays float32
+    int run_rows;  // queries times heads of a group that one call of `attend` should have at most
 
     void (*pack_rows[kNumInputs])(const PackArgs&, int first_row, int num_rows);
     void (*product[kNumFormats])(const ProductArgs&);

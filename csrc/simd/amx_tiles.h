@@ -112,3 +112,32 @@ double spin_tiles(std::int64_t rounds) {
 }
 
 }  // namespace
+
+// Single operations on the tile registers, for kernels that say themselves what lies in which; `configure` as above.
+// Loads wait for no store by themselves: they name memory as touched, so that the compiler leaves stores in front of
+// them where they are (gcc's own intrinsic does not).
+namespace {
+
+template <int kTile>
+OCTAVO_INLINE void zero_tile() {
+    __asm__ volatile("tilezero %%tmm%c0" : : "i"(kTile));
+}
+
+// Rows of 64 bytes that begin `stride` bytes apart.
+template <int kTile>
+OCTAVO_INLINE void load_tile(const void* from, std::int64_t stride) {
+    __asm__ volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(from), "r"(stride), "i"(kTile) : "memory");
+}
+
+template <int kTile>
+OCTAVO_INLINE void store_tile(void* to, std::int64_t stride) {
+    __asm__ volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(to), "r"(stride), "i"(kTile) : "memory");
+}
+
+// Sums + rows times columns, in bfloat16: kRows holds [rows, 32 inputs], kColumns [16 pairs of inputs, 16 columns, 2].
+template <int kSums, int kRows, int kColumns>
+OCTAVO_INLINE void add_pairs() {
+    __asm__ volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(kSums), "i"(kRows), "i"(kColumns));
+}
+
+}  // namespace
