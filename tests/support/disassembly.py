@@ -60,7 +60,10 @@ class Function:
         """What in a loop reads or writes the stack. `rbp` is a register as any other where it is not the frame's."""
         has_frame = any(one.name == "mov" and one.operands.strip() == "%rsp,%rbp" for one in self.code)
         stack = re.compile(r"\(%r(sp|bp)\b" if has_frame else r"\(%rsp\b")
-        return [one for one in loop if stack.search(one.operands) or one.name in ("push", "pop", "call")]
+        return [
+            one for one in loop
+            if (stack.search(one.operands) and one.name != "lea") or one.name in ("push", "pop", "call")
+        ]  # fmt: skip
 
 
 def others_per(loop: tuple[Instruction, ...], names: str) -> float:
