@@ -156,14 +156,25 @@ void read_out(ExecutionContext& context, const Program& program, int buffer, con
                             static_cast<int>(rows.shape(0)), norm_of(norm, eps)};
     float* to = out.data();
     const Unlocked unlocked;
-    run_linear(context, head, input, {to, head.num_out, false, false});
+    context.times.timed("logits", head.num_out, head.num_in,
+                        [&] { run_linear(context, head, input, {to, head.num_out, false, false}); });
+}
+
+nb::list times_of(const ExecutionContext& context) {
+    nb::list rows;
+    for (const OperationTime& row : context.times.rows())
+        rows.append(nb::make_tuple(row.name, row.num_out, row.num_in, row.count, row.seconds));
+    return rows;
 }
 
 void bind_values(nb::module_& m) {
     nb::class_<ExecutionContext>(m, "ExecutionContext", "Threads, the kernels of one ISA variant, and scratch memory.")
         .def(nb::init<const std::string&, int>(), "isa"_a, "num_threads"_a)
         .def_prop_ro("isa", [](const ExecutionContext& self) { return self.kernels->name; })
-        .def_prop_ro("num_threads", [](const ExecutionContext& self) { return self.pool.num_threads(); });
+        .def_prop_ro("num_threads", [](const ExecutionContext& self) { return self.pool.num_threads(); })
+        .def("keep_times", [](ExecutionContext& self, bool is_on) { self.times.keep(is_on); }, "is_on"_a,
+             "Begins to sum up the time of operations anew, or ends it.")
+        .def("times", &times_of, "Each operation's name, outputs and inputs of its matrix, calls and seconds.");
     nb::class_<Vector>(m, "Vector", "Floats that kernels read.")
         .def("__init__", [](Vector* self, Array<float, 1> values) {
             new (self) Vector{{values.data(), values.data() + values.size()}};

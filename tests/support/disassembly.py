@@ -41,28 +41,29 @@ class Function:
     code: tuple[Instruction, ...]
 
     @cached_property
-    def innermost_loops(self) -> list[tuple[Instruction, ...]]:
-        """Bodies of the loops that have no loop in them: from where a jump goes back to, to the last such jump."""
+    def loops(self) -> list[tuple[Instruction, ...]]:
+        """Bodies of all loops: from where a jump goes back to, to the last such jump."""
         first = self.code[0].address if self.code else 0
         ends: dict[int, int] = {}
         for one in self.code:
             if one.target is not None and first <= one.target <= one.address:
                 ends[one.target] = one.address
-        inner = [
-            (head, end) for head, end in ends.items()
-            if not any(head <= other <= ends[other] <= end and other != head for other in ends)
-        ]  # fmt: skip
-        return [tuple(one for one in self.code if head <= one.address <= end) for head, end in sorted(inner)]
+        return [tuple(one for one in self.code if head <= one.address <= end) for head, end in sorted(ends.items())]
 
     def loops_of(self, names: str) -> list[tuple[Instruction, ...]]:
-        """The innermost loops that have an instruction whose name is like this (a regular expression)."""
-        return [loop for loop in self.innermost_loops if any(re.fullmatch(names, one.name) for one in loop)]
+        """The loops that have an instruction whose name is like this (a regular expression), but no loop with one."""
+        found = [set(loop) for loop in self.loops if any(re.fullmatch(names, one.name) for one in loop)]
+        inner = [loop for loop in found if not any(other < loop for other in found)]
+        return [tuple(sorted(loop, key=lambda one: one.address)) for loop in inner]
 
     def stack_accesses(self, loop: tuple[Instruction, ...]) -> list[Instruction]:
         """What in a loop reads or writes the stack. `rbp` is a register as any other where it is not the frame's."""
         has_frame = any(one.name == "mov" and one.operands.strip() == "%rsp,%rbp" for one in self.code)
         stack = re.compile(r"\(%r(sp|bp)\b" if has_frame else r"\(%rsp\b")
-        return [one for one in loop if stack.search(one.operands) or one.name in ("push", "pop", "call")]
+        return [
+            one for one in loop
+            if (stack.search(one.operands) and one.name != "lea") or one.name in ("push", "pop", "call")
+        ]  # fmt: skip
 
 
 def others_per(loop: tuple[Instruction, ...], names: str) -> float:

@@ -1,5 +1,5 @@
 """`octavo bench`: how fast a model runs here. `latency` for one request at a time, `throughput` for many, `kernels` for
-the parts that a forward is made of.
+the parts that a forward is made of, `steps` for where a step goes.
 
 Knows flags; `tools.bench` measures and words the reports.
 """
@@ -24,7 +24,7 @@ from octavo.cli.flags import (
 from octavo.config import PARTS, EngineConfig
 from octavo.errors import RequestError
 from octavo.tools.bench.plot import check_plot, write_kernel_plot, write_plot
-from octavo.tools.bench.report import kernels_text, report_text, report_title, workload_text
+from octavo.tools.bench.report import kernels_text, report_text, report_title, steps_text, workload_text
 from octavo.tools.bench.run import WARM_JOBS, BenchmarkOptions, run_benchmark
 from octavo.tools.bench.workload import FileWorkload, LengthRange, WorkloadSpec, read_workload
 from octavo.tools.interrupt import Interrupt
@@ -61,6 +61,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_kernels(kind)
     add_logging_flags(kind)
     _add_output_flags(kind)
+    help = "where a step goes in which sequences decode: operation by operation, on a CPU"
+    kind = kinds.add_parser("steps", help=help, description=help, allow_abbrev=False, conflict_handler="resolve")
+    kind.add_argument("name", nargs="?", metavar="MODEL", help="the model, as --model has it")
+    add_config_flags(kind)
+    add_logging_flags(kind)
+    _add_steps(kind.add_argument_group("workload", "random prompts"))
+    _add_output_flags(kind, has_plot=False)
 
 
 def _add_kernels(kind: argparse.ArgumentParser) -> None:
@@ -79,6 +86,12 @@ def _add_kernels(kind: argparse.ArgumentParser) -> None:
         help="bytes that a kernel bound by memory goes through before any come again, such as 64MiB "
         "(default: three times the largest cache)",
     )  # fmt: skip
+
+
+def _add_steps(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--num-seqs", type=whole(1), default=64, metavar="N", help="sequences (default: 64)")
+    group.add_argument("--context", type=whole(1), default=150, metavar="N", help="tokens of each (default: 150)")
+    group.add_argument("--runs", type=whole(1), default=20, metavar="N", help="steps to measure (default: 20)")
 
 
 def _add_latency(group: argparse._ArgumentGroup) -> None:
@@ -114,15 +127,19 @@ def _add_throughput(group: argparse._ArgumentGroup) -> None:
     )  # fmt: skip
 
 
-def _add_output_flags(parser: argparse.ArgumentParser) -> None:
+def _add_output_flags(parser: argparse.ArgumentParser, *, has_plot: bool = True) -> None:
     group = parser.add_argument_group("output")
     group.add_argument("--json", action="store_true", help="print one JSON object; times in seconds")
-    group.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the figures (matplotlib)")
+    if has_plot:
+        group.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the figures (matplotlib)")
     group.add_argument("--quiet", action="store_true", help="say nothing on stderr but errors")
 
 
 def run(args: argparse.Namespace) -> int:
     config = named_config(args)
+    if args.benchmark == "steps":
+        _run_steps(args, config)
+        return 0
     if args.plot is not None:
         check_writable("--plot", args.plot)
         with errors_of("--plot"):
@@ -143,6 +160,13 @@ def _run_kernels(args: argparse.Namespace, config: EngineConfig) -> None:
     if args.plot is not None:
         with errors_of("--plot"):
             write_kernel_plot(args.plot, f"{report_title(report)}shares of the machine's limits", report["kernels"])
+
+
+def _run_steps(args: argparse.Namespace, config: EngineConfig) -> None:
+    from octavo.tools.bench.steps import measure_steps
+
+    report = measure_steps(config, args.num_seqs, args.context, args.runs, None if args.quiet else note)
+    print(json.dumps(report, indent=2, allow_nan=False) if args.json else steps_text(report))
 
 
 def _run_engine(args: argparse.Namespace, config: EngineConfig) -> None:

@@ -125,6 +125,15 @@ def test_a_forced_path_is_the_one_that_is_measured(tiny_model, monkeypatch, caps
     assert ISA_VARIABLE in capsys.readouterr().err
 
 
+def test_a_step_in_parts(tiny_model, capsys):
+    words = (tiny_model, "--num-seqs", 2, "--context", 10, "--runs", 2, *TINY)
+    assert bench("steps", *words, "--json", "--quiet") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["workload"] == {"num_seqs": 2, "context": 10, "runs": 2}
+    assert bench("steps", *words) == 0
+    assert "sequences of 10 tokens" in capsys.readouterr().out
+
+
 # --- the picture -----------------------------------------------------------------------------------------------------
 
 

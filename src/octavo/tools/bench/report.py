@@ -60,6 +60,17 @@ def kernels_text(report: Mapping[str, Any]) -> str:
     return "\n".join([table(head), limits_text(report), "", table(rows, "<<" + ">" * (len(_KERNEL_HEAD) - 3))])
 
 
+def steps_text(report: Mapping[str, Any]) -> str:
+    """A line for each part of a step, the whole of it last."""
+    work, seconds = report["workload"], report["seconds"]
+    workload = f"{work['num_seqs']} sequences of {work['context']} tokens, decoding; medians of {work['runs']} steps"
+    rows = [("part", "shape", "calls", "ms", "share")]
+    for part in [*report["parts"], {"part": "a step", "shape": "", "calls": 1, "seconds": seconds}]:
+        taken = part["seconds"]
+        rows.append((part["part"], part["shape"], str(part["calls"]), f"{taken * 1e3:,.2f}", f"{taken / seconds:.1%}"))
+    return "\n".join([table([*environment_rows(report), ("workload", workload)]), "", table(rows, "<<>>>")])
+
+
 def _kernel_row(case: Mapping[str, Any]) -> tuple[str, ...]:
     best, middle = case["best"], case["median"]
 
