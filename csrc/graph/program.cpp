@@ -138,10 +138,11 @@ void Program::run_rope(const Op& op, int num_tokens, float* qkv) {
     const std::int64_t width = std::int64_t{shape.num_heads + 2 * shape.num_kv_heads} * shape.head_dim;
     const std::int64_t half = shape.head_dim / 2;
     each_row(context_.pool, num_tokens, [&](int row) {
+        const auto next = static_cast<std::size_t>(row + 1 < num_tokens ? row + 1 : row);
         context_.kernels->rope(op.cache->view,
                                {qkv + row * width, op.rope->cos.data() + row * half, op.rope->sin.data() + row * half,
                                 op.norm.weight, op.key_norm.weight, op.norm.eps, shape.num_heads,
-                                op.attention->slots[static_cast<std::size_t>(row)]});
+                                op.attention->slots[static_cast<std::size_t>(row)], op.attention->slots[next]});
     });
 }
 

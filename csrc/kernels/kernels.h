@@ -84,6 +84,7 @@ struct RopeArgs {
     float eps;
     int num_heads;
     std::int64_t slot;
+    std::int64_t next_slot;  // of the token that comes next
 };
 
 // A run of queries of one row, for one KV head, over keys [first_key, end_key) of the row.

@@ -144,22 +144,28 @@ OCTAVO_INLINE void write_kv(const KVView& kv, const RopeArgs& args, const float*
     write_row<false>(kv, values_at(kv, keys) + place * kv.head_dim, v, value_scale);
 }
 
-// Asks for the lines that a token's keys will be written to: one for each unit of dimensions, and in no cache.
+// Asks for the lines that a token's keys will be written to: they lie one behind the other, and in no cache.
 template <class T>
 OCTAVO_INLINE void fetch_keys(const KVView& kv, std::int64_t slot) {
     using Place = KeyPlace<T>;
     for (int head = 0; head < kv.num_kv_heads; ++head) {
         const T* to = keys_at<T>(kv, slot / kv.block_size, head) + slot % kv.block_size * Place::kUnit;
-        for (int d = 0; d < kv.head_dim; d += Place::kUnit) __builtin_prefetch(to + d * kv.block_size, 1, 3);
+        const int of_a_line = 64 / (kv.block_size * static_cast<int>(sizeof(T)));  // dimensions
+        for (int d = 0; d < kv.head_dim; d += of_a_line > Place::kUnit ? of_a_line : Place::kUnit)
+            __builtin_prefetch(to + d * kv.block_size, 1, 3);
     }
 }
 
 void rope(const KVView& kv, const RopeArgs& args) {
     float* x = args.qkv;
-    if (kv.dtype == Dtype::bfloat16)
-        fetch_keys<std::uint16_t>(kv, args.slot);
-    else if (kv.dtype == Dtype::float32)
-        fetch_keys<float>(kv, args.slot);
+    if (args.next_slot / kv.block_size != args.slot / kv.block_size) {
+        if (kv.dtype == Dtype::bfloat16)
+            fetch_keys<std::uint16_t>(kv, args.next_slot);
+        else if (kv.dtype == Dtype::int8)
+            fetch_keys<std::int8_t>(kv, args.next_slot);
+        else
+            fetch_keys<float>(kv, args.next_slot);
+    }
     for (int head = 0; head < args.num_heads; ++head, x += kv.head_dim)
         norm_and_rotate(x, args.query_norm, args, kv.head_dim);
     for (int head = 0; head < kv.num_kv_heads; ++head, x += kv.head_dim) {
