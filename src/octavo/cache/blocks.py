@@ -12,7 +12,11 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from hashlib import blake2b
+
+try:
+    from _blake2 import blake2b  # hashlib's own; hashlib itself would load OpenSSL, 8 ms of every start
+except ImportError:
+    from hashlib import blake2b
 
 HashFunction = Callable[[bytes, bytes], bytes]
 

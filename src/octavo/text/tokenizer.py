@@ -13,6 +13,7 @@ from typing import Any, Final
 from tokenizers import Tokenizer as Backend
 
 from octavo.errors import ModelFormatError, RequestError
+from octavo.text.lazy_backend import LazyBackend
 
 MAX_VOCAB_SIZE: Final = 1 << 21  # the largest vocabularies in use have 2^18 entries
 SPM_SPACE: Final = "\u2581"
@@ -38,7 +39,12 @@ class Tokenizer:
     """
 
     def __init__(
-        self, backend: Backend, *, bos_id: int | None, eos_ids: Iterable[int], vocab_size: int | None = None
+        self,
+        backend: Backend | LazyBackend,
+        *,
+        bos_id: int | None,
+        eos_ids: Iterable[int],
+        vocab_size: int | None = None,
     ) -> None:
         """`vocab_size`: where it is known; to find it out takes a copy of the whole vocabulary."""
         # A tokenizer.json may carry the padding or truncation of somebody's training run.
@@ -46,6 +52,7 @@ class Tokenizer:
         backend.no_truncation()
         self._backend = backend
         if vocab_size is None:
+            assert isinstance(backend, Backend)
             vocab_size = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         self.vocab_size = vocab_size
         if not 0 < self.vocab_size <= MAX_VOCAB_SIZE:
