@@ -6,7 +6,6 @@
 #include <cstring>
 #include <limits>
 #include <stdexcept>
-#include <string>
 
 namespace octavo {
 
@@ -19,11 +18,12 @@ std::uint64_t hash_with(std::uint64_t hash, char byte) {
     return (hash ^ static_cast<unsigned char>(byte)) * 0x100000001b3u;
 }
 
-std::uint64_t hash_of(std::string_view text) {
-    std::uint64_t hash = kHashOfNothing;
+std::uint64_t hash_with(std::uint64_t hash, std::string_view text) {
     for (const char byte : text) hash = hash_with(hash, byte);
     return hash;
 }
+
+std::uint64_t hash_of(std::string_view text) { return hash_with(kHashOfNothing, text); }
 
 // Bytes of the character whose first byte is `first`; 0 for what begins none.
 std::size_t char_bytes(unsigned char first) {
@@ -83,7 +83,6 @@ Vocabulary::Vocabulary(std::string_view tokens, std::size_t num_tokens, std::str
     for (std::size_t id = 0; id < num_tokens; ++id) add_token(id);
     made_.reserve(num_merges);
     cuts_.reserve(num_merges);
-    std::string joined;
     for (std::size_t rank = 0; rank < num_merges; ++rank) {
         const std::string_view line = merges_[rank];
         check(!line.empty() && char_bytes(static_cast<unsigned char>(line[0])) > 0, "a merge is empty");
@@ -91,9 +90,9 @@ Vocabulary::Vocabulary(std::string_view tokens, std::size_t num_tokens, std::str
         check(cut != std::string_view::npos, "a merge has no right side");
         cuts_.push_back(static_cast<std::uint32_t>(cut));
         const auto [left, right] = merge(rank);
-        joined.assign(left).append(right);
-        const std::int64_t made = id_of(joined);
-        check(made >= 0 && id_of(left) >= 0 && id_of(right) >= 0, "a merge is not of tokens");
+        const std::uint64_t hash = hash_of(left);
+        const std::int32_t made = table_[place_of(left, right, hash_with(hash, right))];
+        check(made >= 0 && table_[place_of(left, {}, hash)] >= 0 && id_of(right) >= 0, "a merge is not of tokens");
         made_.push_back(static_cast<std::uint32_t>(made));
     }
 }
@@ -101,21 +100,27 @@ Vocabulary::Vocabulary(std::string_view tokens, std::size_t num_tokens, std::str
 void Vocabulary::add_token(std::size_t id) {
     const std::string_view token = tokens_[id];
     check(!token.empty() && is_utf8(token), "a token is empty or no UTF-8");
-    const std::size_t place = place_of(token, hash_of(token));
+    const std::size_t place = place_of(token, {}, hash_of(token));
     check(table_[place] < 0, "a token is there twice");
     table_[place] = static_cast<std::int32_t>(id);
     longest_ = std::max(longest_, token.size());
 }
 
-// Where the token is, or would be.
-std::size_t Vocabulary::place_of(std::string_view token, std::uint64_t hash) const {
+// Where the token of two parts is, or would be. `hash` is that of both.
+std::size_t Vocabulary::place_of(std::string_view left, std::string_view right, std::uint64_t hash) const {
+    const auto differs = [&](std::string_view token) {
+        return token.size() != left.size() + right.size() || token.substr(0, left.size()) != left ||
+               token.substr(left.size()) != right;
+    };
     std::size_t place = static_cast<std::size_t>(hash ^ hash >> 29) & (table_.size() - 1);
-    while (table_[place] >= 0 && tokens_[static_cast<std::size_t>(table_[place])] != token)
+    while (table_[place] >= 0 && differs(tokens_[static_cast<std::size_t>(table_[place])]))
         place = (place + 1) & (table_.size() - 1);
     return place;
 }
 
-std::int64_t Vocabulary::id_of(std::string_view token) const { return table_[place_of(token, hash_of(token))]; }
+std::int64_t Vocabulary::id_of(std::string_view token) const {
+    return table_[place_of(token, {}, hash_of(token))];
+}
 
 Vocabulary::Merge Vocabulary::merge(std::size_t rank) const {
     const std::string_view line = merges_[rank];
@@ -129,7 +134,7 @@ std::vector<std::uint32_t> Vocabulary::tokens_in(std::string_view text) const {
         std::uint64_t hash = kHashOfNothing;
         for (std::size_t length = 1; length <= most; ++length) {
             hash = hash_with(hash, text[first + length - 1]);
-            const std::int32_t id = table_[place_of(text.substr(first, length), hash)];
+            const std::int32_t id = table_[place_of(text.substr(first, length), {}, hash)];
             if (id >= 0) found.push_back(static_cast<std::uint32_t>(id));
         }
     }

@@ -45,7 +45,7 @@ public:
 
 private:
     void add_token(std::size_t id);
-    std::size_t place_of(std::string_view token, std::uint64_t hash) const;
+    std::size_t place_of(std::string_view left, std::string_view right, std::uint64_t hash) const;
 
     Strings tokens_, merges_;
     std::vector<std::int32_t> table_;  // id, -1: none; open addressing, at most half full

@@ -88,7 +88,7 @@ class LazyBackend:
 
     def token_to_id(self, token: str) -> int | None:
         """As the library has it."""
-        id = self._tokens.vocabulary.id_of(token.encode("utf-8", "surrogatepass"))
+        id = self._tokens.vocabulary.id_of(token.encode())
         return None if id < 0 else id
 
     def get_added_tokens_decoder(self) -> dict[int, AddedToken]:

@@ -91,7 +91,7 @@ class HeaderReader:
             found, self.position = skip_strings(self._window, self.position, left, _MAX_STRING_BYTES)
             left -= found
             if left == 0:
-                return PackedStrings(self._window[start : self.position], count, _split)
+                return PackedStrings(self._window[start : self.position], count, _split, _skip)
             self.text(what, "surrogateescape")  # moves the window on, or says what is wrong with it
             left -= 1
 
@@ -103,8 +103,12 @@ class HeaderReader:
         return self._window
 
 
-def _split(data: bytes, count: int) -> list[str]:
-    return split_strings(data, 0, count, _MAX_STRING_BYTES)[0]
+def _split(data: bytes, start: int, count: int) -> list[str]:
+    return split_strings(data, start, count, _MAX_STRING_BYTES)[0]
+
+
+def _skip(data: bytes, count: int) -> int:
+    return skip_strings(data, 0, count, _MAX_STRING_BYTES)[1]
 
 
 def read_value(header: HeaderReader, key: str) -> tuple[int, object]:

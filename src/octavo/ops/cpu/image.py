@@ -63,7 +63,7 @@ def new_weights(device: Device, layouts: Sequence[Sequence[Any]], small: bytes) 
     for layout in layouts:
         match layout:
             case ["matrix", int(num_in), list(parts), bool(is_pair), bool(has_bias)]:
-                weights.append(_new_matrix(device, MatrixLayout(num_in, [tuple(part) for part in parts], is_pair)))
+                weights.append(_new_matrix(device, num_in, parts, is_pair))
                 if has_bias:
                     weights[-1].bias = take(weights[-1].native.num_out)
                     weights[-1].native.set_bias(weights[-1].bias)
@@ -106,8 +106,9 @@ def size_of_layout(layout: Sequence[Any]) -> list[int]:
     raise ValueError(f"there is no weight of the layout {layout!r:.100}")
 
 
-def _new_matrix(device: Device, layout: MatrixLayout) -> Matrix:
+def _new_matrix(device: Device, num_in: int, parts: list[Any], is_pair: bool) -> Matrix:
     try:
+        layout = MatrixLayout(num_in, [tuple(part) for part in parts], is_pair)
         return Matrix(layout.allocate(device), device, layout)
     except (TypeError, IndexError) as error:  # what JSON holds need not have the types of a layout
         raise ValueError("a matrix has an impossible layout") from error
