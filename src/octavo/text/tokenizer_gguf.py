@@ -54,12 +54,12 @@ def tokenizer_from_gguf(metadata: Mapping[str, object]) -> Tokenizer:
     packed = _packed_tokens(metadata) if kind == "gpt2" else None
     tokens = _tokens(metadata) if packed is None else packed
     types = _token_types(metadata, len(tokens))
+    rule: CutRule | None = None
     match kind:
         case "gpt2":
             rule = cut_rule(gguf_fields.text(metadata, "tokenizer.ggml.pre") or "default")
             adds_bos, bos, eos = rule.adds_bos, None, None
         case "llama":
-            rule = None
             adds_bos, bos, eos = True, 1, 2  # what llama.cpp takes for granted in such vocabularies
         case _:
             raise ModelFormatError(f"tokenizer.ggml.model: {kind!r:.60} is not supported; gpt2 and llama are")

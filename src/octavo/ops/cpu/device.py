@@ -165,7 +165,8 @@ def pack_linear(device: Device, shape: tuple[int, int], parts: Iterable[Host | Q
     """`parts` stacked; two equal parts (gate and up) stand interleaved, so that SwiGLU reads one stream."""
     handle: Handle = device.handle
     dtype = "bfloat16" if handle.is_bf16 else "float32"
-    native, layout, codes, num_filled = None, None, [], 0
+    native: Native = None
+    layout, codes, num_filled = None, [], 0
     for part in parts:
         is_pair = len(part) * 2 == shape[0] and shape[0] % (2 * PANEL) == 0
         if isinstance(part, Quantized):
