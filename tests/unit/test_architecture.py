@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "engine": {"models", "cache", "ops"} | VALUES,
     "cache": {"ops", "errors"},
     "models": {"ops", "weights", "load_cache", "errors"},
-    "text": {"packed_strings", "errors"},
+    "text": {"packed_strings", "load_cache", "errors"},
     "hub": {"home", "errors"},
     "weights": {"packed_strings", "errors"},
     "load_cache": {"home", "config", "errors", "octavo"},  # the root, for its version

@@ -18,7 +18,7 @@ from octavo.errors import ModelFormatError
 from octavo.text import gguf_fields
 from octavo.text.lazy_backend import LazyBackend, Merges, PackedTokens
 from octavo.text.pretokenizers import CutRule, cut_rule
-from octavo.text.tokenizer import MAX_VOCAB_SIZE, SPM_SPACE, Tokenizer, byte_alphabet
+from octavo.text.tokenizer import MAX_VOCAB_SIZE, SPM_SPACE, Tokenizer
 
 MAX_MERGES: Final = 4 * MAX_VOCAB_SIZE
 MAX_SPM_TOKEN_CHARS: Final = 512  # every cut of a token is tried when merges are made from scores
@@ -54,12 +54,15 @@ def tokenizer_from_gguf(metadata: Mapping[str, object]) -> Tokenizer:
     packed = _packed_tokens(metadata) if kind == "gpt2" else None
     tokens = _tokens(metadata) if packed is None else packed
     types = _token_types(metadata, len(tokens))
-    rule: CutRule | None = None
+    whole: Backend | None = None  # what cannot be built in parts
     match kind:
         case "gpt2":
             rule = cut_rule(gguf_fields.text(metadata, "tokenizer.ggml.pre") or "default")
+            if packed is None:
+                whole = _byte_level_backend(rule, *_byte_level_vocabulary(metadata, tokens))
             adds_bos, bos, eos = rule.adds_bos, None, None
         case "llama":
+            whole = _spm_backend(metadata, tokens, types)
             adds_bos, bos, eos = True, 1, 2  # what llama.cpp takes for granted in such vocabularies
         case _:
             raise ModelFormatError(f"tokenizer.ggml.model: {kind!r:.60} is not supported; gpt2 and llama are")
@@ -78,18 +81,15 @@ def tokenizer_from_gguf(metadata: Mapping[str, object]) -> Tokenizer:
         backend.post_processor = around
         return backend
 
+    def make(vocab: dict[str, int], merges: Merges) -> Backend:
+        return completed(_byte_level_backend(rule, vocab, merges))
+
     backend: Backend | LazyBackend
-    if rule is None:
-        backend = completed(_spm_backend(metadata, tokens, types))
-    elif packed is None:
-        backend = completed(_byte_level_backend(rule, *_byte_level_vocabulary(metadata, tokens)))
+    if whole is not None:
+        backend = completed(whole)
     else:
-
-        def make(vocab: dict[str, int], merges: Merges) -> Backend:
-            return completed(_byte_level_backend(rule, vocab, merges))
-
-        spelled = {byte: ord(char) for char, byte in byte_alphabet().items()}
-        backend = LazyBackend(packed, make, [token.content for token in added], spelled)
+        assert packed is not None
+        backend = LazyBackend(packed, make, {token.content: 0 for token in added})  # with ids of the vocabulary
     return Tokenizer(backend, bos_id=bos, eos_ids=_eos_ids(metadata, tokens, types, eos), vocab_size=len(tokens))
 
 
@@ -100,7 +100,7 @@ def _packed_tokens(metadata: Mapping[str, object]) -> PackedTokens | None:
     if tokens is None or merges is None:
         return None
     try:
-        return PackedTokens(tokens, merges)
+        return PackedTokens(tokens.data, len(tokens), merges.data, len(merges))
     except ValueError:
         return None
 

@@ -36,6 +36,10 @@ def packed(strings: list[str]) -> PackedStrings:
     )
 
 
+def packed_tokens(tokens: list[str], merges: list[str]) -> PackedTokens:
+    return PackedTokens(packed(tokens).data, len(tokens), packed(merges).data, len(merges))
+
+
 def random_vocabulary(seed: int, num_merges: int = 300) -> tuple[list[str], list[str]]:
     """Bytes, and what merging random neighbors of random words makes of them."""
     rng = random.Random(seed)
@@ -155,7 +159,7 @@ def test_a_vocabulary_with_a_fault_is_refused_as_before(fault: str):
     tokens, merges = random_vocabulary(6)
     FAULTS[fault](tokens, merges)
     with pytest.raises(ValueError, match=r"token|merge"):
-        PackedTokens(packed(tokens), packed(merges))
+        packed_tokens(tokens, merges)
     with pytest.raises(ModelFormatError) as lazy:
         tokenizer_gguf.tokenizer_from_gguf(metadata(packed(tokens), packed(merges)))
     with pytest.raises(ModelFormatError) as whole:
@@ -198,7 +202,7 @@ def test_utf8_is_what_python_takes_for_it(strings: list[bytes]):
 
 def test_a_part_is_small():
     tokens, merges = random_vocabulary(8)
-    vocabulary = PackedTokens(packed(tokens), packed(merges)).vocabulary
+    vocabulary = packed_tokens(tokens, merges).vocabulary
     found, joined = vocabulary.part("Ġthe".encode())
     assert found.keys() == {token for token in tokens if token in "Ġthe"}
     assert joined == [tuple(line.split(" ")) for line in merges if line.replace(" ", "") in "Ġthe"]
@@ -208,9 +212,9 @@ def test_a_part_is_small():
 
 def test_tokens_are_a_sequence():
     tokens, merges = random_vocabulary(9)
-    assert list(PackedTokens(packed(tokens), packed(merges))) == tokens
+    assert list(packed_tokens(tokens, merges)) == tokens
     with pytest.raises(IndexError):
-        PackedTokens(packed(tokens), packed(merges))[-1]
+        packed_tokens(tokens, merges)[-1]
 
 
 def test_threads_build_one_whole(monkeypatch):
@@ -221,3 +225,13 @@ def test_threads_build_one_whole(monkeypatch):
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lazy.encode, ["the cat sat"] * 50))
     assert found == [whole.encode("the cat sat")] * 50
+
+
+def test_a_server_has_the_whole_before_its_first_request():
+    for tokenizer in both(11):
+        tokenizer.complete()
+        assert tokenizer.encode("the cat")
+    assert both(11)[0]._backend._whole is None
+    lazy, _ = both(11)
+    lazy.complete()
+    assert lazy._backend._whole is not None
