@@ -28,6 +28,7 @@ using namespace octavo;
 
 void bind_limits(nb::module_& m);
 void bind_sample(nb::module_& m);
+void bind_checked_file(nb::module_& m);
 
 namespace {
 
@@ -35,6 +36,7 @@ template <class T, int Dims>
 using Array = nb::ndarray<const T, nb::ndim<Dims>, nb::c_contig, nb::device::cpu>;
 using AnyMatrix = nb::ndarray<nb::ndim<2>, nb::ro, nb::c_contig, nb::device::cpu>;
 using FloatView = nb::ndarray<nb::numpy, float>;
+using ByteView = nb::ndarray<nb::numpy, std::uint8_t>;
 using Unlocked = nb::gil_scoped_release;
 
 struct Vector {
@@ -178,7 +180,9 @@ void bind_values(nb::module_& m) {
     nb::class_<Vector>(m, "Vector", "Floats that kernels read.")
         .def("__init__", [](Vector* self, Array<float, 1> values) {
             new (self) Vector{{values.data(), values.data() + values.size()}};
-        });
+        })
+        .def("values", [](Vector& self) { return FloatView(self.values.data(), {self.values.size()}, nb::find(&self)); },
+             "The floats, in place.");
     nb::class_<Matrix>(m, "Matrix", "A packed matrix [num_out, num_in].")
         .def("__init__", &make_matrix, "context"_a, "num_in"_a, "parts"_a, "halves"_a)
         .def("fill", &fill, "context"_a, "first_row"_a, "values"_a)
@@ -194,6 +198,12 @@ void bind_values(nb::module_& m) {
                  check(static_cast<int>(bias.size()) == self.num_out, "the bias is not as long as the matrix");
                  self.bias.assign(bias.data(), bias.data() + bias.size());
              })
+        .def("memory",
+             [](Matrix& self) {
+                 auto* data = static_cast<std::uint8_t*>(const_cast<void*>(self.panel(0).view.data));
+                 return ByteView(data, {static_cast<std::size_t>(self.num_bytes())}, nb::find(&self));
+             },
+             "All bytes of the panels, in place.")
         .def_ro("num_out", &Matrix::num_out)
         .def_ro("num_in", &Matrix::num_in)
         .def_prop_ro("num_bytes", &Matrix::num_bytes)
@@ -213,7 +223,7 @@ void bind_values(nb::module_& m) {
             "memory",
             [](Cache& self) {
                 const std::size_t size = static_cast<std::size_t>(self.memory->size());
-                return nb::ndarray<nb::numpy, std::uint8_t>(self.memory->as<void>(), {size}, nb::find(&self));
+                return ByteView(self.memory->as<void>(), {size}, nb::find(&self));
             },
             "All bytes of all layers, as they lie: see KVView in kernels/kernels.h.");
 }
@@ -290,4 +300,5 @@ NB_MODULE(_cpu, m) {
     bind_program(m);
     bind_limits(m);
     bind_sample(m);
+    bind_checked_file(m);
 }

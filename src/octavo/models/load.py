@@ -234,10 +234,15 @@ def load_decoder(model: ModelFiles, options: LoadOptions, ops: Ops, device: Devi
     Raises ModelFormatError that names a tensor that is missing, unknown, misshapen or not finite, and ConfigError for
     a `load_format` that is not the file's.
     """
+    check_options(model, options, device)
+    return pack_decoder(model.arch, _source_of(model, options), ops, device)
+
+
+def check_options(model: ModelFiles, options: LoadOptions, device: Device) -> None:
+    """Raises ConfigError for options that are not the device's or the file's."""
     if options.dtype != device.dtype:
         raise ConfigError(f"dtype={options.dtype!r}: this device holds weights in {device.dtype}")
     check_load_format(model, options.load_format)
-    return pack_decoder(model.arch, _source_of(model, options), ops, device)
 
 
 def check_load_format(model: ModelFiles, load_format: str) -> None:
