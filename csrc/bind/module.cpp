@@ -136,7 +136,7 @@ void make_matrix(Matrix* self, ExecutionContext& context, int num_in, const std:
     check(!halves || num_out % (2 * kPanel) == 0, "halves must be whole panels");
     check(!halves || parts.size() == 1 || (parts.size() == 2 && parts[0].num_rows == parts[1].num_rows),
           "halves must be of one part, or one each");
-    new (self) Matrix(context.weights, num_in, parts, halves);
+    new (self) Matrix(context.weights, num_in, parts, halves, context.widens);
 }
 
 void set_attention(AttentionPlan& plan, const ExecutionContext& context, const AttentionShape& shape,
@@ -171,7 +171,7 @@ nb::list times_of(const ExecutionContext& context) {
 
 void bind_values(nb::module_& m) {
     nb::class_<ExecutionContext>(m, "ExecutionContext", "Threads, the kernels of one ISA variant, and scratch memory.")
-        .def(nb::init<const std::string&, int>(), "isa"_a, "num_threads"_a)
+        .def(nb::init<const std::string&, int, bool>(), "isa"_a, "num_threads"_a, "widens"_a = false)
         .def_prop_ro("isa", [](const ExecutionContext& self) { return self.kernels->name; })
         .def_prop_ro("num_threads", [](const ExecutionContext& self) { return self.pool.num_threads(); })
         .def("keep_times", [](ExecutionContext& self, bool is_on) { self.times.keep(is_on); }, "is_on"_a,

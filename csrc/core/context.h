@@ -13,10 +13,11 @@ namespace octavo {
 
 struct ExecutionContext {
     // `isa`: one of isa_names() (core/isa_variants.h), or empty for the best. Throws std::invalid_argument.
-    ExecutionContext(const std::string& isa, int num_threads);
+    ExecutionContext(const std::string& isa, int num_threads, bool widens);
 
     Pool pool;
     const Kernels* kernels;
+    const bool widens;  // products with quantized weights take them as bfloat16; see Matrix
     Arena weights;
     Memory packed;  // the input of a product
     std::vector<Memory> scratch;  // one a thread

@@ -62,14 +62,28 @@ void pack_input(ExecutionContext& context, const Matrix& matrix, const LinearInp
     });
 }
 
+bool is_widened(const Matrix& matrix, const PanelView& view) {
+    return is_quantized(view.format) && matrix.input == Input::bfloat16;
+}
+
+// The panel as a product takes it: where the matrix's input is bfloat16 a quantized one widened, into `words`.
+PanelView ready_panel(const Kernels& kernels, const Matrix& matrix, int index, std::uint32_t* words) {
+    const PanelView& view = matrix.panel(index).view;
+    if (!is_widened(matrix, view)) return view;
+    kernels.widen[static_cast<int>(view.format)](view, matrix.padded_in, words);
+    return {words, std::int64_t{matrix.padded_in} * kPanel * 2, Format::bfloat16, {}};
+}
+
 }  // namespace
 
 void run_linear(ExecutionContext& context, const Matrix& matrix, const LinearInput& input, const LinearOutput& output) {
     const Kernels& kernels = *context.kernels;
     const std::int64_t row_bytes = packed_row_bytes(kernels, matrix);
     pack_input(context, matrix, input, row_bytes);
-    context.reserve_scratch(2 * kRowsAtOnce * kPanel);
     const int step = output.silu ? 2 : 1;
+    const std::int64_t num_sums = 2 * kRowsAtOnce * kPanel;
+    const std::int64_t num_words = context.widens ? std::int64_t{matrix.padded_in} / 2 * kPanel : 0;
+    context.reserve_scratch(num_sums + step * num_words);
     const WorkSplit c = split_work(context, matrix, input.num_rows, row_bytes, step);
     const float* bias = matrix.bias.empty() ? nullptr : matrix.bias.data();
     const std::int64_t panel_bytes = matrix.num_bytes() / matrix.num_panels();
@@ -83,21 +97,27 @@ void run_linear(ExecutionContext& context, const Matrix& matrix, const LinearInp
         for (int line = 0; line < kFirstBytes; line += 64) __builtin_prefetch(first + line, 0, 3);
         for (int index = first_panel; index < end_panel; ++index) {
             const Matrix::Panel& panel = matrix.panel(index * step);
+            PanelView views[2];
+            for (int i = 0; i < step; ++i) {
+                auto* words = reinterpret_cast<std::uint32_t*>(sums + num_sums + i * num_words);
+                views[i] = ready_panel(kernels, matrix, index * step + i, words);
+            }
             const bool is_plain = bias == nullptr && !output.silu && !output.adds && panel.num_columns == kPanel &&
-                                  kernels.stores_straight[static_cast<int>(panel.view.format)];
+                                  kernels.stores_straight[static_cast<int>(views[0].format)];
             for (int row = first_row; row < end_row; row += kRowsAtOnce) {
                 const int rows = std::min(kRowsAtOnce, end_row - row);
                 float* out = output.out + row * output.stride + panel.first_out;
                 for (int i = 0; i < step; ++i) {
-                    const PanelView& view = matrix.panel(index * step + i).view;
+                    const PanelView& view = views[i];
                     ProductArgs args{view, context.packed.as<void>(), sums + i * kRowsAtOnce * kPanel, row_bytes,
                                      input.num_rows, row, rows, matrix.num_in, matrix.padded_in};
                     if (is_plain) args.scratch = out, args.stride = output.stride;
-                    const char* data = static_cast<const char*>(view.data);
+                    const PanelView& own = matrix.panel(index * step + i).view;
+                    const char* data = static_cast<const char*>(own.data);
                     // Parts of the next panel, as many as this one is gone over with rows. (Of quantized ones few rows
                     // ask for what they need themselves.)
                     const std::int64_t done = panel_bytes * (row - first_row) / (end_row - first_row);
-                    const bool is_bound = end_row - first_row <= kFewRows && !is_quantized(view.format);
+                    const bool is_bound = end_row - first_row <= kFewRows && !is_quantized(own.format);
                     args.ahead = data + (is_bound ? kBytesAhead : step * panel_bytes + done);
                     args.ahead_bytes = panel_bytes * rows / (end_row - first_row);
                     if (i == step - 1) args.out = out, args.out_stride = output.stride;

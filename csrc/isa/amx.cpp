@@ -26,6 +26,7 @@ constexpr Kernels make_amx_kernels() {
             kernels.product[static_cast<int>(kFormat)] = product_codes_tiles<kFormat>;
             kernels.spin_products[static_cast<int>(kFormat)] = spin_tiles<true>;
             kernels.stores_straight[static_cast<int>(kFormat)] = true;
+            kernels.widen[static_cast<int>(kFormat)] = widen_panel<kFormat, RoundedPairs>;
         }
     });
     kernels.run_rows = kTileRunRows;

@@ -94,6 +94,11 @@ constexpr Kernels make_bf16_kernels() {
     kernels.pack_rows[static_cast<int>(Input::bfloat16)] = pack_rows_pairs;
     kernels.product[static_cast<int>(Format::bfloat16)] = product_pairs;
     kernels.spin_products[static_cast<int>(Format::bfloat16)] = spin_pairs;
+    each_format([&](auto format) {
+        constexpr Format kFormat = decltype(format)::value;
+        if constexpr (is_quantized(kFormat))
+            kernels.widen[static_cast<int>(kFormat)] = widen_panel<kFormat, RoundedPairs>;
+    });
     return kernels;
 }
 

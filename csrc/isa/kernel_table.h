@@ -9,6 +9,7 @@
 #include "kernels/roofline.h"
 #include "kernels/rope_kv.h"
 #include "kernels/sampling.h"
+#include "kernels/widen.h"
 
 namespace {
 
@@ -42,6 +43,7 @@ constexpr Kernels make_kernels(const char* name) {
         if constexpr (is_quantized(kFormat)) {
             product = product_codes<kFormat>;
             spin_products = spin_codes<traits_of(kFormat).bits == 4>;
+            kernels.widen[static_cast<int>(kFormat)] = widen_panel<kFormat, PlainPairs>;
         } else if constexpr (kFormat == Format::float32) {
             product = product_fma<Singles>;
         } else {

@@ -326,16 +326,16 @@ OCTAVO_INLINE void with_flags(QuantKind kind, F&& f) {
 }
 
 // f(super-block, its first group of the rows' inputs, stored scales, stored minimums) for every super-block of the
-// panel.
+// panel. `fetches`: what is not codes is asked for ahead.
 template <Format kFormat, bool kMins, bool kSubScales, class F>
-OCTAVO_INLINE void each_super_block(const ProductArgs& args, F&& f) {
+OCTAVO_INLINE void each_super_block(const PanelView& panel, int padded_in, bool fetches, F&& f) {
     constexpr int kInputs = super_block_inputs(kFormat);
-    const char* at = static_cast<const char*>(args.panel.data);
-    for (int first = 0; first < args.padded_in; first += kInputs) {
-        const int left = args.padded_in - first;
+    const char* at = static_cast<const char*>(panel.data);
+    for (int first = 0; first < padded_in; first += kInputs) {
+        const int left = padded_in - first;
         const SuperBlockLayout layout = layout_of(kFormat, {kMins, kSubScales}, left < kInputs ? left : kInputs);
         const SuperBlock block = super_block_at(at, layout);
-        if (args.num_rows <= kFetchingRows) fetch_ahead(at, layout.codes_at);
+        if (fetches) fetch_ahead(at, layout.codes_at);
         at += layout.num_bytes;
         f(block, first / GroupShape<kFormat>::kInputs, Stored<kSubScales>{block.scales, block.sub_scales},
           Stored<kSubScales>{block.mins, block.sub_mins});
@@ -361,12 +361,13 @@ void product_codes(const ProductArgs& args) {
         constexpr bool kMins = decltype(has_mins)::value, kSubScales = decltype(has_sub_scales)::value;
         if (args.num_rows == 1)  // what would be widened would be used only once
             return each_super_block<kFormat, kMins, kSubScales>(
-                args, [&](const SuperBlock& block, int group, auto scales, auto mins) {
+                args.panel, args.padded_in, true, [&](const SuperBlock& block, int group, auto scales, auto mins) {
                     codes_tiles<kFormat, kMins, 1>(1, block, scales, mins, tile_of<kFormat>(args, 0, group));
                 });
         Widened<kFormat> scales, mins;
         each_super_block<kFormat, kMins, kSubScales>(
-            args, [&](const SuperBlock& block, int group, auto stored, auto stored_mins) {
+            args.panel, args.padded_in, args.num_rows <= kFetchingRows,
+            [&](const SuperBlock& block, int group, auto stored, auto stored_mins) {
                 scales.fill(stored, block.num_groups);
                 if constexpr (kMins) mins.fill(stored_mins, block.num_groups);
                 for (int row = 0; row < args.num_rows; row += kCodeRows) {

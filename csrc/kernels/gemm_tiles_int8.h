@@ -88,9 +88,9 @@ struct CopiedScales {
 template <int kSlot>
 OCTAVO_INLINE void sum_group(const std::int8_t* a, std::int64_t a_stride, const std::int8_t* b, std::int32_t* sums) {
     tile_zero<kSlot>();
-    tile_load<6 + kSlot>(b, kPanel * 4);
-    tile_load<4 + kSlot>(a, a_stride);
-    tile_products_int8<kSlot, 4 + kSlot, 6 + kSlot>();
+    tile_load<6 + kSlot % 2>(b, kPanel * 4);
+    tile_load<4 + kSlot % 2>(a, a_stride);
+    tile_products_int8<kSlot, 4 + kSlot % 2, 6 + kSlot % 2>();
     tile_store<kSlot>(sums, W * 4);
 }
 
@@ -118,10 +118,12 @@ inline __attribute__((noinline)) void add_tile(const ReadyGroups<kFormat, kMins>
         const std::int8_t* a = rows.codes + group / Shape::kParts * group_bytes + group % Shape::kParts * Shape::kGroup;
         const std::int8_t* b = ready.codes[group] + column * 4;
         std::int32_t* to = ring[group % kRing][0];
-        if (group % 2 == 0)
-            sum_group<0>(a, Shape::kInputs, b, to);
-        else
-            sum_group<1>(a, Shape::kInputs, b, to);
+        switch (group % 4) {
+            case 0: return sum_group<0>(a, Shape::kInputs, b, to);
+            case 1: return sum_group<1>(a, Shape::kInputs, b, to);
+            case 2: return sum_group<2>(a, Shape::kInputs, b, to);
+            case 3: return sum_group<3>(a, Shape::kInputs, b, to);
+        }
     };
     const auto take = [&](int group) __attribute__((always_inline)) {
         const vf scales = load(ready.scales[group] + column);
@@ -178,7 +180,8 @@ void product_codes_tiles(const ProductArgs& args) {
             ready.num_groups = 0;
         };
         each_super_block<kFormat, kMins, kSubScales>(
-            args, [&](const SuperBlock& block, int group, auto stored, auto stored_mins) {
+            args.panel, args.padded_in, false,
+            [&](const SuperBlock& block, int group, auto stored, auto stored_mins) {
                 if (ready.num_groups == 0) ready.first_group = group;
                 ready.add(block, stored, stored_mins);
                 if (ready.num_groups == ready.kMost) add_ready();

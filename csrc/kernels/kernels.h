@@ -112,6 +112,8 @@ struct Kernels {
     void (*pack_rows[kNumInputs])(const PackArgs&, int first_row, int num_rows);
     void (*product[kNumFormats])(const ProductArgs&);
     bool stores_straight[kNumFormats];  // whether that product heeds ProductArgs::stride
+    // A quantized panel (null for other formats) as one of bfloat16, into words [padded_in / 2, kPanel].
+    void (*widen[kNumFormats])(const PanelView&, int padded_in, std::uint32_t* to);
     void (*store)(const StoreArgs&);
     void (*rms_norm)(const float* x, const float* norm, float eps, int n, float* out);
     void (*silu_mul)(const float* gate, const float* up, int n, float* out);

@@ -164,8 +164,10 @@ void unpack_row(const PanelView& view, int column, int num_in, int padded_in, fl
 
 }  // namespace
 
-Matrix::Matrix(Arena& arena, int num_in, const std::vector<Part>& parts, bool halves)
-    : num_in(num_in), input(traits_of(parts.front().format).input), halves(halves) {
+Matrix::Matrix(Arena& arena, int num_in, const std::vector<Part>& parts, bool halves, bool widens)
+    : num_in(num_in),
+      input(widens && is_quantized(parts.front().format) ? Input::bfloat16 : traits_of(parts.front().format).input),
+      halves(halves) {
     padded_in = padded_inputs(parts.front().format, num_in);
     std::vector<Panel> in_order;
     for (const Part& part : parts) {
@@ -238,6 +240,8 @@ void Matrix::copy_row(int row, float* out) const {
         constexpr Format kFormat = decltype(format)::value;
         if constexpr (is_quantized(kFormat)) {
             unpack_row<kFormat>(view, column, num_in, padded_in, out);
+            if (input == Input::bfloat16)
+                for (int i = 0; i < num_in; ++i) out[i] = from_bf16(Bfloat16::of(out[i]));
         } else if constexpr (kFormat == Format::float32) {
             const auto* values = static_cast<const float*>(view.data);
             for (int i = 0; i < num_in; ++i) out[i] = values[std::int64_t{i} * kPanel + column];

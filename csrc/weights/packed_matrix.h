@@ -38,13 +38,14 @@ public:
         int first_out, num_columns;
     };
 
-    // All parts read their input alike.
-    Matrix(Arena& arena, int num_in, const std::vector<Part>& parts, bool halves);
+    // All parts read their input alike. With `widens` quantized ones stand for their values rounded to bfloat16, and a
+    // product takes its input as bfloat16.
+    Matrix(Arena& arena, int num_in, const std::vector<Part>& parts, bool halves, bool widens);
 
     // Packs rows [first_row, first_row + num_rows): floats [num_rows, num_in] of the rows' format, or quantized rows.
     void fill(Pool& pool, int first_row, int num_rows, const void* values);
     void fill(Pool& pool, int first_row, int num_rows, const QuantizedRows& rows);
-    // Row `row` in float32, bit for bit what its format means.
+    // Row `row` in float32, bit for bit what its format means, and what it stands for.
     void copy_row(int row, float* out) const;
     Format format_of(int row) const { return panel_of(row).view.format; }
     QuantKind kind_of(int row) const { return panel_of(row).view.kind; }

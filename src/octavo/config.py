@@ -100,6 +100,10 @@ class ModelConfig(_Checks):
         None, "weights as 'int8' or 'int4'; None = as the checkpoint is, 'none' = dequantize at load",
         ("none", "int8", "int4"),
     )  # fmt: skip
+    quantized_compute: str = option(
+        "int8", "what products with quantized weights compute in: 'int8' (inputs are quantized too) or 'bf16' (the "
+        "weights are widened)", ("int8", "bf16"),
+    )  # fmt: skip
     max_model_len: int | None = option(None, "longest sequence in tokens (default: what the model and cache allow)")
     compile: bool = option(False, "compile the Hugging Face backend")
     load_format: str = option(

@@ -14,10 +14,10 @@ UNIT = 2.0**-24  # half a unit in the last place of 1.0, in float32
 BF16_UNIT = 2.0**-8  # the same in bfloat16: the most that rounding to it changes a number, relatively
 
 
-def device_on(isa: str, dtype: str, threads: int = 1) -> Device:
+def device_on(isa: str, dtype: str, threads: int = 1, quantized_compute: str = "int8") -> Device:
     """A CPU device on one of `octavo.ops.cpu.device.isa_names()`."""
     with patch.dict(os.environ, {ISA_VARIABLE: isa}):
-        device = cpu.open_device("cpu", dtype, threads)
+        device = cpu.open_device("cpu", dtype, threads, quantized_compute)
     assert device.handle.native.isa == isa
     assert device.handle.native.num_threads == threads
     return device

@@ -19,10 +19,12 @@ HELD = {
     "bfloat16": {"dtype": "bfloat16"},
     "int8": {"dtype": "bfloat16", "quantization": "int8"},
     "int4": {"dtype": "float32", "quantization": "int4"},
+    "int4 in bf16": {"dtype": "bfloat16", "quantization": "int4", "quantized_compute": "bf16"},
     "int8 keys and values": {"dtype": "bfloat16", "kv_dtype": "int8"},
 }
 BLOCKS = {
-    "float32": (16, 12), "bfloat16": (5, 36), "int8": (5, 36), "int4": (16, 12), "int8 keys and values": (16, 12),
+    "float32": (16, 12), "bfloat16": (5, 36), "int8": (5, 36), "int4": (16, 12), "int4 in bf16": (5, 36),
+    "int8 keys and values": (16, 12),
 }  # fmt: skip
 MODEL_LEN = 180  # the longest request has 174 tokens
 

@@ -69,4 +69,13 @@ OCTAVO_INLINE void store_bf16(std::uint16_t* to, vf low, vf high) {
     for (int i = 0; i < W; ++i) to[i] = round_to_bf16(low[i]), to[W + i] = round_to_bf16(high[i]);
 }
 
+struct RoundedPairs {
+    static OCTAVO_INLINE vu of(vf even, vf odd) {
+        vu words;
+        for (int i = 0; i < W; ++i)
+            words[i] = round_to_bf16(even[i]) | static_cast<std::uint32_t>(round_to_bf16(odd[i])) << 16;
+        return words;
+    }
+};
+
 }  // namespace

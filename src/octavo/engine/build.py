@@ -48,6 +48,7 @@ class Resolved:
     dtype: str
     asked_dtype: str  # differs where the device has no arithmetic for it
     quantization: str | None  # of the weights; see models.tensor_sources.Precision
+    quantized_compute: str | None  # what their products compute in; None where no weights are quantized
     kv_dtype: str
     num_blocks: int
     block_size: int
@@ -68,13 +69,14 @@ class Resolved:
         )
 
     def _weights_as(self) -> str:
+        instead = "" if self.quantized_compute in (None, "int8") else f", computed in {self.quantized_compute}"
         match self.quantization:
             case None:
-                return " as stored"
+                return f" as stored{instead}"
             case "none":
                 return ""
             case quantization:
-                return f" ({quantization})"
+                return f" ({quantization}{instead})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +102,8 @@ class EngineLoading:
         windows = [group.window for group in arch.kv_groups]
         tables = BlockTables(pools, windows, share_prefixes=config.cache_config.enable_prefix_caching)
         timer = PhaseTimer()
-        root = f"{self.model.path}:{self.device.dtype}:{resolved.quantization}:{resolved.kv_dtype}"
+        weights = f"{resolved.quantization}:{resolved.quantized_compute}"
+        root = f"{self.model.path}:{self.device.dtype}:{weights}:{resolved.kv_dtype}"
         scheduler = Scheduler(resolved.limits, tables, root)
         return Engine(scheduler, Runner(decoder, cache, ops, timer), timer), resolved
 
@@ -131,7 +134,7 @@ def open_backend(arch: ArchConfig, config: EngineConfig) -> tuple[Ops, Device]:
     """Who computes a model of this architecture, and where. Raises ConfigError."""
     chosen = config.model_config
     ops = _choose_ops(chosen.device)
-    return ops, ops.open_device(chosen.device, choose_dtype(arch, config), chosen.threads)
+    return ops, ops.open_device(chosen.device, choose_dtype(arch, config), chosen.threads, chosen.quantized_compute)
 
 
 def resolve(
@@ -151,6 +154,7 @@ def resolve(
         dtype=device.dtype,
         asked_dtype=choose_dtype(arch, config),
         quantization=choose_precision(model, config, device).quantization,
+        quantized_compute=choose_quantized_compute(model, config, device),
         kv_dtype=choose_kv_dtype(config, device),
         num_blocks=memory.num_blocks,
         block_size=cache.block_size,
@@ -221,6 +225,16 @@ def choose_kv_dtype(config: EngineConfig, device: Device) -> str:
 def choose_precision(model: ModelFiles, config: EngineConfig, device: Device) -> Precision:
     """What weights are held in. Raises ConfigError for quantized weights on a device without kernels for them."""
     return Precision(device.dtype, _choose_quantization(model, config, device))
+
+
+def choose_quantized_compute(model: ModelFiles, config: EngineConfig, device: Device) -> str | None:
+    """What products with quantized weights compute in; None where there are none, and then nothing else may be asked."""
+    wanted = config.model_config.quantized_compute
+    if choose_precision(model, config, device).quantization != "none":
+        return wanted
+    if wanted != "int8":
+        raise ConfigError(f"quantized_compute={wanted!r}: no weights are quantized here; see quantization")
+    return None
 
 
 def _choose_quantization(model: ModelFiles, config: EngineConfig, device: Device) -> str | None:

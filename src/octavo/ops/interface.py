@@ -40,7 +40,10 @@ class Quantized:
     inputs (of which `in` is then a multiple), and a group's scale is scales[row, g // n] * sub_scales[row, g]; minimums
     likewise. The last group may be short.
 
-    A product with such a matrix quantizes its input too: of each row, groups of `format.input_group_len` inputs become
+    With quantized_compute="bf16" a device takes each of these values rounded to bfloat16, and the matrix is like any
+    other that holds bfloat16.
+
+    Else a product with such a matrix quantizes its input too: of each row, groups of `format.input_group_len` inputs become
     code = round(x / scale), scale = max|x| / 127, ties to even. The codes' products are summed exactly, a group's sum
     is scaled in float32, and groups are added in float32.
     """
@@ -150,8 +153,12 @@ class Ops(Protocol):
 
     # The device, its memory, and what lies there.
 
-    def open_device(self, device: str, dtype: str, threads: int | None) -> Device:
+    def open_device(
+        self, device: str, dtype: str, threads: int | None, quantized_compute: str = "int8"
+    ) -> Device:
         """`device` "auto", "cpu", "cuda" or "cuda:N"; `dtype` a resolved one; `threads` None: all usable cores.
+
+        `quantized_compute`: "int8" or "bf16", what products with quantized matrices compute in; see `Quantized`.
 
         Raises ConfigError if there is no such device here.
         """

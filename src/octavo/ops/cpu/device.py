@@ -85,7 +85,7 @@ def isa_names() -> list[str]:
     return names
 
 
-def open_device(device: str, dtype: str, threads: int | None) -> Device:
+def open_device(device: str, dtype: str, threads: int | None, quantized_compute: str = "int8") -> Device:
     """See `Ops.open_device`. There are kernels for float32 and bfloat16; float16 runs as bfloat16."""
     if device not in ("auto", "cpu"):
         raise ConfigError(f"device={device!r}: must be auto or cpu here")
@@ -93,7 +93,7 @@ def open_device(device: str, dtype: str, threads: int | None) -> Device:
         raise ConfigError(f"dtype={dtype!r}: must be one of {', '.join(DTYPES)}")
     isa = _forced_isa()
     dtype = "bfloat16" if dtype == "float16" else dtype
-    native = _cpu.ExecutionContext(isa, threads or hardware.processor().num_cores)
+    native = _cpu.ExecutionContext(isa, threads or hardware.processor().num_cores, quantized_compute == "bf16")
     handle = Handle(native, dtype == "bfloat16", Tokens(_cpu.TokensPlan()))
     return Device("cpu", dtype, handle, "cpu", native.isa, native.num_threads)
 

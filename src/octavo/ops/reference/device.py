@@ -35,6 +35,7 @@ class Handle:
     dtype: torch.dtype
     scratch: Tensor | None
     is_native: bool
+    widens: bool  # quantized matrices become bfloat16
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +73,14 @@ class Blocks:
     value_scales: Tensor | None = None
 
 
-def open_device(device: str, dtype: str, threads: int | None) -> Device:
+def open_device(device: str, dtype: str, threads: int | None, quantized_compute: str = "int8") -> Device:
     """See `Ops.open_device`. Sets the number of threads of the whole process's torch."""
     if dtype not in DTYPES:
         raise ConfigError(f"dtype={dtype!r}: must be one of {', '.join(DTYPES)}")
     target = _find_device(device)
-    features = set(hardware.processor().features)
+    features, widens = set(hardware.processor().features), quantized_compute == "bf16"
     if target.type == "cuda":
-        handle = Handle(target, DTYPES[dtype], None, is_native=True)
+        handle = Handle(target, DTYPES[dtype], None, is_native=True, widens=widens)
         return Device(str(target), dtype, handle, "reference")
     num_threads = threads or hardware.processor().num_cores
     torch.set_num_threads(num_threads)
@@ -87,7 +88,8 @@ def open_device(device: str, dtype: str, threads: int | None) -> Device:
         dtype = "bfloat16"
     is_native = dtype != "bfloat16" or bool(features & _BF16_FEATURES)
     scratch = None if dtype == "float32" else torch.empty(SCRATCH, dtype=torch.float32)
-    return Device("cpu", dtype, Handle(target, DTYPES[dtype], scratch, is_native), "reference", None, num_threads)
+    handle = Handle(target, DTYPES[dtype], scratch, is_native, widens)
+    return Device("cpu", dtype, handle, "reference", None, num_threads)
 
 
 def _find_device(device: str) -> torch.device:
@@ -183,7 +185,7 @@ def pack_linear(device: Device, shape: tuple[int, int], parts: Iterable[Host | Q
     num_filled, weight, codes = 0, None, []
     for part in parts:
         if isinstance(part, Quantized):
-            codes.append(part)
+            codes.append(part)  # stacked below
             continue
         if len(part) == shape[0]:
             weight = _tensor(device, part)
@@ -201,6 +203,9 @@ def pack_linear(device: Device, shape: tuple[int, int], parts: Iterable[Host | Q
 
 def _pack_codes(device: Device, parts: list[Quantized], bias: Tensor | None) -> Matrix:
     values = np.concatenate([part.values() for part in parts])
+    if device.handle.widens:
+        weight = torch.from_numpy(values).bfloat16().to(device.handle.device, device.handle.dtype)
+        return Matrix(weight, bias, device.handle)
     groups = {part.format.input_group_len for part in parts}
     assert len(groups) == 1, "the parts do not take their input as the same"
     weight = torch.from_numpy(values).to(device.handle.device)
