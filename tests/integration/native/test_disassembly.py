@@ -34,9 +34,8 @@ class Loop:
 
 FMA = r"vfmadd\d+ps"
 LOOPS = (
-    # A step of four products of 16 x 16 x 32 (or of two): as many loads, addresses, and what is asked for ahead, whose
-    # flag and address gcc 12 keeps on the stack.
-    Loop("amx", "product_tiles", "tdpbf16ps", 8.5, may_use_stack=True),
+    # A step of four products of 16 x 16 x 32 (or of two): as many loads, addresses, and what is asked for ahead.
+    Loop("amx", "product_tiles", "tdpbf16ps", 8.5),
     # A group of 32 or 64 inputs of 16 rows and columns: the tile's sums come back as 16 vectors, and are scaled.
     Loop("amx", "add_tile<", "tdpbssd", 28.0, only_tightest=True),
     # Attention: scores of 64 keys, and sums of their values.
