@@ -260,28 +260,28 @@ struct TileAttention {
         const int pair = step / depth, d = step % depth;
         const std::uint16_t* q = room.queries + (scored.row / kTileRows * depth + d) * kTileWords;
         if (d == 0) {
-            zero_tile<0>(), zero_tile<1>();
-            if (kTwo) zero_tile<2>(), zero_tile<3>();
+            tile_zero<0>(), tile_zero<1>();
+            if (kTwo) tile_zero<2>(), tile_zero<3>();
         }
         const char* keys = reinterpret_cast<const char*>(key_tiles[2 * pair]);
         const char* more = reinterpret_cast<const char*>(key_tiles[2 * pair + 1]);
-        load_tile<4>(q, 64);
-        load_tile<6>(keys + d * 16 * key_stride, key_stride);
-        add_pairs<0, 4, 6>();
-        load_tile<7>(more + d * 16 * key_stride, key_stride);
-        add_pairs<1, 4, 7>();
+        tile_load<4>(q, 64);
+        tile_load<6>(keys + d * 16 * key_stride, key_stride);
+        tile_products_bf16<0, 4, 6>();
+        tile_load<7>(more + d * 16 * key_stride, key_stride);
+        tile_products_bf16<1, 4, 7>();
         if (kTwo) {
-            load_tile<5>(q + depth * kTileWords, 64);
-            add_pairs<2, 5, 6>();
-            add_pairs<3, 5, 7>();
+            tile_load<5>(q + depth * kTileWords, 64);
+            tile_products_bf16<2, 5, 6>();
+            tile_products_bf16<3, 5, 7>();
         }
         if (d != depth - 1) return;
         float* to = room.scores[scored.place] + pair * 32;
-        store_tile<0>(to, kSpanKeys * 4);
-        store_tile<1>(to + 16, kSpanKeys * 4);
+        tile_store<0>(to, kSpanKeys * 4);
+        tile_store<1>(to + 16, kSpanKeys * 4);
         if (!kTwo) return;
-        store_tile<2>(to + kTileRows * kSpanKeys, kSpanKeys * 4);
-        store_tile<3>(to + kTileRows * kSpanKeys + 16, kSpanKeys * 4);
+        tile_store<2>(to + kTileRows * kSpanKeys, kSpanKeys * 4);
+        tile_store<3>(to + kTileRows * kSpanKeys + 16, kSpanKeys * 4);
     }
 
     template <bool kTwo>
@@ -290,24 +290,24 @@ struct TileAttention {
         float* sums = room.sums + (gathered.row / kTileRows * depth + d) * 2 * kTileFloats;
         float* below = sums + depth * 2 * kTileFloats;
         if (half == 0) {
-            load_tile<0>(sums, 64), load_tile<1>(sums + kTileFloats, 64);
-            if (kTwo) load_tile<2>(below, 64), load_tile<3>(below + kTileFloats, 64);
+            tile_load<0>(sums, 64), tile_load<1>(sums + kTileFloats, 64);
+            if (kTwo) tile_load<2>(below, 64), tile_load<3>(below + kTileFloats, 64);
         }
         const std::uint16_t* weights = room.weights[gathered.place] + half * kTileWords;
         const std::uint16_t* values = room.values + (half * depth + d) * 2 * kTileWords;
-        load_tile<4>(weights, 64);
-        load_tile<6>(values, 64);
-        add_pairs<0, 4, 6>();
-        load_tile<7>(values + kTileWords, 64);
-        add_pairs<1, 4, 7>();
+        tile_load<4>(weights, 64);
+        tile_load<6>(values, 64);
+        tile_products_bf16<0, 4, 6>();
+        tile_load<7>(values + kTileWords, 64);
+        tile_products_bf16<1, 4, 7>();
         if (kTwo) {
-            load_tile<5>(weights + kHalves * kTileWords, 64);
-            add_pairs<2, 5, 6>();
-            add_pairs<3, 5, 7>();
+            tile_load<5>(weights + kHalves * kTileWords, 64);
+            tile_products_bf16<2, 5, 6>();
+            tile_products_bf16<3, 5, 7>();
         }
         if (half != kHalves - 1) return;
-        store_tile<0>(sums, 64), store_tile<1>(sums + kTileFloats, 64);
-        if (kTwo) store_tile<2>(below, 64), store_tile<3>(below + kTileFloats, 64);
+        tile_store<0>(sums, 64), tile_store<1>(sums + kTileFloats, 64);
+        if (kTwo) tile_store<2>(below, 64), tile_store<3>(below + kTileFloats, 64);
     }
 
     // --- softmax --------------------------------------------------------------------------------------------------

@@ -31,6 +31,16 @@ OCTAVO_INLINE void configure(int rows, int more, int depth) {
     __asm__ volatile("ldtilecfg %0" : : "m"(config));
 }
 
+// Rows of 64 bytes: `rows[i]` of tile register i.
+OCTAVO_INLINE void configure_rows(const int (&rows)[8]) {
+    TileConfig config;
+    for (int i = 0; i < 8; ++i) {
+        config.rows[i] = static_cast<std::uint8_t>(rows[i]);
+        config.bytes_per_row[i] = 64;
+    }
+    __asm__ volatile("ldtilecfg %0" : : "m"(config));
+}
+
 // The instructions, each on registers by number. gcc 12's own intrinsic for a load does not say that it reads memory, so
 // that stores which fill what is loaded may be moved behind it or dropped; these say so.
 template <int kTile>
@@ -109,35 +119,6 @@ double spin_tiles(std::int64_t rounds) {
     }
     release();
     return 4.0 * 2 * kTileRows * 16 * (kWholeNumbers ? 64 : kTileInputs) * static_cast<double>(rounds);
-}
-
-}  // namespace
-
-// Single operations on the tile registers, for kernels that say themselves what lies in which; `configure` as above.
-// Loads wait for no store by themselves: they name memory as touched, so that the compiler leaves stores in front of
-// them where they are (gcc's own intrinsic does not).
-namespace {
-
-template <int kTile>
-OCTAVO_INLINE void zero_tile() {
-    __asm__ volatile("tilezero %%tmm%c0" : : "i"(kTile));
-}
-
-// Rows of 64 bytes that begin `stride` bytes apart.
-template <int kTile>
-OCTAVO_INLINE void load_tile(const void* from, std::int64_t stride) {
-    __asm__ volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(from), "r"(stride), "i"(kTile) : "memory");
-}
-
-template <int kTile>
-OCTAVO_INLINE void store_tile(void* to, std::int64_t stride) {
-    __asm__ volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(to), "r"(stride), "i"(kTile) : "memory");
-}
-
-// Sums + rows times columns, in bfloat16: kRows holds [rows, 32 inputs], kColumns [16 pairs of inputs, 16 columns, 2].
-template <int kSums, int kRows, int kColumns>
-OCTAVO_INLINE void add_pairs() {
-    __asm__ volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(kSums), "i"(kRows), "i"(kColumns));
 }
 
 }  // namespace

@@ -31,6 +31,10 @@ OCTAVO_INLINE void configure(int rows, int more, int depth) {
     for (int i = 0; i < 8; ++i) configure_tile(i, counts[i] > 0 ? counts[i] : 1, i == 4 || i == 5 ? depth : 64);
 }
 
+OCTAVO_INLINE void configure_rows(const int (&rows)[8]) {
+    for (int i = 0; i < 8; ++i) configure_tile(i, rows[i], 64);
+}
+
 template <int kTile>
 OCTAVO_INLINE void tile_zero() { std::memset(tile(kTile).bytes, 0, sizeof tile(kTile).bytes); }
 
@@ -130,74 +134,6 @@ template <bool kWholeNumbers>
 double spin_tiles(std::int64_t rounds) {
     for (std::int64_t round = 0; round < rounds; ++round) __asm__ volatile("");
     return 4.0 * 2 * kTileRows * 16 * (kWholeNumbers ? 64 : kTileInputs) * static_cast<double>(rounds);
-}
-
-}  // namespace
-
-// Single operations on the tile registers. Sums are those of the processor, bit for bit: in every output, 32 inputs
-// make two chains of fused products, of the even and of the odd ones, which are added up first; denormal numbers are
-// zeros.
-#include <immintrin.h>
-
-namespace {
-
-struct TileRegister {
-    std::uint32_t words[kTileRows][16];
-};
-
-OCTAVO_INLINE TileRegister& tile_register(int number) {
-    static thread_local TileRegister registers[8];
-    return registers[number];
-}
-
-OCTAVO_INLINE int rows_of_tile(int number) {
-    const TileRows& c = configured();
-    const int rows[8] = {c.first, c.first, c.second, c.second, c.first, c.second, c.depth / 4, c.depth / 4};
-    return rows[number] > 0 ? rows[number] : 1;
-}
-
-template <int kTile>
-OCTAVO_INLINE void zero_tile() {
-    tile_register(kTile) = {};
-}
-
-template <int kTile>
-OCTAVO_INLINE void load_tile(const void* from, std::int64_t stride) {
-    tile_register(kTile) = {};
-    for (int row = 0; row < rows_of_tile(kTile); ++row)
-        std::memcpy(tile_register(kTile).words[row], static_cast<const char*>(from) + row * stride, 64);
-}
-
-template <int kTile>
-OCTAVO_INLINE void store_tile(void* to, std::int64_t stride) {
-    for (int row = 0; row < rows_of_tile(kTile); ++row)
-        std::memcpy(static_cast<char*>(to) + row * stride, tile_register(kTile).words[row], 64);
-}
-
-// Not inline, so that nothing of it is moved out from between the changes of the processor's mode.
-inline __attribute__((noinline)) void add_pairs_to(TileRegister& sums, const TileRegister& rows,
-                                                   const TileRegister& columns, int num_rows) {
-    static_assert(W == 16, "a row of a tile is a vector");
-    for (int row = 0; row < num_rows; ++row) {
-        vf even = splat(0.0f), odd = splat(0.0f), c;
-        std::memcpy(&c, sums.words[row], sizeof c);
-        for (int pair = 0; pair < 16; ++pair) {
-            const vu a = splat_word(rows.words[row][pair]), b = load_as<vu>(columns.words[pair]);
-            even = fma(lower(a), lower(b), even);
-            odd = fma(upper(a), upper(b), odd);
-        }
-        c = c + (even + odd);
-        std::memcpy(sums.words[row], &c, sizeof c);
-    }
-}
-
-template <int kSums, int kRows, int kColumns>
-OCTAVO_INLINE void add_pairs() {
-    constexpr unsigned kFlushes = 0x8040;  // denormal numbers, on the way in and out
-    const unsigned mode = _mm_getcsr();
-    _mm_setcsr(mode | kFlushes);
-    add_pairs_to(tile_register(kSums), tile_register(kRows), tile_register(kColumns), rows_of_tile(kSums));
-    _mm_setcsr(mode);
 }
 
 }  // namespace
