@@ -25,7 +25,7 @@ from octavo.config import PARTS, EngineConfig
 from octavo.errors import RequestError
 from octavo.tools.bench.plot import check_plot, write_kernel_plot, write_plot
 from octavo.tools.bench.report import kernels_text, report_text, report_title, steps_text, workload_text
-from octavo.tools.bench.run import WARM_JOBS, BenchmarkOptions, run_benchmark
+from octavo.tools.bench.run import WARM_JOBS, BenchmarkOptions, compare_computes, other_compute, run_benchmark
 from octavo.tools.bench.workload import FileWorkload, LengthRange, WorkloadSpec, read_workload
 from octavo.tools.interrupt import Interrupt
 
@@ -53,6 +53,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         add_logging_flags(kind)
         add(kind.add_argument_group("workload", "random prompts without special tokens; outputs of the exact length"))
         _add_output_flags(kind)
+        kind.add_argument(
+            "--both-computes", action="store_true",
+            help="run it with the other --quantized-compute as well, and say which is faster (quantized weights)",
+        )  # fmt: skip
         kind.add_argument(
             "--profile", type=Path, metavar="FILE.json", help="write a Chrome trace of every step; show a table of them"
         )
@@ -174,8 +178,18 @@ def _run_engine(args: argparse.Namespace, config: EngineConfig) -> None:
         check_writable("--profile", args.profile)
     workload = _latency_workload(args) if args.benchmark == "latency" else _throughput_workload(args)
     benchmark = BenchmarkOptions(args.benchmark, workload, args.runs, args.warmup)
+    say = None if args.quiet else note
     with opened(args, config) as engine, Interrupt() as interrupt:
-        report, runs = run_benchmark(engine, benchmark, interrupt, None if args.quiet else note)
+        used = engine.resolved.quantized_compute
+        if args.both_computes and used is None:
+            raise RequestError("--both-computes: no weights are quantized here")
+        report, runs = run_benchmark(engine, benchmark, interrupt, say)
+    if args.both_computes:
+        other = other_compute(used)
+        chosen = dataclasses.replace(config.model_config, quantized_compute=other)
+        with opened(args, dataclasses.replace(config, model_config=chosen)) as engine, Interrupt() as interrupt:
+            its_runs = run_benchmark(engine, benchmark, interrupt, say)[1]
+        report["other_compute"] = compare_computes(other, runs, its_runs)
     print(json.dumps(report, indent=2, allow_nan=False) if args.json else report_text(report))
     if args.plot is not None:
         with errors_of("--plot"):

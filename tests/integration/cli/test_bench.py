@@ -43,6 +43,20 @@ def test_throughput_in_words(tiny_model, capsys):
     assert str(tiny_model) in out
 
 
+@pytest.mark.parametrize(("used", "other"), [("int8", "bf16"), ("bf16", "int8")])
+def test_both_computes_of_quantized_weights_are_compared(tiny_model, capsys, used, other):
+    quantized = ("--quantization", "int8", "--quantized-compute", used, "--both-computes")
+    shape = ("--num-requests", 3, "--prompt-len", 20, "--output-len", 4, "--runs", 2, "--warmup", 0)
+    assert bench("throughput", tiny_model, *TINY, *shape, *quantized, "--json") == 0
+    found = json.loads(capsys.readouterr().out)["other_compute"]
+    assert found["quantized_compute"] == other
+    assert found["times_as_fast"] > 0
+    assert bench("throughput", tiny_model, *TINY, *shape, *quantized) == 0
+    assert f"with --quantized-compute {other}: " in capsys.readouterr().out
+    assert bench("throughput", tiny_model, *TINY, *shape, "--both-computes") == 2
+    assert "no weights are quantized" in capsys.readouterr().err
+
+
 def test_throughput_counts_hits_and_preemptions(tiny_model, capsys):
     shape = ("--num-requests", 6, "--prompt-len", 40, "--output-len", 30, "--shared-prefix", 32, "--runs", 1)
     small = (*TINY, "--num-blocks", 10, "--json", "--warmup", 0)

@@ -45,7 +45,13 @@ def report_text(report: Mapping[str, Any]) -> str:
         if values:
             shown = map(show, (_at(report["median"], path), min(values), max(values)))
             rows.append((name, *(f"{text:>11}" for text in shown)))
-    return "\n".join([table(head), "", table(rows, "<>>>")])
+    parts = [table(head), "", table(rows, "<>>>")]
+    if "other_compute" in report:
+        other = report["other_compute"]
+        ratio = other["times_as_fast"]
+        verdict = f"{ratio:.2f} times as fast" if ratio >= 1 else f"slower: {ratio:.2f} of this speed"
+        parts += ["", f"with --quantized-compute {other['quantized_compute']}: {other['seconds']:.2f} s, {verdict}"]
+    return "\n".join(parts)
 
 
 def kernels_text(report: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from octavo.config import EngineConfig
-from octavo.engine.build import choose_kv_dtype, choose_precision
+from octavo.engine.build import choose_kv_dtype, choose_precision, choose_quantized_compute
 from octavo.engine.memory_plan import MemoryPlan
 from octavo.engine.scheduler import Limits
 from octavo.models.families import parts_of
@@ -18,6 +18,7 @@ from octavo.models.tensor_sources import Precision
 from octavo.ops import _cpu, cpu
 from octavo.ops.cpu.device import context_of
 from octavo.ops.interface import Device
+from octavo.tools.bench.run import other_compute
 from octavo.tools.planning.cost_model import (
     ModelSizes,
     StepCosts,
@@ -54,7 +55,10 @@ class _PredictionInputs:
 def predict(
     model: ModelFiles, config: EngineConfig, device: Device, memory: MemoryPlan, limits: Limits
 ) -> dict[str, Any]:
-    """The parts `limits`, `probe`, `predictions` and `table` of a plan. Takes some 300 MB for a few seconds."""
+    """The parts `limits`, `probe`, `other_compute`, `predictions` and `table` of a plan. Takes some 300 MB for a few seconds.
+
+    Of quantized weights each prediction has also what the other `quantized_compute` would make of it.
+    """
     precision, block_size = choose_precision(model, config, device), config.cache_config.block_size
     sizes = sizes_of(model, precision, memory.block_bytes / block_size)
     num_bytes = max(_LEAST_READ, min(_MOST_READ, sizes.layer_bytes + sizes.head_bytes))
@@ -65,7 +69,17 @@ def predict(
     reduced = make_reduced_model(model, precision, cpu, device)
     cache = CacheShape(choose_kv_dtype(config, device), block_size)
     costs = measure_costs(reduced, cache, _max_context(model, config), limits.max_num_batched_tokens)
+    prompt = min(_PROMPT, _max_context(model, config))
     inputs = _PredictionInputs(costs, sizes, read, peak)
+    predictions = _predictions(inputs, prompt, limits)
+    other = other_compute(choose_quantized_compute(model, config, device))
+    if other is not None:
+        its_device = cpu.open_device("cpu", device.dtype, config.model_config.threads, other)
+        its_reduced = make_reduced_model(model, precision, cpu, its_device)
+        its_costs = measure_costs(its_reduced, cache, _max_context(model, config), limits.max_num_batched_tokens)
+        others = _predictions(_PredictionInputs(its_costs, sizes, read, peak), prompt, limits)
+        for mine, its in zip(predictions, others, strict=True):
+            mine["tokens_per_second_other_compute"] = its["tokens_per_second"]
     return {
         "limits": {"read_bytes_per_second": read, "operations_per_second": {format: peak}},
         "probe": {
@@ -76,7 +90,8 @@ def predict(
             "weight_bytes": reduced.num_bytes,
             "host_seconds": {str(int(rows)): seconds for rows, seconds in costs.host},
         },
-        "predictions": _predictions(inputs, min(_PROMPT, _max_context(model, config)), limits),
+        "other_compute": other,
+        "predictions": predictions,
         "table": list(_table(inputs, config, memory, limits)),
     }
 
