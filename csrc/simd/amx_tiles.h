@@ -109,10 +109,19 @@ double spin_tiles(std::int64_t rounds) {
 
 }  // namespace
 
-// Single operations on the tile registers, for kernels that say themselves what lies in which; `configure` as above.
-// Loads wait for no store by themselves: they name memory as touched, so that the compiler leaves stores in front of
-// them where they are (gcc's own intrinsic does not).
+// Single operations on the tile registers, for kernels that say themselves what lies in which. Loads and stores name
+// memory as touched, so that the compiler leaves what is stored in front of a load there (gcc's own intrinsic does not).
 namespace {
+
+// Rows of 64 bytes: `rows[i]` of tile register i.
+OCTAVO_INLINE void configure_rows(const int (&rows)[8]) {
+    TileConfig config;
+    for (int i = 0; i < 8; ++i) {
+        config.rows[i] = static_cast<std::uint8_t>(rows[i]);
+        config.bytes_per_row[i] = 64;
+    }
+    __asm__ volatile("ldtilecfg %0" : : "m"(config));
+}
 
 template <int kTile>
 OCTAVO_INLINE void zero_tile() {

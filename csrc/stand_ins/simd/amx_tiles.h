@@ -71,10 +71,13 @@ OCTAVO_INLINE TileRegister& tile_register(int number) {
     return registers[number];
 }
 
-OCTAVO_INLINE int rows_of_tile(int number) {
-    const TileRows& c = configured();
-    const int rows[8] = {c.first, c.first, c.second, c.second, c.first, c.second, c.depth / 4, c.depth / 4};
-    return rows[number] > 0 ? rows[number] : 1;
+OCTAVO_INLINE int& rows_of_tile(int number) {
+    static thread_local int rows[8];
+    return rows[number];
+}
+
+OCTAVO_INLINE void configure_rows(const int (&rows)[8]) {
+    for (int i = 0; i < 8; ++i) rows_of_tile(i) = rows[i];
 }
 
 template <int kTile>
