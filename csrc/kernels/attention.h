@@ -3,7 +3,8 @@
 // Keys are walked in tiles of whole blocks that begin at fixed absolute positions, in order. For one query, the numbers
 // and their order depend on its position, the tiles and the segment alone: a tile in which it sees nothing changes
 // nothing (its maximum stays, 2^0 is exactly 1, and zeros are added). What no query of the run sees is never read into
-// a sum. Scores are taken to base 2: times log2(e), and 2^x for e^x, which needs fewer operations. (Running softmax: Milakov and Gimelshein, arXiv:1805.02867; over blocks: Dao et al., arXiv:2205.14135)
+// a sum. Scores are taken to base 2: times log2(e), and 2^x for e^x, which takes fewer operations. (Running softmax:
+// Milakov and Gimelshein, arXiv:1805.02867; over blocks: Dao et al., arXiv:2205.14135)
 #pragma once
 
 #include <type_traits>

@@ -2,27 +2,18 @@
 // codes are numbers of bfloat16 as well. Queries and weights are rounded to bfloat16; sums are float32.
 //
 // Keys are walked in spans of kSpanKeys that begin at multiples of it; rows (a query's heads of the group, query by
-// query) in bands of two tiles. A band's scores of a span go to memory, become weights there, and those are multiplied
-// with the span's values. The tile registers work while the vector registers do: on the scores of the band that comes
-// next, and on the values of the one before.
+// query) in bands of one tile. A band's scores of a span go to memory, become weights there, and those are multiplied
+// with the span's values. Between the weights of some rows stand products: of the scores of the band that comes next,
+// and of the values of the one before, so that neither waits for what was stored just now.
 //
 // Every output of a tile is a sum of its own, and what a row does not see adds +0 to it, so a row's bits depend on no
 // other row. (A zero's sign could: `finish_state` drops it.)
 #pragma once
 
-#include "kernels/attention.h"
+#include "kernels/attention_room.h"
 #include "simd/vec.h"
 
 namespace {
-
-static_assert(W == kTileRows, "a row of a tile is a vector");
-
-constexpr int kSpanKeys = 64;
-constexpr int kBandRows = 2 * kTileRows;
-constexpr int kTileWords = kTileRows * kTileInputs;  // bfloat16 of a tile
-constexpr int kTileFloats = kTileRows * 16;
-constexpr int kTileRunRows = 3 * kBandRows;  // that share what is brought together of the values
-constexpr int kKeyColumns = kSpanKeys + W;  // of keys that are copied: vectors are stored past the end
 
 // 2^x for weights, which are rounded to bfloat16: relative error 9e-5 = 2^-13.5. Exactly 1 at 0; 0 for minus infinity.
 OCTAVO_INLINE vf rough_exp2(vf x) {
@@ -40,74 +31,22 @@ struct Piece {
     int begin, row, place;
 };
 
-// The scratch memory of a call.
-struct TileRoom {
-    std::uint16_t* queries;  // [tiles of rows][tiles of dimensions][16][32]
-    float* sums;  // [tiles of rows][tiles of dimensions][16][16]: dimensions as `interleave` leaves them
-    float* totals;  // [rows][16]: a row's weights, in lanes
-    float* largest;  // [rows]
-    float* scores[2];  // [band's rows][kSpanKeys]
-    std::uint16_t* weights[2];  // [2 tiles of rows][halves of the span][16][32]
-    float* factors[2];  // [band's rows]: what its sums are multiplied with when the piece's weights are added
-    std::uint16_t* values;  // [halves of the span][tiles of dimensions][16 pairs of keys][16][2]
-    std::uint32_t* keys;  // [pairs of dimensions][kKeyColumns], where keys are copied
-    float* peaks;  // [16][16]: the maxima of rows, in lanes
-    float* bases;  // [16]
-    float* scales;  // of the span's keys, then of its values
-    std::uint16_t* ends;  // [2][32]: the last dimensions of two values, padded with zeros
-    std::uint16_t* zeros;  // a value
-    std::int64_t num_floats;
-};
-
-OCTAVO_INLINE TileRoom tile_room(float* from, int count, int head_dim) {
-    const std::int64_t rows = round_up(count, kBandRows), dim = round_up(head_dim, kTileInputs);
-    const auto line = reinterpret_cast<std::uintptr_t>(from) % 64 / sizeof(float);
-    float* at = from + (16 - line) % 16;
-    const auto floats = [&](std::int64_t n) {
-        float* taken = at;
-        at += (n + 15) / 16 * 16;
-        return taken;
-    };
-    const auto words = [&](std::int64_t n) { return reinterpret_cast<std::uint16_t*>(floats((n + 1) / 2)); };
-    TileRoom room{};
-    room.queries = words(rows * dim);
-    room.sums = floats(rows * dim);
-    room.totals = floats(rows * 16);
-    room.largest = floats(rows);
-    for (int place = 0; place < 2; ++place) {
-        room.scores[place] = floats(kBandRows * kSpanKeys);
-        room.weights[place] = words(kBandRows * kSpanKeys);
-        room.factors[place] = floats(kBandRows);
-    }
-    room.values = words(kSpanKeys * dim);
-    room.keys = reinterpret_cast<std::uint32_t*>(floats(dim / 2 * kKeyColumns));
-    room.peaks = floats(16 * 16);
-    room.bases = floats(16);
-    room.scales = floats(2 * kSpanKeys + W);
-    room.ends = words(2 * kTileInputs);
-    room.zeros = words(dim);
-    room.num_floats = at - from + 16;
-    return room;
-}
-
 template <class T>
 struct TileAttention {
-    static constexpr int kHalves = kSpanKeys / kTileInputs;
-
     const KVView& kv;
     const AttendArgs& args;
     TileRoom room;
     States states;
     const int count = args.num_queries * args.group;
     const int depth = round_up(kv.head_dim, kTileInputs) / kTileInputs;  // tiles of 32 dimensions
-    float factor = args.scale * kLog2E;  // of scores
+    float factor = args.scale * kLog2E;  // of scores; positive
 
     int first = 0, end = 0;  // keys that some query of the run sees
-    const std::uint16_t* key_tiles[kSpanKeys / 16] = {};
+    const std::uint16_t* key_tiles[kKeyTiles] = {};
     std::int64_t key_stride = 0;  // bytes
     const T* value_rows[kSpanKeys] = {};
     const T* next_rows[kSpanKeys] = {};
-    int values_at_begin = -1, scales_at_begin = -1;  // the span whose values, or scales, are there
+    int values_at_begin = -1, next_at_begin = -1, scales_at_begin = -1;  // the span whose values, or scales, are there
 
     T* block(int index) const { return keys_at<T>(kv, args.blocks[index], args.kv_head); }
     int position_of(int row) const { return args.first_position + row / args.group; }
@@ -119,7 +58,11 @@ struct TileAttention {
     int last_row(const Piece& piece) const {
         return (piece.row + kBandRows < count ? piece.row + kBandRows : count) - 1;
     }
-    bool has_two(const Piece& piece) const { return piece.row + kTileRows < count; }
+    // Of the span's keys those up to the last that the band sees, in whole tiles of weights: the others' weights are 0.
+    int columns_of(const Piece& piece) const {
+        const int seen = end_seen(position_of(last_row(piece))) - piece.begin;
+        return seen < kSpanKeys ? round_up(seen, kTileInputs) : kSpanKeys;
+    }
     bool copies_keys() const { return kScaled<T> || kv.block_size % 16 != 0 || kv.head_dim % kTileInputs != 0; }
 
     // --- what is multiplied ---------------------------------------------------------------------------------------
@@ -146,11 +89,11 @@ struct TileAttention {
     void bring_keys(int begin) {
         if (copies_keys()) {
             copy_keys(begin);
-            for (int i = 0; i < kSpanKeys / 16; ++i)
+            for (int i = 0; i < kKeyTiles; ++i)
                 key_tiles[i] = reinterpret_cast<const std::uint16_t*>(room.keys + i * 16);
             return;
         }
-        for (int i = 0; i < kSpanKeys / 16; ++i) {
+        for (int i = 0; i < kKeyTiles; ++i) {
             // Where nobody sees any of the 16 keys, others are multiplied, for nothing.
             int key = begin + i * 16;
             key = key < first / 16 * 16 ? first / 16 * 16 : key < end ? key : (end - 1) / 16 * 16;
@@ -202,112 +145,135 @@ struct TileAttention {
         for (; key < begin + kSpanKeys; ++key) *rows++ = zeros;
     }
 
-    // The span's values as pairs of keys, in tiles; what comes after them is asked for.
+    // The span's values as pairs of keys, in tiles; those of the span behind it are asked for.
     void bring_values(int begin) {
         if (values_at_begin == begin) return;
-        find_values(begin, value_rows);
-        find_values(begin + kSpanKeys < end ? begin + kSpanKeys : begin, next_rows);
+        if (next_at_begin != begin) find_values(begin, next_rows);
+        std::memcpy(value_rows, next_rows, sizeof value_rows);
         values_at_begin = begin;
+        next_at_begin = begin + kSpanKeys < end ? begin + kSpanKeys : begin;
+        find_values(next_at_begin, next_rows);
+        if (kv.head_dim == 64)
+            pair_values<64>();
+        else if (kv.head_dim == 128)
+            pair_values<128>();
+        else
+            pair_values<0>();
+    }
+
+    template <int kHeadDim>  // 0: any
+    void pair_values() const {
+        const int head_dim = kHeadDim > 0 ? kHeadDim : kv.head_dim, tiles = kHeadDim > 0 ? kHeadDim / 16 : 2 * depth;
         for (int key = 0; key < kSpanKeys; key += 2) {
-            std::uint16_t* to = room.values + key / kTileInputs * depth * 2 * kTileWords + key % kTileInputs * 16;
+            std::uint16_t* to = room.values + key / kTileInputs * tiles * kTileWords + key % kTileInputs * 16;
             const T *x = value_rows[key], *y = value_rows[key + 1];
             const char *later = reinterpret_cast<const char*>(next_rows[key]),
                        *last = reinterpret_cast<const char*>(next_rows[key + 1]);
-            for (int line = 0; line < kv.head_dim * static_cast<int>(sizeof(T)); line += 64)
+#pragma GCC unroll 4
+            for (int line = 0; line < head_dim * static_cast<int>(sizeof(T)); line += 64)
                 __builtin_prefetch(later + line, 0, 2), __builtin_prefetch(last + line, 0, 2);
             if constexpr (kScaled<T>) {
-                for (int d = 0; d < kv.head_dim; d += W, to += kTileWords) {
+#pragma GCC unroll 8
+                for (int d = 0; d < head_dim; d += W, to += kTileWords) {
                     const vu pairs = paired(load(x + d), load(y + d));
                     std::memcpy(to, &pairs, sizeof pairs);
                 }
             } else {
                 int d = 0;
-                for (; d + kTileInputs <= kv.head_dim; d += kTileInputs, to += 2 * kTileWords)
+#pragma GCC unroll 4
+                for (; d + kTileInputs <= head_dim; d += kTileInputs, to += 2 * kTileWords)
                     interleave(x + d, y + d, to, to + kTileWords);
-                if (d == kv.head_dim) continue;
-                const auto rest = sizeof(T) * static_cast<std::size_t>(kv.head_dim - d);
-                std::memcpy(room.ends, x + d, rest);
-                std::memcpy(room.ends + kTileInputs, y + d, rest);
-                interleave(room.ends, room.ends + kTileInputs, to, to + kTileWords);
+                if (d < head_dim) pair_ends(x + d, y + d, head_dim - d, to);
             }
         }
     }
 
+    // The last dimensions of two values.
+    void pair_ends(const T* x, const T* y, int num_dims, std::uint16_t* to) const {
+        const auto size = sizeof(T) * static_cast<std::size_t>(num_dims);
+        std::memcpy(room.ends, x, size);
+        std::memcpy(room.ends + kTileInputs, y, size);
+        interleave(room.ends, room.ends + kTileInputs, to, to + kTileWords);
+    }
+
     // --- tiles ----------------------------------------------------------------------------------------------------
 
-    // Steps of the products that are under way: four at a time, or two where there is but one tile of rows.
-    Piece scored{-1, 0, 0}, gathered{-1, 0, 0};
-    int score_step = 0, num_score_steps = 0, gather_step = 0, num_gather_steps = 0;
+    // Products that are under way, step by step: of a tile of rows with four tiles of keys, or of values; their sums
+    // are in the tile registers 0 to 3.
+    Piece scored{}, gathered{};
+    // Where a step is: in the scores (tile of keys, of dimensions), in the sums (tile of dimensions, of weights).
+    int score_key = 0, score_dim = 0, num_key_tiles = 0, gather_dim = 0, gather_key = 0, num_weight_tiles = 0;
 
     void begin_products(const Piece& next, const Piece& before) {
         scored = next, gathered = before;
-        score_step = gather_step = 0;
-        num_score_steps = next.begin < 0 ? 0 : kSpanKeys / 32 * depth;
-        num_gather_steps = before.begin < 0 ? 0 : kHalves * depth;
+        score_key = score_dim = gather_dim = gather_key = 0;
+        num_key_tiles = next.begin < 0 ? 0 : columns_of(next) / 16;
+        num_weight_tiles = before.begin < 0 ? 0 : columns_of(before) / kTileInputs;
     }
 
-    // Goes on until `part` of `parts` is done.
-    void multiply_on(int part, int parts) {
-        const int until = (num_score_steps + num_gather_steps) * part / parts;
-        for (; score_step < num_score_steps && score_step < until; ++score_step)
-            has_two(scored) ? add_scores<true>(score_step) : add_scores<false>(score_step);
-        for (; gather_step < num_gather_steps && num_score_steps + gather_step < until; ++gather_step)
-            has_two(gathered) ? add_values<true>(gather_step) : add_values<false>(gather_step);
-    }
+    int num_steps() const { return (num_key_tiles + 3) / 4 * depth + (depth + 1) / 2 * num_weight_tiles; }
 
-    template <bool kTwo>
-    void add_scores(int step) {
-        const int pair = step / depth, d = step % depth;
-        const std::uint16_t* q = room.queries + (scored.row / kTileRows * depth + d) * kTileWords;
-        if (d == 0) {
-            tile_zero<0>(), tile_zero<1>();
-            if (kTwo) tile_zero<2>(), tile_zero<3>();
+    bool multiply_on() {
+        if (score_key < num_key_tiles) {
+            add_scores();
+            if (++score_dim == depth) score_dim = 0, score_key += 4;
+            return true;
         }
-        const char* keys = reinterpret_cast<const char*>(key_tiles[2 * pair]);
-        const char* more = reinterpret_cast<const char*>(key_tiles[2 * pair + 1]);
-        tile_load<4>(q, 64);
-        tile_load<6>(keys + d * 16 * key_stride, key_stride);
-        tile_products_bf16<0, 4, 6>();
-        tile_load<7>(more + d * 16 * key_stride, key_stride);
-        tile_products_bf16<1, 4, 7>();
-        if (kTwo) {
-            tile_load<5>(q + depth * kTileWords, 64);
-            tile_products_bf16<2, 5, 6>();
-            tile_products_bf16<3, 5, 7>();
-        }
-        if (d != depth - 1) return;
-        float* to = room.scores[scored.place] + pair * 32;
-        tile_store<0>(to, kSpanKeys * 4);
-        tile_store<1>(to + 16, kSpanKeys * 4);
-        if (!kTwo) return;
-        tile_store<2>(to + kTileRows * kSpanKeys, kSpanKeys * 4);
-        tile_store<3>(to + kTileRows * kSpanKeys + 16, kSpanKeys * 4);
+        if (num_weight_tiles == 0 || gather_dim >= 2 * depth) return false;
+        add_values();
+        if (++gather_key == num_weight_tiles) gather_key = 0, gather_dim += 4;
+        return true;
     }
 
-    template <bool kTwo>
-    void add_values(int step) {
-        const int d = step / kHalves, half = step % kHalves;
-        float* sums = room.sums + (gathered.row / kTileRows * depth + d) * 2 * kTileFloats;
-        float* below = sums + depth * 2 * kTileFloats;
-        if (half == 0) {
+    void multiply_all() {
+        while (multiply_on()) {
+        }
+    }
+
+    const void* key_tile(int i) const {
+        return reinterpret_cast<const char*>(key_tiles[i]) + score_dim * 16 * key_stride;
+    }
+
+    void add_scores() {
+        if (score_dim == 0) tile_zero<0>(), tile_zero<1>(), tile_zero<2>(), tile_zero<3>();
+        tile_load<4>(room.queries + (scored.row / kTileRows * depth + score_dim) * kTileWords, 64);
+        tile_load<5>(key_tile(score_key), key_stride);
+        tile_products_bf16<0, 4, 5>();
+        tile_load<6>(key_tile(score_key + 1), key_stride);
+        tile_products_bf16<1, 4, 6>();
+        tile_load<7>(key_tile(score_key + 2), key_stride);
+        tile_products_bf16<2, 4, 7>();
+        tile_load<5>(key_tile(score_key + 3), key_stride);
+        tile_products_bf16<3, 4, 5>();
+        if (score_dim != depth - 1) return;
+        float* to = room.scores[scored.place] + score_key * 16;
+        tile_store<0>(to, kSpanKeys * 4), tile_store<1>(to + 16, kSpanKeys * 4);
+        tile_store<2>(to + 32, kSpanKeys * 4), tile_store<3>(to + 48, kSpanKeys * 4);
+    }
+
+    void add_values() {
+        float* sums = room.sums + (gathered.row / kTileRows * 2 * depth + gather_dim) * kTileFloats;
+        float* more = sums + 2 * kTileFloats;
+        const std::uint16_t* values = room.values + (gather_key * 2 * depth + gather_dim) * kTileWords;
+        const bool has_four = gather_dim + 2 < 2 * depth;
+        if (gather_key == 0) {
             tile_load<0>(sums, 64), tile_load<1>(sums + kTileFloats, 64);
-            if (kTwo) tile_load<2>(below, 64), tile_load<3>(below + kTileFloats, 64);
+            if (has_four) tile_load<2>(more, 64), tile_load<3>(more + kTileFloats, 64);
         }
-        const std::uint16_t* weights = room.weights[gathered.place] + half * kTileWords;
-        const std::uint16_t* values = room.values + (half * depth + d) * 2 * kTileWords;
-        tile_load<4>(weights, 64);
-        tile_load<6>(values, 64);
-        tile_products_bf16<0, 4, 6>();
-        tile_load<7>(values + kTileWords, 64);
-        tile_products_bf16<1, 4, 7>();
-        if (kTwo) {
-            tile_load<5>(weights + kHalves * kTileWords, 64);
-            tile_products_bf16<2, 5, 6>();
-            tile_products_bf16<3, 5, 7>();
+        tile_load<4>(room.weights[gathered.place] + gather_key * kTileWords, 64);
+        tile_load<5>(values, 64);
+        tile_products_bf16<0, 4, 5>();
+        tile_load<6>(values + kTileWords, 64);
+        tile_products_bf16<1, 4, 6>();
+        if (has_four) {
+            tile_load<7>(values + 2 * kTileWords, 64);
+            tile_products_bf16<2, 4, 7>();
+            tile_load<5>(values + 3 * kTileWords, 64);
+            tile_products_bf16<3, 4, 5>();
         }
-        if (half != kHalves - 1) return;
+        if (gather_key != num_weight_tiles - 1) return;
         tile_store<0>(sums, 64), tile_store<1>(sums + kTileFloats, 64);
-        if (kTwo) tile_store<2>(below, 64), tile_store<3>(below + kTileFloats, 64);
+        if (has_four) tile_store<2>(more, 64), tile_store<3>(more + kTileFloats, 64);
     }
 
     // --- softmax --------------------------------------------------------------------------------------------------
@@ -328,10 +294,10 @@ struct TileAttention {
     }
 
     // A row's scores: scaled, capped, and of keys that it does not see minus infinity.
-    void prepare(float* s, int begin, int first_key, int end_key) const {
+    void prepare(float* s, int begin, int columns, int first_key, int end_key) const {
         const vi lane = lane_numbers();
         const float twice = 2.0f * kLog2E * args.scale / args.soft_cap;
-        for (int column = 0; column < kSpanKeys; column += W) {
+        for (int column = 0; column < columns; column += W) {
             vf x = load(s + column);
             if constexpr (kScaled<T>) x = x * load(room.scales + column);
             if (args.soft_cap > 0.0f) x = capped_scores(x, twice, args.soft_cap * kLog2E);
@@ -340,43 +306,46 @@ struct TileAttention {
         }
     }
 
-    // Maxima, bases and factors of a piece's rows [row, row + num_rows), of one tile.
-    void find_bases(const Piece& piece, int row, int num_rows) {
-        float* s = room.scores[piece.place] + (row - piece.row) * kSpanKeys;
-        const int low = position_of(row), high = position_of(row + num_rows - 1);
-        const bool sees_all = piece.begin >= first_seen(high) && piece.begin + kSpanKeys <= end_seen(low);
+    // Maxima, bases and factors of a piece's rows.
+    void find_bases(const Piece& piece) {
+        float* s = room.scores[piece.place];
+        const int columns = columns_of(piece), num_rows = last_row(piece) + 1 - piece.row;
+        const int low = position_of(piece.row), high = position_of(last_row(piece));
+        const bool sees_all = piece.begin >= first_seen(high) && piece.begin + columns <= end_seen(low);
         const bool as_they_are = sees_all && !kScaled<T> && !(args.soft_cap > 0.0f);
         for (int r = 0; r < num_rows; ++r, s += kSpanKeys) {
-            if (!as_they_are) prepare(s, piece.begin, first_seen(position_of(row + r)), end_seen(position_of(row + r)));
-            vf largest = load(s);
-            for (int column = W; column < kSpanKeys; column += W) largest = max(largest, load(s + column));
+            const int position = position_of(piece.row + r);
+            if (!as_they_are) prepare(s, piece.begin, columns, first_seen(position), end_seen(position));
+            vf largest = max(load(s), load(s + W));
+            for (int column = 2 * W; column < columns; column += 2 * W)
+                largest = max(largest, max(load(s + column), load(s + column + W)));
             store(room.peaks + r * W, largest);
         }
-        const vf before = load(room.largest + row);
+        const vf before = load(room.largest + piece.row);
         const vf now = max(max_of_rows(room.peaks) * factor, before);
-        store(room.largest + row, now);
+        store(room.largest + piece.row, now);
         store(room.bases, select(now == splat(kNothing), splat(0.0f), -now));  // 2^(minus infinity) is 0 either way
-        store(room.factors[piece.place] + (row - piece.row), select(before == now, splat(1.0f), exp2(before - now)));
+        store(room.factors[piece.place], select(before == now, splat(1.0f), exp2(before - now)));
     }
 
-    // Scores to weights, for the rows that `find_bases` was called for: [from, to) of them.
-    void weigh_rows(const Piece& piece, int row, int from, int to) {
-        const float* s = room.scores[piece.place] + (row - piece.row) * kSpanKeys;
-        std::uint16_t* weights = room.weights[piece.place] + (row - piece.row) * kSpanKeys;
-        const float* factors = room.factors[piece.place] + (row - piece.row);
+    // Scores to weights, of rows [from, to) of the piece.
+    void weigh_rows(const Piece& piece, int from, int to) {
+        const int columns = columns_of(piece);
         const vf scale = splat(factor);
         for (int r = from; r < to; ++r) {
+            const float* s = room.scores[piece.place] + r * kSpanKeys;
+            std::uint16_t* weights = room.weights[piece.place] + r * kTileInputs;
             const vf base = splat(room.bases[r]);
             vf total = splat(0.0f);
-            for (int column = 0; column < kSpanKeys; column += 2 * W) {
-                vf low = rough_exp2(fma(load(s + r * kSpanKeys + column), scale, base));
-                vf high = rough_exp2(fma(load(s + r * kSpanKeys + column + W), scale, base));
+            for (int column = 0; column < columns; column += 2 * W, weights += kTileWords) {
+                vf low = rough_exp2(fma(load(s + column), scale, base));
+                vf high = rough_exp2(fma(load(s + column + W), scale, base));
                 total = total + (low + high);
                 if constexpr (kScaled<T>) low = scaled(low, column), high = scaled(high, column + W);
-                store_rounded(weights + column / kTileInputs * kTileWords + r * kTileInputs, low, high);
+                store_rounded(weights, low, high);
             }
-            float* totals = room.totals + (row + r) * W;
-            store(totals, fma(load(totals), splat(factors[r]), total));
+            float* totals = room.totals + (piece.row + r) * W;
+            store(totals, fma(load(totals), splat(room.factors[piece.place][r]), total));
         }
     }
 
@@ -398,16 +367,14 @@ struct TileAttention {
     // One piece's softmax, while the products go on.
     void soften(const Piece& piece) {
         if constexpr (kScaled<T>) take_scales(piece.begin);
-        const int rows = last_row(piece) + 1 - piece.row, parts = (rows + 3) / 4;
-        for (int tile = 0, part = 0; tile < rows; tile += kTileRows) {
-            const int num_rows = rows - tile < kTileRows ? rows - tile : kTileRows;
-            find_bases(piece, piece.row + tile, num_rows);
-            for (int r = 0; r < num_rows; r += 4) {
-                multiply_on(++part, parts);
-                weigh_rows(piece, piece.row + tile, r, r + 4 < num_rows ? r + 4 : num_rows);
-            }
+        const int rows = last_row(piece) + 1 - piece.row, steps = num_steps();
+        const int between = steps > 0 ? (rows + steps - 1) / steps : rows;
+        find_bases(piece);
+        for (int r = 0; r < rows; r += between) {
+            multiply_on();
+            weigh_rows(piece, r, r + between < rows ? r + between : rows);
         }
-        multiply_on(1, 1);
+        multiply_all();
     }
 
     // --- the walk -------------------------------------------------------------------------------------------------
@@ -447,11 +414,12 @@ struct TileAttention {
         end = end_seen(args.first_position + args.num_queries - 1);
         clear();
         pack_queries();
-        configure(count < kTileRows ? count : kTileRows, count > kTileRows ? kTileRows : 0, 64);
+        const int rows = count < kTileRows ? count : kTileRows;
+        configure_rows({rows, rows, rows, rows, rows, kTileRows, kTileRows, kTileRows});
         Piece before{-1, 0, 0}, piece = after({first / kSpanKeys * kSpanKeys, -kBandRows, 1});
         if (piece.begin >= 0) bring_keys(piece.begin);
         begin_products(piece, before);
-        multiply_on(1, 1);
+        multiply_all();
         while (piece.begin >= 0) {
             const Piece next = after(piece);
             if (next.begin >= 0 && next.begin != piece.begin) bring_keys(next.begin);
@@ -462,7 +430,7 @@ struct TileAttention {
         }
         prepare_values(before);
         begin_products(piece, before);
-        multiply_on(1, 1);
+        multiply_all();
         release();
         finish_state();
     }
