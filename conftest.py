@@ -5,6 +5,7 @@ import os
 from hypothesis import settings
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads and our forks do not go together
+os.environ.setdefault("OCTAVO_LOAD_CACHE", "0")  # the tests of the load cache have one of their own
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # each core has a worker: PyTorch's threads would only wait
 

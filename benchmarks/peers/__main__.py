@@ -7,6 +7,7 @@ ratios. README.md tells how the others are set up; those whose interpreter is no
 """
 
 import argparse
+import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from benchmarks.peers.rows import (
     CLASSES,
     ENGINES,
     OCTAVO,
+    Common,
     class_of,
     interpreter_of,
     open_octavo,
@@ -61,6 +63,10 @@ def main() -> None:
     parser.add_argument("--peers", default=",".join(ALL_ROWS), help="default: %(default)s")
     parser.add_argument("--requests", type=int, help="only the first N of each workload, to try the script")
     parser.add_argument("--tune-requests", type=int, default=16, metavar="N", help="settings are found on so many")
+    parser.add_argument(
+        "--chosen", type=Path, metavar="FILE", help="take the settings that this report of --json chose"
+    )
+    parser.add_argument("--step-tokens", type=int, metavar="N", help="most tokens of a step, every engine's")
     for engine in ENGINES.values():
         parser.add_argument(f"--{engine.flag}-python", metavar="PATH", help=f"or {engine.variable}")
     args = parser.parse_args()
@@ -80,7 +86,8 @@ def main() -> None:
 
 def open_all(args: argparse.Namespace, report: Report) -> list[Peer]:
     """Octavo's rows first. None of them runs yet."""
-    peers = [open_octavo(row, args.threads, args.model, args.models) for row in args.octavo.split(",") if row]
+    common = Common(args.threads, args.step_tokens)
+    peers = [open_octavo(row, args.model, args.models, common) for row in args.octavo.split(",") if row]
     given = {engine.flag: vars(args)[f"{engine.flag}_python"] for engine in ENGINES.values()}
     for name in filter(None, args.peers.split(",")):
         if name not in ALL_ROWS:
@@ -92,7 +99,7 @@ def open_all(args: argparse.Namespace, report: Report) -> list[Peer]:
         elif args.models is None:
             raise SystemExit(f"{name} needs --models, the directory that prepare.py wrote")
         else:
-            peers.append(open_peer(name, python, args.models / args.model, args.threads))
+            peers.append(open_peer(name, python, args.models / args.model, common))
     return peers
 
 
@@ -100,10 +107,12 @@ def measure(workload: str, peers: list[Peer], args: argparse.Namespace, report: 
     """Settings, then rounds; who begins changes from round to round. A peer that fails is left out from there on."""
     rates = report.tokens_per_second.setdefault(workload, {})
     chosen = report.chosen.setdefault(workload, {})
+    known = chosen_before(args.chosen)
     tuning = [requests_of(workload, args.model, round)[: args.requests][: args.tune_requests] for round in TUNING]
     for peer in list(peers):
         with_peer = Attempt(peer, peers, report)
-        chosen[str(peer)] = with_peer(peer.tune, workload, tuning)
+        choice = known.get(workload, {}).get(str(peer))
+        chosen[str(peer)] = with_peer(peer.tune, workload, tuning, choice)
         report.versions[str(peer)] = peer.versions
         say(f"{workload} {peer}: {chosen[str(peer)]}")
     rates |= {str(peer): [] for peer in peers}
@@ -119,6 +128,14 @@ def measure(workload: str, peers: list[Peer], args: argparse.Namespace, report: 
         figures = ", ".join(f"{name} {values[-1]:,.1f}" for name, values in rates.items() if len(values) == round + 1)
         say(f"{workload} round {round + 1} of {args.rounds}: {figures} {UNITS[workload]}")
         report.same_first_token[workload] = agreement(first_tokens, str(peers[0]))
+
+
+def chosen_before(path: Path | None) -> dict[str, dict[str, str]]:
+    """Workload to row to the setting that a report, as --json wrote it, tells."""
+    chosen = json.loads(path.read_text())["chosen"] if path else {}
+    return {
+        workload: {row: found["chosen"] for row, found in rows.items() if found} for workload, rows in chosen.items()
+    }
 
 
 @dataclass

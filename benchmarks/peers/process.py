@@ -33,9 +33,12 @@ class Peer:
     def __str__(self) -> str:
         return self.name
 
-    def tune(self, workload: str, rounds: Sequence[Sequence[Request]]) -> dict[str, object]:
-        """Warm up, and let the engine find its best settings for a workload: {"chosen", "tried": {text: seconds}}."""
-        return self._ask({"workload": workload, "tune": rounds})
+    def tune(self, workload: str, rounds: Sequence[Sequence[Request]], choice: str | None = None) -> dict[str, object]:
+        """Warm up, and let the engine find its best settings for a workload: {"chosen", "tried": {text: seconds}}. With
+        `choice`, what an earlier run chose, it only warms up.
+        """
+        given = {} if choice is None else {"choice": choice}
+        return self._ask({"workload": workload, "tune": rounds} | given)
 
     def run(self, workload: str, requests: Sequence[Request]) -> tuple[float, list[list[int]]]:
         """(seconds, the new tokens of each request). Raises PeerError where a request got another number of them."""
@@ -56,6 +59,7 @@ class Peer:
         except subprocess.TimeoutExpired:
             self._signal(signal.SIGKILL)
             self._process.wait()
+        self._process.stdout.close()
 
     def _ask(self, question: Mapping[str, object]) -> dict:
         if self._process is None:

@@ -42,6 +42,14 @@ class Engine:
         return f"OCTAVO_PEER_{self.flag.upper()}"
 
 
+@dataclass(frozen=True)
+class Common:
+    """What all engines get: threads, and the most tokens of a step (None: each engine's own number)."""
+
+    threads: int
+    step_tokens: int | None = None
+
+
 ENGINES = {
     "llama.cpp": Engine(
         "run_llama_cpp.py",
@@ -84,7 +92,7 @@ ENGINES = {
 ALL_ROWS = [f"{engine}:{row}" for engine, found in ENGINES.items() for row in found.rows]
 
 
-def open_octavo(variant: str, threads: int, model: str = "smollm2-135m", models: Path | None = None) -> Peer:
+def open_octavo(variant: str, model: str, models: Path | None, common: Common) -> Peer:
     """Octavo as a peer, in the interpreter that runs this. SmolLM2 is built in; the other is read from `models`."""
     if model == "smollm2-135m":
         path = model
@@ -92,7 +100,8 @@ def open_octavo(variant: str, threads: int, model: str = "smollm2-135m", models:
         raise SystemExit(f"{model} is read from a directory: give --models")
     else:
         path = str(models / model / "hf")
-    settings = {"model": path, "threads": threads} | OCTAVO[model][variant]
+    steps = {} if common.step_tokens is None else {"max_num_batched_tokens": common.step_tokens}
+    settings = {"model": path, "threads": common.threads} | OCTAVO[model][variant] | steps
     return Peer(f"octavo:{variant}", sys.executable, "run_octavo.py", settings)
 
 
@@ -104,14 +113,17 @@ def class_of(name: str) -> str:
     return ENGINES[engine].rows[row][0]
 
 
-def open_peer(name: str, python: str, folder: Path, threads: int) -> Peer:
+def open_peer(name: str, python: str, folder: Path, common: Common) -> Peer:
     """A row such as "llama.cpp:Q8_0"; `folder` holds the model's files."""
     engine, _, row = name.partition(":")
     settings = ENGINES[engine].rows[row][1]
     path = (folder / str(settings["model"])).resolve()
     if not path.exists():
         raise SystemExit(f"{name}: {path} does not exist; benchmarks/peers/README.md tells how it is made")
-    return Peer(name, python, ENGINES[engine].worker, settings | {"model": str(path), "threads": threads})
+    settings = settings | {"model": str(path), "threads": common.threads}
+    if common.step_tokens is not None:
+        settings |= {"step_tokens": common.step_tokens}
+    return Peer(name, python, ENGINES[engine].worker, settings)
 
 
 def interpreter_of(name: str, given: dict[str, str | None]) -> str | None:

@@ -8,7 +8,6 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
-#include <chrono>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -27,7 +26,9 @@ namespace nb = nanobind;
 using namespace nb::literals;
 using namespace octavo;
 
+void bind_limits(nb::module_& m);
 void bind_sample(nb::module_& m);
+void bind_checked_file(nb::module_& m);
 
 namespace {
 
@@ -35,6 +36,7 @@ template <class T, int Dims>
 using Array = nb::ndarray<const T, nb::ndim<Dims>, nb::c_contig, nb::device::cpu>;
 using AnyMatrix = nb::ndarray<nb::ndim<2>, nb::ro, nb::c_contig, nb::device::cpu>;
 using FloatView = nb::ndarray<nb::numpy, float>;
+using ByteView = nb::ndarray<nb::numpy, std::uint8_t>;
 using Unlocked = nb::gil_scoped_release;
 
 struct Vector {
@@ -156,18 +158,31 @@ void read_out(ExecutionContext& context, const Program& program, int buffer, con
                             static_cast<int>(rows.shape(0)), norm_of(norm, eps)};
     float* to = out.data();
     const Unlocked unlocked;
-    run_linear(context, head, input, {to, head.num_out, false, false});
+    context.times.timed("logits", head.num_out, head.num_in,
+                        [&] { run_linear(context, head, input, {to, head.num_out, false, false}); });
+}
+
+nb::list times_of(const ExecutionContext& context) {
+    nb::list rows;
+    for (const OperationTime& row : context.times.rows())
+        rows.append(nb::make_tuple(row.name, row.num_out, row.num_in, row.count, row.seconds));
+    return rows;
 }
 
 void bind_values(nb::module_& m) {
     nb::class_<ExecutionContext>(m, "ExecutionContext", "Threads, the kernels of one ISA variant, and scratch memory.")
         .def(nb::init<const std::string&, int, bool>(), "isa"_a, "num_threads"_a, "widens"_a = false)
         .def_prop_ro("isa", [](const ExecutionContext& self) { return self.kernels->name; })
-        .def_prop_ro("num_threads", [](const ExecutionContext& self) { return self.pool.num_threads(); });
+        .def_prop_ro("num_threads", [](const ExecutionContext& self) { return self.pool.num_threads(); })
+        .def("keep_times", [](ExecutionContext& self, bool is_on) { self.times.keep(is_on); }, "is_on"_a,
+             "Begins to sum up the time of operations anew, or ends it.")
+        .def("times", &times_of, "Each operation's name, outputs and inputs of its matrix, calls and seconds.");
     nb::class_<Vector>(m, "Vector", "Floats that kernels read.")
         .def("__init__", [](Vector* self, Array<float, 1> values) {
             new (self) Vector{{values.data(), values.data() + values.size()}};
-        });
+        })
+        .def("values", [](Vector& self) { return FloatView(self.values.data(), {self.values.size()}, nb::find(&self)); },
+             "The floats, in place.");
     nb::class_<Matrix>(m, "Matrix", "A packed matrix [num_out, num_in].")
         .def("__init__", &make_matrix, "context"_a, "num_in"_a, "parts"_a, "halves"_a)
         .def("fill", &fill, "context"_a, "first_row"_a, "values"_a)
@@ -183,6 +198,12 @@ void bind_values(nb::module_& m) {
                  check(static_cast<int>(bias.size()) == self.num_out, "the bias is not as long as the matrix");
                  self.bias.assign(bias.data(), bias.data() + bias.size());
              })
+        .def("memory",
+             [](Matrix& self) {
+                 auto* data = static_cast<std::uint8_t*>(const_cast<void*>(self.panel(0).view.data));
+                 return ByteView(data, {static_cast<std::size_t>(self.num_bytes())}, nb::find(&self));
+             },
+             "All bytes of the panels, in place.")
         .def_ro("num_out", &Matrix::num_out)
         .def_ro("num_in", &Matrix::num_in)
         .def_prop_ro("num_bytes", &Matrix::num_bytes)
@@ -202,7 +223,7 @@ void bind_values(nb::module_& m) {
             "memory",
             [](Cache& self) {
                 const std::size_t size = static_cast<std::size_t>(self.memory->size());
-                return nb::ndarray<nb::numpy, std::uint8_t>(self.memory->as<void>(), {size}, nb::find(&self));
+                return ByteView(self.memory->as<void>(), {size}, nb::find(&self));
             },
             "All bytes of all layers, as they lie: see KVView in kernels/kernels.h.");
 }
@@ -265,50 +286,6 @@ void bind_program(nb::module_& m) {
           "out"_a);
 }
 
-double seconds_since(std::chrono::steady_clock::time_point begin) {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-}
-
-// Bytes a second of a bare read of `num_bytes`, by all threads, each from pieces of its own.
-double read_bandwidth(ExecutionContext& context, std::int64_t num_bytes, int rounds) {
-    constexpr std::int64_t kPiece = std::int64_t{1} << 18;
-    Memory memory(num_bytes);
-    const int pieces = static_cast<int>(num_bytes / kPiece);
-    context.pool.each(pieces, [&](int unit, int) {
-        std::memset(memory.as<char>() + unit * kPiece, unit, static_cast<std::size_t>(kPiece));
-    });
-    double best = 0.0;
-    for (int round = 0; round < rounds; ++round) {
-        const auto begin = std::chrono::steady_clock::now();
-        context.pool.each(pieces, [&](int unit, int) {
-            volatile std::uint32_t kept = context.kernels->read(memory.as<char>() + unit * kPiece, kPiece);
-            (void)kept;
-        });
-        const double rate = static_cast<double>(pieces * kPiece) / seconds_since(begin);
-        best = rate > best ? rate : best;
-    }
-    return best;
-}
-
-// Floating-point operations a second of products that never leave the registers, by all threads.
-double product_peak(ExecutionContext& context, int rounds) {
-    constexpr int kUnits = 64;
-    constexpr std::int64_t kLoops = 20000;
-    double best = 0.0;
-    for (int round = 0; round < rounds; ++round) {
-        std::vector<double> done(kUnits);
-        const auto begin = std::chrono::steady_clock::now();
-        context.pool.each(kUnits, [&](int unit, int) {
-            done[static_cast<std::size_t>(unit)] = context.kernels->spin_products(kLoops);
-        });
-        double total = 0.0;
-        for (const double one : done) total += one;
-        const double rate = total / seconds_since(begin);
-        best = rate > best ? rate : best;
-    }
-    return best;
-}
-
 }  // namespace
 
 NB_MODULE(_cpu, m) {
@@ -321,9 +298,7 @@ NB_MODULE(_cpu, m) {
     bind_values(m);
     bind_plans(m);
     bind_program(m);
-    m.def("read_bandwidth", &read_bandwidth, nb::call_guard<Unlocked>(), "context"_a, "num_bytes"_a, "rounds"_a,
-          "Bytes a second of a bare read, the best of some rounds.");
-    m.def("product_peak", &product_peak, nb::call_guard<Unlocked>(), "context"_a, "rounds"_a,
-          "Floating-point operations a second from registers alone, the best of some rounds.");
+    bind_limits(m);
     bind_sample(m);
+    bind_checked_file(m);
 }

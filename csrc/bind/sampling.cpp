@@ -95,7 +95,7 @@ void call_sample(ExecutionContext& context, const LogitsArray& logits, nb::objec
     const Rules by = rules_of(rules, in);
     const Scored out = scored_of(scored, in, num_top);
     const nb::gil_scoped_release unlocked;
-    sample(context.pool, *context.kernels, in, by, num_top, out);
+    context.times.timed("sample", 0, 0, [&] { sample(context.pool, *context.kernels, in, by, num_top, out); });
 }
 
 void call_score(ExecutionContext& context, const LogitsArray& logits, const Ints& targets, int num_top,

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "core/memory.h"
+#include "core/operation_times.h"
 #include "core/pool.h"
 #include "kernels/kernels.h"
 
@@ -20,6 +21,7 @@ struct ExecutionContext {
     Arena weights;
     Memory packed;  // the input of a product
     std::vector<Memory> scratch;  // one a thread
+    OperationTimes times;
 
     float* scratch_of(int thread) const { return scratch[static_cast<std::size_t>(thread)].as<float>(); }
     void reserve_scratch(std::int64_t num_floats);

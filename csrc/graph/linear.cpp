@@ -120,6 +120,7 @@ void run_linear(ExecutionContext& context, const Matrix& matrix, const LinearInp
                     const bool is_bound = end_row - first_row <= kFewRows && !is_quantized(own.format);
                     args.ahead = data + (is_bound ? kBytesAhead : step * panel_bytes + done);
                     args.ahead_bytes = panel_bytes * rows / (end_row - first_row);
+                    if (i == step - 1) args.out = out, args.out_stride = output.stride;
                     kernels.product[static_cast<int>(view.format)](args);
                 }
                 if (is_plain) continue;

@@ -77,9 +77,26 @@ void Program::reserve(int num_tokens) {
     for (std::size_t i = 0; i < widths_.size(); ++i) buffers_[i].reserve(std::int64_t{num_tokens} * widths_[i] * 4);
 }
 
+const char* Program::name_of(Kind kind) {
+    switch (kind) {
+        case Kind::embed: return "embed";
+        case Kind::rms_norm: return "rms_norm";
+        case Kind::linear: return "linear";
+        case Kind::rope: return "rope";
+        case Kind::attention: return "attention";
+        case Kind::silu_mul: return "silu_mul";
+        case Kind::add: return "add";
+    }
+    return "";
+}
+
 void Program::run(int num_tokens) {
     reserve(num_tokens);
-    for (const Op& op : ops_) run_op(op, num_tokens);
+    for (const Op& op : ops_) {
+        const Matrix* matrix = op.matrix;
+        context_.times.timed(name_of(op.kind), matrix == nullptr ? 0 : matrix->num_out,
+                             matrix == nullptr ? 0 : matrix->num_in, [&] { run_op(op, num_tokens); });
+    }
 }
 
 void Program::run_op(const Op& op, int num_tokens) {
@@ -121,10 +138,11 @@ void Program::run_rope(const Op& op, int num_tokens, float* qkv) {
     const std::int64_t width = std::int64_t{shape.num_heads + 2 * shape.num_kv_heads} * shape.head_dim;
     const std::int64_t half = shape.head_dim / 2;
     each_row(context_.pool, num_tokens, [&](int row) {
+        const auto next = static_cast<std::size_t>(row + 1 < num_tokens ? row + 1 : row);
         context_.kernels->rope(op.cache->view,
                                {qkv + row * width, op.rope->cos.data() + row * half, op.rope->sin.data() + row * half,
                                 op.norm.weight, op.key_norm.weight, op.norm.eps, shape.num_heads,
-                                op.attention->slots[static_cast<std::size_t>(row)]});
+                                op.attention->slots[static_cast<std::size_t>(row)], op.attention->slots[next]});
     });
 }
 

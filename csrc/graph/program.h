@@ -52,6 +52,7 @@ private:
         Cache* cache = nullptr;
     };
 
+    static const char* name_of(Kind kind);
     void run_op(const Op& op, int num_tokens);
     void run_rope(const Op& op, int num_tokens, float* qkv);
     void run_attention(const Op& op, const float* q, float* out);

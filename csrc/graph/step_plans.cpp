@@ -9,7 +9,6 @@ namespace octavo {
 
 namespace {
 
-constexpr int kRunRows = 48;  // queries times heads of a group that one unit has at most
 constexpr int kApart = 4;  // up to so many queries of a row have their segments computed apart
 
 }  // namespace
@@ -44,7 +43,7 @@ void AttentionPlan::set(const Kernels& kernels, const AttentionShape& new_shape,
 
 void AttentionPlan::add_row(const Kernels& kernels, int row, int first_token, int num_queries, int context_len) {
     const int group = shape.num_heads / shape.num_kv_heads;
-    const int run = std::max(1, kRunRows / group);
+    const int run = std::max(1, kernels.run_rows / group);
     for (int done = 0; done < num_queries; done += run) {
         const int count = std::min(run, num_queries - done), first = context_len - num_queries + done;
         const int seen = shape.window > 0 ? std::max(0, first - shape.window + 1) : 0;

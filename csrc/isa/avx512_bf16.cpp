@@ -70,11 +70,30 @@ void product_pairs(const ProductArgs& args) {
     }
 }
 
+double spin_pairs(std::int64_t rounds) {
+    constexpr int kSums = 10;
+    vf sums[kSums], w, x;
+#pragma GCC unroll 10
+    for (int i = 0; i < kSums; ++i) sums[i] = splat(static_cast<float>(i));
+    some_numbers(w, x);
+    for (std::int64_t round = 0; round < rounds; ++round) {
+        forget(w, x);
+        const std::uint32_t pair = ((vu)x)[0];
+#pragma GCC unroll 10
+        for (int i = 0; i < kSums; ++i) sums[i] = dot_pairs(sums[i], pair, (vu)w);
+    }
+    for (int i = 1; i < kSums; ++i) sums[0] = sums[0] + sums[i];
+    volatile float kept = sum(sums[0]);
+    (void)kept;
+    return 4.0 * kSums * W * static_cast<double>(rounds);
+}
+
 constexpr Kernels make_bf16_kernels() {
     Kernels kernels = make_kernels("avx512_bf16");
     kernels.input_bytes[static_cast<int>(Input::bfloat16)] = 2;
     kernels.pack_rows[static_cast<int>(Input::bfloat16)] = pack_rows_pairs;
     kernels.product[static_cast<int>(Format::bfloat16)] = product_pairs;
+    kernels.spin_products[static_cast<int>(Format::bfloat16)] = spin_pairs;
     each_format([&](auto format) {
         constexpr Format kFormat = decltype(format)::value;
         if constexpr (is_quantized(kFormat))

@@ -38,8 +38,11 @@ constexpr Kernels make_kernels(const char* name) {
     each_format([&](auto format) {
         constexpr Format kFormat = decltype(format)::value;
         auto& product = kernels.product[static_cast<int>(kFormat)];
+        auto& spin_products = kernels.spin_products[static_cast<int>(kFormat)];
+        spin_products = spin_fma;
         if constexpr (is_quantized(kFormat)) {
             product = product_codes<kFormat>;
+            spin_products = spin_codes<traits_of(kFormat).bits == 4>;
             kernels.widen[static_cast<int>(kFormat)] = widen_panel<kFormat, PlainPairs>;
         } else if constexpr (kFormat == Format::float32) {
             product = product_fma<Singles>;
@@ -53,6 +56,7 @@ constexpr Kernels make_kernels(const char* name) {
     kernels.silu_mul = silu_mul;
     kernels.add = add;
     kernels.rope = rope;
+    kernels.run_rows = kRunRows;
     kernels.attend = attend;
     kernels.attend_scratch = attend_scratch;
     kernels.state_floats = state_floats;
@@ -65,7 +69,6 @@ constexpr Kernels make_kernels(const char* name) {
     kernels.count_above = count_above;
     kernels.collect = collect;
     kernels.read = read_bytes;
-    kernels.spin_products = spin_fma;
     return kernels;
 }
 

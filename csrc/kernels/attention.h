@@ -2,8 +2,9 @@
 //
 // Keys are walked in tiles of whole blocks that begin at fixed absolute positions, in order. For one query, the numbers
 // and their order depend on its position, the tiles and the segment alone: a tile in which it sees nothing changes
-// nothing (its maximum stays, e^0 is exactly 1, and zeros are added). What no query of the run sees is never read into
-// a sum. (Running softmax: Milakov and Gimelshein, arXiv:1805.02867; over blocks: Dao et al., arXiv:2205.14135)
+// nothing (its maximum stays, 2^0 is exactly 1, and zeros are added). What no query of the run sees is never read into
+// a sum. Scores are taken to base 2: times log2(e), and 2^x for e^x, which takes fewer operations. (Running softmax:
+// Milakov and Gimelshein, arXiv:1805.02867; over blocks: Dao et al., arXiv:2205.14135)
 #pragma once
 
 #include <type_traits>
@@ -16,7 +17,9 @@ namespace {
 
 constexpr int kTileKeys = 64;  // keys that share a rescaling, if blocks are not larger
 constexpr int kBlocksAhead = 2;
+constexpr int kRunRows = 48;  // queries times heads of a group that share what is read of the cache
 constexpr float kNothing = -__builtin_inff();
+constexpr float kLog2E = 1.44269504088896341f;
 
 constexpr int round_up(int n, int to) { return (n + to - 1) / to * to; }
 
@@ -32,16 +35,17 @@ OCTAVO_INLINE States states_at(float* state, int count, int head_dim) {
     return {state, state + count, state + 2 * count, count, round_up(head_dim, W)};
 }
 
-// Queries times scale, packed for the tiles: blocks of kMaxRows, values of one dimension side by side.
+// Queries times scale and log2(e), packed for the tiles: blocks of kMaxRows, values of one dimension side by side.
 OCTAVO_INLINE void pack_queries(const AttendArgs& args, int head_dim, float* packed) {
     const int count = args.num_queries * args.group;
+    const float scale = args.scale * kLog2E;
     for (int first = 0; first < count; first += kMaxRows) {
         const int rows = count - first < kMaxRows ? count - first : kMaxRows;
         for (int m = 0; m < rows; ++m) {
             const int query = (first + m) / args.group, head = args.kv_head * args.group + (first + m) % args.group;
             const float* q = args.q + query * args.q_stride + std::int64_t{head} * head_dim;
             float* to = packed + std::int64_t{first} * head_dim + m;
-            for (int d = 0; d < head_dim; ++d) to[d * rows] = q[d] * args.scale;
+            for (int d = 0; d < head_dim; ++d) to[d * rows] = q[d] * scale;
         }
     }
 }
@@ -70,6 +74,11 @@ struct LayoutOf<std::int8_t> {
     using Keys = Quarters;
     using Values = Quarters;
 };
+
+// soft_cap * tanh(score / soft_cap), to base 2: tanh(y) = 1 - 2 / (e^2y + 1), and e^2y = 2^(x * twice).
+OCTAVO_INLINE vf capped_scores(vf x, float twice, float soft_cap) {
+    return (1.0f - 2.0f / (exp2(x * twice) + 1.0f)) * soft_cap;
+}
 
 template <class T>
 struct Attention {
@@ -200,9 +209,9 @@ struct Attention {
         const float before = states.largest[row], tile_largest = max_lane(largest);
         const float now = before > tile_largest ? before : tile_largest;
         vf total = splat(0.0f);
-        const vf base = splat(now == kNothing ? 0.0f : now);  // e^(minus infinity) is 0 either way
+        const vf base = splat(now == kNothing ? 0.0f : now);  // 2^(minus infinity) is 0 either way
         for (int column = 0; column < tile.columns; column += W) {
-            const vf weight = exp(load(s + column) - base);
+            const vf weight = exp2(load(s + column) - base);
             total = total + weight;
             if constexpr (kScaled<T>) {
                 // What is not seen has no weight, and a scale that may be NaN.
@@ -212,7 +221,7 @@ struct Attention {
                 store(s + column, weight);
             }
         }
-        const float factor = before == now ? 1.0f : exp(splat(before - now))[0];
+        const float factor = before == now ? 1.0f : exp2(splat(before - now))[0];
         states.largest[row] = now;
         states.total[row] = fma1(states.total[row], factor, sum(total));
         if (factor != 1.0f) {
@@ -234,11 +243,7 @@ struct Attention {
             }
     }
 
-    // soft_cap * tanh(x / soft_cap); tanh(y) = 1 - 2 / (e^2y + 1)
-    vf capped(vf x) const {
-        const vf e = exp(x * (2.0f / args.soft_cap));
-        return (1.0f - 2.0f / (e + 1.0f)) * args.soft_cap;
-    }
+    vf capped(vf x) const { return capped_scores(x, 2.0f / args.soft_cap, args.soft_cap * kLog2E); }
 
     // Weights times values, for the keys [first, end) that some query of the run sees.
     void gather(const KeyTile& tile, int first, int end) {
@@ -340,7 +345,7 @@ void merge(float* state, const float* later, int count, int head_dim) {
     const States into = states_at(state, count, head_dim), from = states_at(const_cast<float*>(later), count, head_dim);
     for (int i = 0; i < count; ++i) {
         const float a = into.largest[i], b = from.largest[i], now = a > b ? a : b;
-        const float keep = a == now ? 1.0f : exp(splat(a - now))[0], take = b == now ? 1.0f : exp(splat(b - now))[0];
+        const float keep = a == now ? 1.0f : exp2(splat(a - now))[0], take = b == now ? 1.0f : exp2(splat(b - now))[0];
         into.largest[i] = now;
         into.total[i] = fma1(from.total[i], take, into.total[i] * keep);
         float* values = into.values + std::int64_t{i} * into.width;

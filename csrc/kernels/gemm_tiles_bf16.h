@@ -58,40 +58,67 @@ void pack_rows_tiles(const PackArgs& args, int first_row, int num_rows) {
 
 static_assert(kTileColumns == kPanel, "two tiles of columns are a panel");
 
-// Where a tile's sums go, and what is asked for meanwhile: at each step `lines` lines from `ahead` on.
+// Where a tile's sums go, and what is asked for meanwhile: at each step `lines` lines from `ahead` on, and those of the
+// rows' places in the output, which lie far apart and in no cache.
 struct TileOutputs {
     float* sums;
     std::int64_t stride;
+    float* out;  // or null
+    std::int64_t out_stride;
     const char* ahead;
     int lines;
 };
 
-// A tile of rows (kTwo: two) times two tiles of columns, `steps` times kTileInputs inputs deep.
+// A tile of rows (kTwo: two) times two tiles of columns, `steps` times kTileInputs inputs deep, while what `to` says is
+// asked for.
+template <bool kTwo>
+struct TileProduct {
+    const char *a, *below, *b;  // of the next step
+    const std::int64_t a_step, below_step;  // bytes
+    const char* ahead;
+    const int lines;
+
+    // kAsks: for the lines of a row of each tile as well, `stride` bytes further at each step.
+    template <bool kAsks>
+    OCTAVO_INLINE void multiply(int steps, const char* row, const char* lower, std::int64_t stride) {
+        constexpr int kStepBytes = kTileInputs * kTileColumns * 2;
+        for (const char* end = b + std::int64_t{steps} * kStepBytes; b != end; b += kStepBytes) {
+            tile_load<6>(b, kTileColumns * 4);
+            tile_load<7>(b + 64, kTileColumns * 4);
+            tile_load<4>(a, kTileInputs * 2);
+            tile_products_bf16<0, 4, 6>();
+            tile_products_bf16<1, 4, 7>();
+            if constexpr (kTwo) {
+                tile_load<5>(below, kTileInputs * 2);
+                tile_products_bf16<2, 5, 6>();
+                tile_products_bf16<3, 5, 7>();
+                below += below_step;
+            }
+            // A first tile of two is full.
+            a += kTwo ? kTileRows * kTileInputs * 2 : a_step;
+            for (int line = 0; line < lines; ++line, ahead += 64) __builtin_prefetch(ahead, 0, 2);
+            if constexpr (kAsks) {
+                __builtin_prefetch(row, 1, 3), __builtin_prefetch(row + 64, 1, 3);
+                __builtin_prefetch(lower, 1, 3), __builtin_prefetch(lower + 64, 1, 3);
+                row += stride, lower += stride;
+            }
+        }
+    }
+};
+
 template <bool kTwo>
 OCTAVO_INLINE void multiply(TileInputs a, TileInputs below, const std::uint32_t* b, int steps, TileOutputs to) {
-    const bool is_far = to.stride > kPanel;  // then the sums' lines are in no cache, and are asked for
     tile_zero<0>(), tile_zero<1>();
     if (kTwo) tile_zero<2>(), tile_zero<3>();
-    for (int step = 0; step < steps; ++step) {
-        tile_load<6>(b, kTileColumns * 4);
-        tile_load<7>(b + 16, kTileColumns * 4);
-        tile_load<4>(a.at, kTileInputs * 2);
-        tile_products_bf16<0, 4, 6>();
-        tile_products_bf16<1, 4, 7>();
-        if (kTwo) {
-            tile_load<5>(below.at, kTileInputs * 2);
-            tile_products_bf16<2, 5, 6>();
-            tile_products_bf16<3, 5, 7>();
-        }
-        for (int line = 0; line < to.lines; ++line, to.ahead += 64) __builtin_prefetch(to.ahead, 0, 2);
-        if (kTwo && is_far && step < kTileRows) {
-            const float* row = to.sums + step * to.stride;
-            const float* lower = row + kTileRows * to.stride;
-            __builtin_prefetch(row, 1, 3), __builtin_prefetch(row + 16, 1, 3);
-            __builtin_prefetch(lower, 1, 3), __builtin_prefetch(lower + 16, 1, 3);
-        }
-        a.at += a.step, below.at += below.step, b += kTileInputs / 2 * kTileColumns;
+    TileProduct<kTwo> product{reinterpret_cast<const char*>(a.at), reinterpret_cast<const char*>(below.at),
+                              reinterpret_cast<const char*>(b), a.step * 2, below.step * 2, to.ahead, to.lines};
+    int done = 0;
+    if (kTwo && to.out != nullptr) {
+        done = steps < kTileRows ? steps : kTileRows;
+        const auto* row = reinterpret_cast<const char*>(to.out);
+        product.template multiply<true>(done, row, row + kTileRows * to.out_stride * 4, to.out_stride * 4);
     }
+    product.template multiply<false>(steps - done, nullptr, nullptr, 0);
     const std::int64_t bytes = to.stride * 4;
     tile_store<0>(to.sums, bytes);
     tile_store<1>(to.sums + 16, bytes);
@@ -106,7 +133,7 @@ void product_tiles(const ProductArgs& args) {
     const auto* packed = static_cast<const std::uint16_t*>(args.packed);
     const int steps = args.padded_in / kTileInputs, all_steps = steps * ((args.num_rows + 31) / 32);
     const int lines = static_cast<int>((args.ahead_bytes / 64 + all_steps - 1) / all_steps);
-    TileOutputs to{args.scratch, args.stride, args.ahead, lines};
+    TileOutputs to{args.scratch, args.stride, args.out, args.out_stride, args.ahead, lines};
     int rows_before = -1, more_before = -1;
     for (int row = 0; row < args.num_rows; row += 2 * kTileRows) {
         const int left = args.num_rows - row, rows = left < kTileRows ? left : kTileRows;
@@ -120,6 +147,7 @@ void product_tiles(const ProductArgs& args) {
         else
             multiply<false>(a, below, panel, steps, to);
         to.sums += 2 * kTileRows * to.stride;
+        if (to.out != nullptr) to.out += 2 * kTileRows * to.out_stride;
         to.ahead += std::int64_t{64} * lines * steps;
     }
     release();

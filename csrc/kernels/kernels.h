@@ -46,6 +46,8 @@ struct ProductArgs {
     std::int64_t stride = kPanel;
     const char* ahead = nullptr;  // weights that may be asked for meanwhile; they need not exist
     std::int64_t ahead_bytes = 0;
+    float* out = nullptr;  // where the rows end up at last, `out_stride` apart: lines to ask for, or null
+    std::int64_t out_stride = 0;
 };
 
 // What becomes of the sums of `num_columns` outputs: out[row] = sums + bias (+ out[row]), or, with `up`,
@@ -82,6 +84,7 @@ struct RopeArgs {
     float eps;
     int num_heads;
     std::int64_t slot;
+    std::int64_t next_slot;  // of the token that comes next
 };
 
 // A run of queries of one row, for one KV head, over keys [first_key, end_key) of the row.
@@ -89,8 +92,8 @@ struct AttendArgs {
     const float* q;  // query t's heads at q + t * q_stride; those of this KV head come first
     const std::int32_t* blocks;  // the row's block table
     float* scratch;  // Kernels::attend_scratch floats
-    // Running softmax, kept between segments: for each query (token-major, then head of the group) its maximum, its
-    // sum, and head_dim accumulated values.
+    // Running softmax, kept between segments: for each query (token-major, then head of the group) its maximum, to base
+    // 2, its sum, and head_dim accumulated values.
     float* state;
     std::int64_t q_stride;
     int kv_head, group;
@@ -104,6 +107,7 @@ struct Kernels {
     const char* name;
     int block_rows[kNumInputs];  // rows that a product takes at a time
     int input_bytes[kNumInputs];  // of one packed value; of a bfloat16 one 2, or 4 where it stays float32
+    int run_rows;  // queries times heads of a group that one call of `attend` should have at most
 
     void (*pack_rows[kNumInputs])(const PackArgs&, int first_row, int num_rows);
     void (*product[kNumFormats])(const ProductArgs&);
@@ -129,10 +133,10 @@ struct Kernels {
     int (*count_above)(const float* x, int n, float value);
     int (*collect)(const float* x, int n, float low, float high, std::int32_t* places);
 
-    // The machine's limits: a sum over bytes that does nothing but read, and `rounds` rounds of products that never
-    // leave the registers (returns how many floating-point operations they were).
+    // The machine's limits: a sum over bytes that does nothing but read, and `rounds` rounds of a format's products that
+    // never leave the registers (returns how many additions and multiplications they were).
     std::uint32_t (*read)(const void* from, std::int64_t num_bytes);
-    double (*spin_products)(std::int64_t rounds);
+    double (*spin_products[kNumFormats])(std::int64_t rounds);
 };
 
 struct ScanResult {

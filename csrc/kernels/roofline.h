@@ -1,6 +1,7 @@
 // The machine's own limits, for comparison: a bare read of memory, and products that never leave the registers.
 #pragma once
 
+#include "simd/dot.h"
 #include "simd/tile.h"
 
 namespace {
@@ -19,7 +20,43 @@ std::uint32_t read_bytes(const void* from, std::int64_t num_bytes) {
     return total;
 }
 
-// A tile of products as wide as `run_tile` uses, without its loads. Returns the floating-point operations done.
+// Numbers for products: bytes of either sign, pairs of bfloat16 about 1. Zeros would take less power, and the clock be
+// higher. `forget` them in every round, else the compiler would multiply once.
+OCTAVO_INLINE void some_numbers(vf& w, vf& x) {
+    w = (vf)(splat_word(0x3f81bf93u) + (vu)lane_numbers());
+    x = (vf)splat_word(0x3fa5bf3cu);
+}
+
+// Dot products of signed bytes, as of codes of 8 bits, or of unsigned ones, as of codes of 4. The sums are as many as
+// hide their latency.
+template <bool kNibbles>
+double spin_codes(std::int64_t rounds) {
+    constexpr int kSums = 10;
+    vi sums[kSums];
+#pragma GCC unroll 10
+    for (int i = 0; i < kSums; ++i) sums[i] = vi{} + i;  // each its own, else one would do
+    vf w, x;
+    some_numbers(w, x);
+#pragma GCC unroll 1
+    for (std::int64_t round = 0; round < rounds; ++round) {
+        forget(w, x);
+#pragma GCC unroll 10
+        for (int i = 0; i < kSums; ++i) {
+            if constexpr (kNibbles)
+                add_nibbles(sums[i], (vi)w, (vi)x);
+            else
+                add_bytes(sums[i], {(vi)w, (vi)w}, (vi)x);
+        }
+    }
+    vf total = splat(0.0f);
+#pragma GCC unroll 10
+    for (int i = 0; i < kSums; ++i) total = total + __builtin_convertvector(sums[i], vf);
+    volatile float kept = sum(total);
+    (void)kept;
+    return 8.0 * kSums * W * static_cast<double>(rounds);
+}
+
+// A tile of float32 products as wide as `run_tile` uses, without its loads.
 double spin_fma(std::int64_t rounds) {
     constexpr int kSums = 12;
     vf sums[kSums];

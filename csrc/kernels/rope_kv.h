@@ -29,9 +29,6 @@ OCTAVO_INLINE float* scales_at(const KVView& kv, T* keys) {
     return reinterpret_cast<float*>(keys + std::int64_t{2} * kv.block_size * kv.head_dim);
 }
 
-OCTAVO_INLINE void put(std::uint16_t& to, float x) { to = round_to_bf16(x); }
-OCTAVO_INLINE void put(float& to, float x) { to = x; }
-
 // Turns dimension i with i + head_dim / 2, in place, after the norm.
 OCTAVO_INLINE void norm_and_rotate(float* x, const float* norm, const RopeArgs& args, int head_dim) {
     if (norm != nullptr) rms_norm(x, norm, args.eps, head_dim, x);
@@ -71,49 +68,104 @@ OCTAVO_INLINE float scale_of(const float* x, int n) {
     return magnitude / 127.0f;
 }
 
-// put(i, code) for each number of a row: x[i] / scale to the nearest integer, ties to even. All zero where the
-// scale is 0 or NaN.
-template <class F>
-OCTAVO_INLINE void quantize(const float* x, int n, float scale, F&& put) {
-    if (!(scale > 0.0f)) {
-        for (int i = 0; i < n; ++i) put(i, std::int8_t{0});
-        return;
-    }
+// x / scale to the nearest integers, ties to even; 0 where the scale is 0 or NaN.
+OCTAVO_INLINE vi codes_of(vf x, float scale) {
+    if (!(scale > 0.0f)) return vi{};
     // Adding 1.5 * 2^23 rounds, and leaves the integer in the low bits.
     const vf magic = splat(12582912.0f), most = splat(127.0f);
-    for (int i = 0; i < n; i += W) {
+    // A scale that lost its digits below the smallest normal number can make a quotient larger than 127.
+    vf quotient = x / splat(scale);
+    quotient = select(quotient > most, most, max(-most, quotient));
+    return (vi)(quotient + magic) - (vi)magic;
+}
+
+// Where one token's keys lie, `stride` units apart, each of as many dimensions as the cache keeps together.
+template <class T>
+struct KeyPlace;
+
+template <>
+struct KeyPlace<std::uint16_t> {
+    static constexpr int kUnit = 2;
+    using Unit = std::uint32_t;
+};
+
+template <>
+struct KeyPlace<std::int8_t> {
+    static constexpr int kUnit = 1;
+    using Unit = std::int8_t;
+};
+
+template <>
+struct KeyPlace<float> {
+    static constexpr int kUnit = 1;
+    using Unit = float;
+};
+
+// W numbers as the cache holds them, side by side.
+OCTAVO_INLINE void put(std::uint16_t* to, vf x, float) {
+    const vh halves = halves_of(x);
+    std::memcpy(to, &halves, sizeof halves);
+}
+OCTAVO_INLINE void put(std::int8_t* to, vf x, float scale) { store_bytes(to, codes_of(x, scale)); }
+OCTAVO_INLINE void put(float* to, vf x, float) { store(to, x); }
+
+// A token's row of keys (kIsKey) or values.
+template <bool kIsKey, class T>
+OCTAVO_INLINE void write_row(const KVView& kv, T* to, const float* x, float scale) {
+    using Place = KeyPlace<T>;
+    for (int d = 0; d < kv.head_dim; d += W) {
+        const int count = kv.head_dim - d < W ? kv.head_dim - d : W;
         float part[W] = {};
-        const int count = n - i < W ? n - i : W;
-        for (int lane = 0; lane < count; ++lane) part[lane] = x[i + lane];
-        // A scale that lost its digits below the smallest normal number can make a quotient larger than 127.
-        vf quotient = load(part) / splat(scale);
-        quotient = select(quotient > most, most, max(-most, quotient));
-        const vi codes = (vi)(quotient + magic) - (vi)magic;
-        for (int lane = 0; lane < count; ++lane) put(i + lane, static_cast<std::int8_t>(codes[lane]));
+        T made[W];
+        if (count < W) std::memcpy(part, x + d, sizeof(float) * static_cast<std::size_t>(count));
+        put(made, load(count < W ? part : x + d), scale);
+        if constexpr (kIsKey) {
+            typename Place::Unit units[W / Place::kUnit];
+            std::memcpy(units, made, sizeof made);
+            auto* place = reinterpret_cast<typename Place::Unit*>(to) + d / Place::kUnit * kv.block_size;
+            for (int i = 0; i < count / Place::kUnit; ++i) place[i * kv.block_size] = units[i];
+        } else {
+            std::memcpy(to + d, made, sizeof(T) * static_cast<std::size_t>(count));
+        }
     }
 }
 
 template <class T>
 OCTAVO_INLINE void write_kv(const KVView& kv, const RopeArgs& args, const float* k, const float* v, int head) {
-    constexpr int kPair = sizeof(T) == 2 ? 2 : 1;
     const std::int64_t block = args.slot / kv.block_size, place = args.slot % kv.block_size;
     T* keys = keys_at<T>(kv, block, head);
-    T* values = values_at(kv, keys) + place * kv.head_dim;
+    float key_scale = 1.0f, value_scale = 1.0f;
     if constexpr (kScaled<T>) {
         float* scales = scales_at(kv, keys);
-        float &key_scale = scales[place], &value_scale = scales[kv.block_size + place];
-        key_scale = scale_of(k, kv.head_dim);
-        value_scale = scale_of(v, kv.head_dim);
-        quantize(k, kv.head_dim, key_scale, [&](int d, T code) { keys[d * kv.block_size + place] = code; });
-        quantize(v, kv.head_dim, value_scale, [&](int d, T code) { values[d] = code; });
-    } else {
-        for (int d = 0; d < kv.head_dim; ++d) put(keys[(d / kPair * kv.block_size + place) * kPair + d % kPair], k[d]);
-        for (int d = 0; d < kv.head_dim; ++d) put(values[d], v[d]);
+        scales[place] = key_scale = scale_of(k, kv.head_dim);
+        scales[kv.block_size + place] = value_scale = scale_of(v, kv.head_dim);
+    }
+    write_row<true>(kv, keys + place * KeyPlace<T>::kUnit, k, key_scale);
+    write_row<false>(kv, values_at(kv, keys) + place * kv.head_dim, v, value_scale);
+}
+
+// Asks for the lines that a token's keys will be written to: they lie one behind the other, and in no cache.
+template <class T>
+OCTAVO_INLINE void fetch_keys(const KVView& kv, std::int64_t slot) {
+    using Place = KeyPlace<T>;
+    for (int head = 0; head < kv.num_kv_heads; ++head) {
+        const T* to = keys_at<T>(kv, slot / kv.block_size, head) + slot % kv.block_size * Place::kUnit;
+        const int of_a_line = 64 / (kv.block_size * static_cast<int>(sizeof(T)));  // dimensions
+        for (int d = 0; d < kv.head_dim; d += of_a_line > Place::kUnit ? of_a_line : Place::kUnit)
+            __builtin_prefetch(to + d * kv.block_size, 1, 3);
     }
 }
 
 void rope(const KVView& kv, const RopeArgs& args) {
     float* x = args.qkv;
+    if (args.next_slot / kv.block_size != args.slot / kv.block_size) {
+        if (kv.dtype == Dtype::bfloat16)
+            fetch_keys<std::uint16_t>(kv, args.next_slot);
+        else if (kv.dtype == Dtype::int8)
+            fetch_keys<std::int8_t>(kv, args.next_slot);
+        else
+            fetch_keys<float>(kv, args.next_slot);
+    }
     for (int head = 0; head < args.num_heads; ++head, x += kv.head_dim)
         norm_and_rotate(x, args.query_norm, args, kv.head_dim);
     for (int head = 0; head < kv.num_kv_heads; ++head, x += kv.head_dim) {

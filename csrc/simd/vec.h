@@ -66,6 +66,13 @@ OCTAVO_INLINE std::uint16_t round_to_bf16(float x) {
     return static_cast<std::uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
+// W of them side by side.
+OCTAVO_INLINE vh halves_of(vf x) {
+    const vu bits = (vu)x, rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
+    const vi is_nan = (vi)((bits & 0x7fffffffu) > 0x7f800000u);
+    return __builtin_convertvector((is_nan ? (bits | 0x400000u) : rounded) >> 16, vh);
+}
+
 // e^x to 2 units in the last place (Cephes' expf: range reduction by ln 2 in two parts, a polynomial of degree 7).
 // Exactly 1 at 0; 0 below -87.3, e^88 above 88, NaN for NaN.
 OCTAVO_INLINE vf exp(vf x) {
@@ -84,6 +91,24 @@ OCTAVO_INLINE vf exp(vf x) {
     const vf y = fma(p, r * r, r) + 1.0f;
     const vu scale = ((vu)shifted << 23) + 0x3f800000u;  // the low bits of `shifted` are n
     return select(x < -87.3f, splat(0.0f), y * (vf)scale);
+}
+
+// 2^x to 1.5 units in the last place. Exactly 1 at 0; 0 below -126, 2^126 above 126, NaN for NaN.
+OCTAVO_INLINE vf exp2(vf x) {
+    const vf magic = splat(12582912.0f);  // as above
+    const vf clamped = max(splat(-126.0f), select(x > 126.0f, splat(126.0f), x));
+    const vf shifted = clamped + magic;
+    const vf r = clamped - (shifted - magic);  // -0.5 to 0.5, exactly
+    // Minimax in the relative error (2e-9), with 1 at 0.
+    vf p = splat(0.00015353362237f);
+    p = fma(p, r, splat(0.0013398874743f));
+    p = fma(p, r, splat(0.0096184373591f));
+    p = fma(p, r, splat(0.055503324703f));
+    p = fma(p, r, splat(0.24022647914f));
+    p = fma(p, r, splat(0.69314720286f));
+    p = fma(p, r, splat(1.0f));
+    const vu scale = ((vu)shifted << 23) + 0x3f800000u;  // the low bits of `shifted` are the integer
+    return select(x < -126.0f, splat(0.0f), p * (vf)scale);
 }
 
 }  // namespace

@@ -354,6 +354,19 @@ nb::tuple split_strings(const nb::bytes& window, std::size_t start, std::size_t 
     return nb::make_tuple(texts, start);
 }
 
+// How many of them lie whole in `window`, as `split_strings` would give them, and where the next one begins.
+nb::tuple skip_strings(const nb::bytes& window, std::size_t start, std::size_t count, std::size_t max_bytes) {
+    const auto* bytes = static_cast<const Byte*>(window.data());
+    const std::size_t size = window.size();
+    std::size_t found = 0;
+    for (; found < count && start <= size && size - start >= 8; ++found) {
+        const auto length = load<std::uint64_t>(bytes + start);
+        if (length > max_bytes || length > size - start - 8) break;
+        start += 8 + length;
+    }
+    return nb::make_tuple(found, start);
+}
+
 nb::dict block_sizes() {
     nb::dict sizes;
     for (const auto& row : formats) sizes[row.name] = nb::make_tuple(row.num_values, row.num_bytes);
@@ -379,6 +392,8 @@ NB_MODULE(_convert, m) {
           "Codes and scales of float32 [rows, width] in a format of Octavo's own; whether float16 can hold every scale.");
     m.def("all_finite", &octavo::all_finite, "words"_a.noconvert(), "dtype"_a,
           "Whether none of the words, given as bytes, is infinite or NaN.");
+    m.def("skip_strings", &octavo::skip_strings, "window"_a, "start"_a, "count"_a, "max_bytes"_a,
+          "How many strings lie whole in `window` from `start` on, `count` at most, and where the next one begins.");
     m.def("split_strings", &octavo::split_strings, "window"_a, "start"_a, "count"_a, "max_bytes"_a,
           "The strings that lie whole in `window` from `start` on, `count` at most, and where the next one begins.");
 }

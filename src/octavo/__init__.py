@@ -6,6 +6,7 @@ The public names, each imported when it is first asked for, so that `import octa
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from octavo.async_llm import AsyncLLM as AsyncLLM
     from octavo.config import CacheConfig as CacheConfig
     from octavo.config import EngineConfig as EngineConfig
     from octavo.config import ModelConfig as ModelConfig
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from octavo.errors import RequestError as RequestError
     from octavo.errors import UnsupportedError as UnsupportedError
     from octavo.llm import LLM as LLM
-    from octavo.llm import AsyncLLM as AsyncLLM
     from octavo.llm_engine import LLMEngine as LLMEngine
     from octavo.outputs import CompletionOutput as CompletionOutput
     from octavo.outputs import Logprob as Logprob
@@ -43,7 +43,8 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 
 _HOMES = {
-    "octavo.llm": ("LLM", "AsyncLLM"),
+    "octavo.llm": ("LLM",),
+    "octavo.async_llm": ("AsyncLLM",),
     "octavo.llm_engine": ("LLMEngine",),
     "octavo.config": ("CacheConfig", "EngineConfig", "ModelConfig", "ParallelConfig", "SchedulerConfig"),
     "octavo.params": ("SamplingParams",),

@@ -11,10 +11,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from octavo import hub
 from octavo.config import EngineConfig
-from octavo.engine.build import build_engine, read_model
+from octavo.engine.build import begin_engine, read_model
 from octavo.engine.sequence import EngineRequest, Event, SequenceStatus
 from octavo.engine.snapshots import last_step_of, snapshot_of, stats_of
 from octavo.errors import ContextLengthError, RequestError
@@ -24,7 +25,9 @@ from octavo.request import Request
 from octavo.snapshot import EngineSnapshot, EngineStats, StepSnapshot
 from octavo.text.load import load_text
 from octavo.text.messages import checked_messages, plain_json
-from octavo.text.render_pool import RenderPool
+
+if TYPE_CHECKING:  # imported by the first chat
+    from octavo.text.render_pool import RenderPool
 
 logger = logging.getLogger(__name__)
 Prompt = str | Sequence[int] | Mapping[str, object]
@@ -45,12 +48,13 @@ class LLMEngine:
         model = self.config.model_config
         path = hub.resolve(model.model, model.revision, progress=progress)
         with read_model(path, weights=model.load_format != "dummy") as files:
+            loading = begin_engine(files, self.config)
             metadata = files.metadata
             if model.tokenizer is not None:
                 path = hub.resolve(model.tokenizer, weights=False, progress=progress)
                 metadata = read_model(path).metadata if path.is_file() else None
             self.tokenizer, self.template_text = load_text(path, metadata)
-            self._engine, self.resolved = build_engine(files, self.config)
+            self._engine, self.resolved = loading.finish()
         self._eos_ids = frozenset(self.tokenizer.eos_ids) | frozenset(self.resolved.arch.eos_ids)
         self._requests: dict[str, Request] = {}
         self._aborted: list[RequestOutput] = []
@@ -236,8 +240,11 @@ class LLMEngine:
         Raises RequestError where the model has no template or it refuses, ModelFormatError where it is broken."""
         if self.template_text is None:
             raise RequestError("the model has no chat template: use generate with a prompt of your own", "messages")
-        pool = self._render_pool = self._render_pool or RenderPool(self.template_text)
-        text = pool.render(
+        if self._render_pool is None:
+            from octavo.text.render_pool import RenderPool
+
+            self._render_pool = RenderPool(self.template_text)
+        text = self._render_pool.render(
             checked_messages(messages, parts_as_text=False),
             tools=plain_json(tools, "tools"),
             add_generation_prompt=add_generation_prompt,

@@ -28,6 +28,15 @@ def rounds_inputs(device: Device) -> bool:
     return device.dtype == "bfloat16" and device.handle.native.isa in ("amx", "avx512_bf16")
 
 
+def rounds_attention(device: Device, kv_dtype: str) -> bool:
+    """Whether attention over such a cache rounds queries and weights to bfloat16, as products on tiles take them."""
+    return device.handle.native.isa == "amx" and kv_dtype != "float32"
+
+
+# The most that such a weight is off, relatively: by rounding, and by what 2^x is off, in it and in the sum of weights.
+WEIGHT_ERROR = BF16_UNIT + 2.0**-12
+
+
 def normal(seed: int, *shape: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape, np.float32)
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
 from hashlib import sha256
 from importlib.metadata import version
@@ -43,6 +44,27 @@ def cached_build(option: str) -> Path:
     return module
 
 
+def cached_objects(names: Sequence[str]) -> dict[str, Path]:
+    """The object files of `csrc/isa/NAME.cpp`, by name, compiled as for a release: now, or by an earlier run."""
+    if find_spec("nanobind") is None:
+        pytest.skip("nanobind is not installed")
+    folder = cache_folder() / key_of(f"objects {' '.join(names)}")
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix="building-") as directory:
+            done = Path(directory) / "done"
+            done.mkdir()
+            targets = [f"CMakeFiles/_cpu.dir/csrc/isa/{name}.cpp.o" for name in names]
+            run_cmake(Path(directory) / "build", ["-DCMAKE_BUILD_TYPE=Release"], targets)
+            for name, target in zip(names, targets, strict=True):
+                (Path(directory) / "build" / target).rename(done / f"{name}.o")
+            with suppress(OSError):
+                done.rename(folder)
+    os.utime(folder)
+    forget_old(folder.parent)
+    return {name: folder / f"{name}.o" for name in names}
+
+
 def cache_folder() -> Path:
     chosen = os.environ.get("OCTAVO_TEST_CACHE")
     user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -71,18 +93,23 @@ def compiler_path() -> str:
 
 def build(directory: Path, option: str) -> Path:
     """`_cpu`, built with the CMake option `option` in `directory`."""
+    run_cmake(directory, [*FLAGS, f"-D{option}=ON"], ["_cpu"])
+    (module,) = directory.glob("_cpu.*so")
+    return module
+
+
+def run_cmake(directory: Path, options: Sequence[str], targets: Sequence[str]) -> None:
+    """Builds `targets` in `directory`."""
     nanobind = [sys.executable, "-m", "nanobind", "--cmake_dir"]
     where = subprocess.run(nanobind, capture_output=True, text=True, check=True).stdout.strip()
     made_by = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}"]
     known = [f"-DPython_EXECUTABLE={sys.executable}", f"-Dnanobind_DIR={where}"]
     for command in (
-        [tool("cmake"), "-S", str(ROOT), "-B", str(directory), *made_by, *known, *FLAGS, f"-D{option}=ON"],
-        [tool("cmake"), "--build", str(directory), "--target", "_cpu"],
+        [tool("cmake"), "-S", str(ROOT), "-B", str(directory), *made_by, *known, *options],
+        [tool("cmake"), "--build", str(directory), "--target", *targets],
     ):
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         assert done.returncode == 0, done.stdout[-4000:]
-    (module,) = directory.glob("_cpu.*so")
-    return module
 
 
 def tool(name: str) -> str:

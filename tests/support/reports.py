@@ -12,5 +12,5 @@ def report_of(**parts: Any) -> dict[str, Any]:
             "model": "m", "description": "d", "backend": "cpu", "kernels": "avx2", "threads": 2, "device": "cpu",
             "dtype": "bfloat16",
         },
-        "limits": {"read_bytes_per_second": 2e10, "operations_per_second": 3e11},
+        "limits": {"read_bytes_per_second": 2e10, "operations_per_second": {"bfloat16": 3e11, "int8_64": 6e11}},
     } | parts  # fmt: skip

@@ -46,6 +46,9 @@ class StubTokenizer(CharTokenizer):
     def decode_token(self, token_id: int) -> str:
         return chr(token_id)
 
+    def complete(self) -> None:
+        """There is nothing that could be left for later."""
+
 
 class StubEngine:
     """What a service asks of an LLMEngine. `calls` has the names of the methods that were called, in order."""

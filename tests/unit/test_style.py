@@ -27,8 +27,7 @@ INTEGRATION_FOLDERS = {"serve": "server", "cli": "cli", "models": "models", "tex
 # Public API: whatever may be said of a request is a keyword of these.
 MANY_PARAMETERS = {
     "octavo.llm.LLM.chat",
-    "octavo.llm.AsyncLLM.chat",
-    "octavo.llm.AsyncLLM.generate",
+    "octavo.async_llm.AsyncLLM.generate",
     "octavo.llm_engine.LLMEngine.add_request",
     "octavo.llm_engine.LLMEngine.prepare_many",
 }

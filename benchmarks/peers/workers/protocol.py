@@ -4,7 +4,7 @@ A worker is started with one argument, its settings as JSON, and says {"versions
 {"workload": name, "jobs": [[ids, max_tokens], ...]} is answered with {"seconds": s, "tokens": [ids, ...]}. A line
 {"workload": name, "tune": [jobs, jobs]} runs them with each of the engine's choices, keeps the fastest for that
 workload, and is answered with {"chosen": text, "tried": {text: seconds}}; the first jobs only warm up, unless they are
-the faster. With a single choice it runs two of them.
+the faster. With a single choice, or "choice": text beside it, two of them are run, to warm up.
 """
 
 import json
@@ -52,7 +52,7 @@ def serve(open_engine, *distributions):
         asked = json.loads(line)
         workload = asked["workload"]
         if "tune" in asked:
-            choices = engine.choices(workload)
+            choices = [asked["choice"]] if "choice" in asked else engine.choices(workload)
             rounds = asked["tune"] if len(choices) > 1 else [asked["tune"][0][:WARM_UP]]
             tried = {choice: tune(engine, choice, rounds) for choice in choices}
             chosen[workload] = min(tried, key=tried.get)

@@ -1,4 +1,5 @@
-"""llama.cpp through llama-cpp-python's low-level functions. Settings: {"model": GGUF file, "threads"}.
+"""llama.cpp through llama-cpp-python's low-level functions. Settings: {"model": GGUF file, "threads", "step_tokens": it
+may be missing}.
 
 All requests of a workload are sequences of one context. A prefix that all prompts share is computed once and given to
 every sequence. Then come the prompts, as many tokens in a call as a batch takes, then steps of one token for every
@@ -15,7 +16,7 @@ import llama_cpp.llama_cpp as lib
 import numpy as np
 from protocol import Engine, serve
 
-BATCH = 2048  # tokens of one call
+BATCH = 2048  # tokens of one call, which llama.cpp computes in steps of 512 if nothing else is asked
 PADDING = 256  # llama.cpp rounds the cells of a sequence up to it
 MAX_THREADS = 512  # GGML_MAX_N_THREADS
 GGML_LOG_LEVEL_ERROR = 4
@@ -60,15 +61,16 @@ def shared_prefix(prompts):
 
 
 class Batch:
-    """llama_batch with room for BATCH tokens. `outputs`: the sequences whose logits were asked for, in order."""
+    """llama_batch with room for `size` tokens. `outputs`: the sequences whose logits were asked for, in order."""
 
-    def __init__(self):
-        self.raw = lib.llama_batch_init(BATCH, 0, 1)
-        for i in range(BATCH):
+    def __init__(self, size):
+        self.size = size
+        self.raw = lib.llama_batch_init(size, 0, 1)
+        for i in range(size):
             self.raw.n_seq_id[i] = 1
         arrays = (self.raw.token, self.raw.pos, self.raw.logits)
-        self.token, self.position, self.logits = (np.ctypeslib.as_array(array, (BATCH,)) for array in arrays)
-        self.sequence = [self.raw.seq_id[i] for i in range(BATCH)]
+        self.token, self.position, self.logits = (np.ctypeslib.as_array(array, (size,)) for array in arrays)
+        self.sequence = [self.raw.seq_id[i] for i in range(size)]
         self.clear()
 
     def clear(self):
@@ -76,7 +78,7 @@ class Batch:
 
     @property
     def room(self):
-        return BATCH - self.raw.n_tokens
+        return self.size - self.raw.n_tokens
 
     def add(self, sequence, ids, position, wants_logits):
         first, last = self.raw.n_tokens, self.raw.n_tokens + len(ids)
@@ -109,7 +111,8 @@ class LlamaCpp(Engine):
             raise RuntimeError(f"llama.cpp cannot load {settings['model']}")
         self.vocab_size = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(self.model))
         self.pool = open_threadpool(self.threads)
-        self.batch = Batch()
+        self.step_tokens = settings.get("step_tokens")
+        self.batch = Batch(self.step_tokens or BATCH)
         self.context = self.made_for = None
 
     def about(self):
@@ -132,7 +135,9 @@ class LlamaCpp(Engine):
         params = lib.llama_context_default_params()
         params.n_seq_max = len(jobs)
         params.n_ctx = -(-cells // PADDING) * PADDING * (len(jobs) if in_parts else 1)
-        params.n_batch = BATCH
+        params.n_batch = self.batch.size
+        if self.step_tokens:
+            params.n_ubatch = self.step_tokens
         params.n_threads = params.n_threads_batch = self.threads
         params.flash_attn_type = int("flash" in choice)
         params.kv_unified = not in_parts
@@ -161,8 +166,8 @@ class LlamaCpp(Engine):
             self.decode(tokens)
 
     def compute_shared(self, prefix, num_sequences):
-        for first in range(0, len(prefix), BATCH):
-            self.batch.add(0, prefix[first : first + BATCH], first, False)
+        for first in range(0, len(prefix), self.batch.size):
+            self.batch.add(0, prefix[first : first + self.batch.size], first, False)
             self.decode(())
         for sequence in range(1, num_sequences):
             lib.llama_memory_seq_cp(lib.llama_get_memory(self.context), 0, sequence, -1, -1)

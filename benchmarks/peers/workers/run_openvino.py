@@ -1,8 +1,9 @@
-"""OpenVINO GenAI. Settings: {"model": directory of the exported model, "threads"}.
+"""OpenVINO GenAI. Settings: {"model": directory of the exported model, "threads", "step_tokens": it may be missing}.
 
 The pipeline of continuous batching, with prefix caching. Tried for each workload: the hint for latency or for
-throughput, and the default number of tokens in a step or as many as llama.cpp gets; for a single request also the
-pipeline without paged attention. Another choice is another pipeline: it is loaded again, untimed.
+throughput, and the number of tokens in a step that was asked for, or else the default and as many as llama.cpp gets;
+for a single request also the pipeline without paged attention, which has no steps. Another choice is another pipeline:
+it is loaded again, untimed.
 """
 
 import numpy as np
@@ -12,7 +13,7 @@ from protocol import Engine, serve
 
 CACHE = 2  # GB
 BATCH = 2048  # tokens of a step, where many are wanted
-PAGED = ("LATENCY", "THROUGHPUT", f"LATENCY, steps of {BATCH}", f"THROUGHPUT, steps of {BATCH}")
+HINTS = ("LATENCY", "THROUGHPUT")
 STATEFUL = "LATENCY, not paged"
 
 
@@ -20,10 +21,13 @@ class OpenVino(Engine):
     def __init__(self, settings):
         self.model = settings["model"]
         self.threads = settings["threads"]
+        self.step_tokens = settings.get("step_tokens")
         self.made_for = self.pipeline = None
 
     def choices(self, workload):
-        return (*PAGED, STATEFUL) if workload in ("W1", "W2") else PAGED
+        stepped = tuple(f"{hint}, steps of {self.step_tokens or BATCH}" for hint in HINTS)
+        paged = stepped if self.step_tokens else (*HINTS, *stepped)
+        return (*paged, STATEFUL) if workload in ("W1", "W2") else paged
 
     def prepare(self, choice, _jobs):
         if self.made_for == choice:
@@ -38,7 +42,7 @@ class OpenVino(Engine):
             scheduling.enable_prefix_caching = True
             scheduling.cache_size = CACHE
             if "steps" in choice:
-                scheduling.max_num_batched_tokens = BATCH
+                scheduling.max_num_batched_tokens = self.step_tokens or BATCH
             self.pipeline = openvino_genai.ContinuousBatchingPipeline(self.model, scheduling, "CPU", properties)
         self.made_for = choice
 

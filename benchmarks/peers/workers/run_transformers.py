@@ -1,4 +1,5 @@
-"""transformers.generate with sdpa, its default. Settings: {"model": directory, "threads", "dtype"}.
+"""transformers.generate with sdpa, its default. Settings: {"model": directory, "threads", "dtype"}; prompts are
+computed whole.
 
 Requests of like output length share a batch, padded on the left, so that little is computed in vain; each keeps its
 own number of tokens of the batch's.

@@ -1,4 +1,5 @@
-"""vLLM on a CPU. Settings: {"model": directory, "threads", "dtype", "binding": VLLM_CPU_OMP_THREADS_BIND}.
+"""vLLM on a CPU. Settings: {"model": directory, "threads", "dtype", "binding": VLLM_CPU_OMP_THREADS_BIND,
+"step_tokens": it may be missing}.
 
 One process, prefix caching on and emptied before each run. tcmalloc and the OpenMP of vLLM's own requirements are
 loaded before everything else, where they are installed: the worker starts itself again for that.
@@ -12,6 +13,7 @@ from pathlib import Path
 from protocol import Engine, serve
 
 CACHE = 2  # GiB
+STEP_TOKENS = 2048  # where no other number is asked for
 PRELOADED = ("libtcmalloc_minimal.so.4", "libiomp5.so")
 FOLDERS = (Path(sys.prefix) / "lib", *map(Path, ("/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib")))
 MARK = "OCTAVO_PEER_PRELOADED"
@@ -44,7 +46,7 @@ class Vllm(Engine):
             skip_tokenizer_init=True,
             max_model_len=2048,
             max_num_seqs=64,
-            max_num_batched_tokens=2048,
+            max_num_batched_tokens=settings.get("step_tokens", STEP_TOKENS),
             enable_prefix_caching=True,
         )
         self.params = vllm.SamplingParams

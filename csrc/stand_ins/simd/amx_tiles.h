@@ -31,6 +31,10 @@ OCTAVO_INLINE void configure(int rows, int more, int depth) {
     for (int i = 0; i < 8; ++i) configure_tile(i, counts[i] > 0 ? counts[i] : 1, i == 4 || i == 5 ? depth : 64);
 }
 
+OCTAVO_INLINE void configure_rows(const int (&rows)[8]) {
+    for (int i = 0; i < 8; ++i) configure_tile(i, rows[i], 64);
+}
+
 template <int kTile>
 OCTAVO_INLINE void tile_zero() { std::memset(tile(kTile).bytes, 0, sizeof tile(kTile).bytes); }
 
@@ -126,9 +130,10 @@ OCTAVO_INLINE void multiply_bytes(const std::int8_t* a, std::int64_t a_stride, c
 OCTAVO_INLINE void release() {}
 
 // Nothing is multiplied: no measure of a stand-in means anything.
+template <bool kWholeNumbers>
 double spin_tiles(std::int64_t rounds) {
     for (std::int64_t round = 0; round < rounds; ++round) __asm__ volatile("");
-    return 4.0 * 2 * kTileRows * 16 * kTileInputs * static_cast<double>(rounds);
+    return 4.0 * 2 * kTileRows * 16 * (kWholeNumbers ? 64 : kTileInputs) * static_cast<double>(rounds);
 }
 
 }  // namespace

@@ -11,7 +11,7 @@ namespace {
 // While one is alive, fma_flushed and add_flushed take and give no denormals. Only in functions that are never inlined
 // and have no other arithmetic: the compiler, which does not know of it, would move that under it.
 class FlushDenormals {
-  public:
+public:
     FlushDenormals() {
         __asm__ volatile("vstmxcsr %0" : "=m"(before));
         const std::uint32_t flushing = before | 0x8040u;  // denormals are zeros, and become zeros
@@ -21,7 +21,7 @@ class FlushDenormals {
     FlushDenormals(const FlushDenormals&) = delete;
     FlushDenormals& operator=(const FlushDenormals&) = delete;
 
-  private:
+private:
     std::uint32_t before;
 };
 

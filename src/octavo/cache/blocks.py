@@ -8,11 +8,11 @@ only finds a candidate. A hit also compares the block's tokens and the identity 
 costs time and never correctness. The root of a chain names whatever else the keys depend on (model, adapter, salt).
 """
 
+from _blake2 import blake2b  # hashlib's own; hashlib itself loads OpenSSL, 8 ms of every start
 from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from hashlib import blake2b
 
 HashFunction = Callable[[bytes, bytes], bytes]
 

@@ -40,12 +40,17 @@ def _lines(report: dict[str, Any]) -> list[tuple[str, str]]:
         *((name, found or "not installed") for name, found in report["packages"].items()),
         *_device_lines(report),
         ("cache", cache["directory"]),
+        ("load cache", f"{size_text(cache['load_bytes'])}, {_limit_text(cache['load_max_bytes'])}"),
         (cache["built_in_model"], cache["path"] or "not here yet; fetched on first use"),
         (
             "would use",
             f"device {use['device']}, {use['threads']} threads; {use['dtype']} for {cache['built_in_model']}",
         ),
     ]
+
+
+def _limit_text(max_bytes: int) -> str:
+    return f"at most {size_text(max_bytes)}" if max_bytes else "switched off"
 
 
 def _device_lines(report: dict[str, Any]) -> list[tuple[str, str]]:

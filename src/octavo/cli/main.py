@@ -26,6 +26,7 @@ COMMANDS = {
     "verify": ("octavo.cli.verify", "whether the same request gives the same, bit for bit, in every setting"),
     "doctor": ("octavo.cli.doctor", "this machine, its instruction sets and memory, and the versions in use"),
     "models": ("octavo.cli.models", "list, pull, show and remove models"),
+    "cache": ("octavo.cli.cache", "what the load cache keeps for the next start: list and clear"),
 }
 
 

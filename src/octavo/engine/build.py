@@ -22,8 +22,9 @@ from octavo.engine.scheduler import Limits, Scheduler
 from octavo.errors import ConfigError, DoesNotFitError
 from octavo.models.config import ArchConfig
 from octavo.models.config_huggingface import generation_defaults
-from octavo.models.load import LoadOptions, ModelFiles, load_decoder, weight_groups
+from octavo.models.load import LoadOptions, ModelFiles, weight_groups
 from octavo.models.load import read_model as read_model  # LLMEngine begins here: what the files say, then an engine
+from octavo.models.packed_cache import DecoderLoading
 from octavo.models.tensor_sources import Precision
 from octavo.ops import cpu, hardware
 from octavo.ops.interface import Device, KVShape, Ops
@@ -78,30 +79,55 @@ class Resolved:
                 return f" ({quantization}{instead})"
 
 
+@dataclass(frozen=True, slots=True)
+class EngineLoading:
+    """An engine on its way: while its weights come from the load cache, the caller may do something else."""
+
+    model: ModelFiles
+    config: EngineConfig
+    ops: Ops
+    device: Device
+    resolved: Resolved
+    decoder: DecoderLoading
+    begin: float
+
+    def finish(self) -> tuple[Engine, Resolved]:
+        """The engine, and what was resolved. Raises ModelFormatError."""
+        arch, config, ops, resolved = self.model.arch, self.config, self.ops, self.resolved
+        decoder = self.decoder.finish()
+        logger.debug("weights read and packed in %.2f s", monotonic() - self.begin)
+        shape = _kv_shape(arch, resolved.num_blocks, resolved.block_size)
+        cache = new_cache(ops, self.device, shape, arch.num_layers, resolved.kv_dtype)
+        pools = [BlockPool(resolved.num_blocks, resolved.block_size) for _ in arch.kv_groups]
+        windows = [group.window for group in arch.kv_groups]
+        tables = BlockTables(pools, windows, share_prefixes=config.cache_config.enable_prefix_caching)
+        timer = PhaseTimer()
+        weights = f"{resolved.quantization}:{resolved.quantized_compute}"
+        root = f"{self.model.path}:{self.device.dtype}:{weights}:{resolved.kv_dtype}"
+        scheduler = Scheduler(resolved.limits, tables, root)
+        return Engine(scheduler, Runner(decoder, cache, ops, timer), timer), resolved
+
+
 def build_engine(model: ModelFiles, config: EngineConfig) -> tuple[Engine, Resolved]:
     """The engine for `model`, which `read_model` has read with its weights, and what was resolved.
 
     Raises ModelFormatError, ConfigError or DoesNotFitError before memory is taken.
     """
-    arch = model.arch
-    ops, device = open_backend(arch, config)
+    return begin_engine(model, config).finish()
+
+
+def begin_engine(model: ModelFiles, config: EngineConfig) -> EngineLoading:
+    """`build_engine` in two parts: all is counted and checked here, and `finish` on the result gives the engine.
+
+    Until then the files of `model` stay open. Raises ConfigError or DoesNotFitError before memory is taken.
+    """
+    ops, device = open_backend(model.arch, config)
     resolved = resolve(model, config, ops, device, generation_defaults(model.generation))
     logger.info("%s", resolved.describe())
     chosen = config.model_config
     options = LoadOptions(chosen.load_format, device.dtype, chosen.seed, chosen.threads, resolved.quantization)
     begin = monotonic()
-    decoder = load_decoder(model, options, ops, device)
-    logger.debug("weights read and packed in %.2f s", monotonic() - begin)
-    shape = _kv_shape(arch, resolved.num_blocks, resolved.block_size)
-    cache = new_cache(ops, device, shape, arch.num_layers, resolved.kv_dtype)
-    pools = [BlockPool(resolved.num_blocks, resolved.block_size) for _ in arch.kv_groups]
-    windows = [group.window for group in arch.kv_groups]
-    tables = BlockTables(pools, windows, share_prefixes=config.cache_config.enable_prefix_caching)
-    timer = PhaseTimer()
-    weights = f"{resolved.quantization}:{resolved.quantized_compute}"
-    root = f"{model.path}:{device.dtype}:{weights}:{resolved.kv_dtype}"
-    scheduler = Scheduler(resolved.limits, tables, root)
-    return Engine(scheduler, Runner(decoder, cache, ops, timer), timer), resolved
+    return EngineLoading(model, config, ops, device, resolved, DecoderLoading(model, options, ops, device), begin)
 
 
 def open_backend(arch: ArchConfig, config: EngineConfig) -> tuple[Ops, Device]:

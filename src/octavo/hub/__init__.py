@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from octavo.errors import ConfigError, ModelFormatError, ModelNotFoundError
-from octavo.hub import builtin, huggingface
+from octavo.hub import builtin
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,8 @@ def resolve(name: str, revision: str | None = None, *, progress: bool = True, we
         return builtin.resolve(model, progress)
     if local is not None:
         return _local(local, weights)
+    from octavo.hub import huggingface  # what most starts do without is imported where it is needed, here and below
+
     wanted = huggingface.parse(name, revision, weights)
     if wanted is None or (wanted.file is None and _looks_like_path(name)):
         raise ModelNotFoundError(_unknown(name))
@@ -58,6 +60,8 @@ def list_models() -> list[LocalModel]:
     models = [
         LocalModel(name, builtin.cached(model), model.num_bytes, "built-in") for name, model in builtin.BUILTIN.items()
     ]
+    from octavo.hub import huggingface
+
     return models + [LocalModel(*found, "huggingface") for found in huggingface.list_cached()]
 
 
@@ -66,6 +70,8 @@ def remove(name: str) -> int:
 
     Raises ModelNotFoundError where no cache has it.
     """
+    from octavo.hub import huggingface
+
     model = builtin.BUILTIN.get(name)
     freed = huggingface.remove(name) if model is None else builtin.remove(model)
     if freed is None:
@@ -102,6 +108,8 @@ def _local(path: Path, weights: bool) -> Path:
         return _local_directory(path, weights)
     if path.is_file() and path.suffix.lower() == ".gguf":
         return path
+    from octavo.hub import huggingface
+
     if path.suffix.lower() in huggingface.PICKLES:
         raise ModelFormatError(f"{path}: {huggingface.PICKLE_ADVICE}")
     raise ModelNotFoundError(f"{path} is neither a directory nor a .gguf file")

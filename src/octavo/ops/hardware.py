@@ -54,20 +54,30 @@ def processor(root: Path = Path("/")) -> Processor:
 
 def memory(root: Path = Path("/")) -> Memory:
     """This machine's memory now. `root` is where /proc and /sys are looked up."""
-    import psutil  # slow to import, and not needed where nothing is planned
-
-    system = psutil.virtual_memory()
-    available = system.available
+    total, available = _system_memory(root)
     limits = []
     for group in _control_groups(root):
         limit = _memory_limit(group)
-        if limit is not None and limit < system.total:
+        if limit is not None and limit < total:
             limits.append(limit)
             available = min(available, max(0, limit - _memory_used(group)))
     address_space = _address_space_left()
     if address_space is not None:
         available = min(available, address_space)
-    return Memory(total=system.total, available=available, container_limit=min(limits, default=None))
+    return Memory(total=total, available=available, container_limit=min(limits, default=None))
+
+
+def _system_memory(root: Path) -> tuple[int, int]:
+    """(bytes of the machine, bytes that can be taken without swapping)."""
+    named = dict(line.split(":", 1) for line in _lines(root / "proc/meminfo") if ":" in line)
+    words = [named.get(name, "").split() for name in ("MemTotal", "MemAvailable")]
+    if all(len(word) == 2 and word[0].isdecimal() and word[1] == "kB" for word in words):
+        total, available = (int(word[0]) * 1024 for word in words)
+        return total, min(total, available)
+    import psutil  # for other systems; where it is not needed, 15 ms of a start are saved
+
+    system = psutil.virtual_memory()
+    return system.total, system.available
 
 
 def total_memory() -> int:

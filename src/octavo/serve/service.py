@@ -293,6 +293,7 @@ class Service:
         if output.outputs[0].finish_reason == "error":
             raise EngineError(f"the first step failed: {output.outputs[0].error}")
         engine.reset_prefix_cache()
+        engine.tokenizer.complete()
         gc.collect()
         gc.freeze()  # what is there now stays till the end: no collection has to look at it
         # Python's own 700 made 1,857 collections, 1.0 s, of a body of a million lists; with ten times as much between

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from octavo.errors import ModelFormatError
+from octavo.packed_strings import PackedStrings
 
 Metadata = Mapping[str, object]
 
@@ -44,11 +45,19 @@ def texts(metadata: Metadata, key: str, max_len: int) -> list[str] | None:
     value = metadata.get(key)
     if value is None:
         return None
+    if isinstance(value, PackedStrings):
+        value = value.unpacked() if len(value) <= max_len else [""] * len(value)
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise _wrong(key, value, "a list of strings")
     if len(value) > max_len:
         raise ModelFormatError(f"{key}: {len(value)} entries; at most {max_len} allowed")
     return value
+
+
+def packed_texts(metadata: Metadata, key: str, max_len: int) -> PackedStrings | None:
+    """The same where they lie packed; None where they do not, or are too many."""
+    value = metadata.get(key)
+    return value if isinstance(value, PackedStrings) and len(value) <= max_len else None
 
 
 def numbers(metadata: Metadata, key: str, length: int) -> npt.NDArray[Any] | None:

@@ -3,7 +3,7 @@
 Knows where these are kept (Hugging Face directories, GGUF metadata). Compiles nothing: most starts need no template.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -42,12 +42,14 @@ def template_text_from_gguf(metadata: Mapping[str, object]) -> TemplateText | No
             sources[name] = source
     if not sources:
         return None
-    tokens = gguf_fields.texts(metadata, "tokenizer.ggml.tokens", MAX_VOCAB_SIZE) or []
+    key = "tokenizer.ggml.tokens"
+    packed = gguf_fields.packed_texts(metadata, key, MAX_VOCAB_SIZE)
+    tokens: Sequence[str] = (gguf_fields.texts(metadata, key, MAX_VOCAB_SIZE) or []) if packed is None else packed
     spm = metadata.get("tokenizer.ggml.model") == "llama"
     texts = {}
-    for name, key in _GGUF_TOKENS:
-        default = {"bos": 1, "eos": 2}.get(key) if spm else None
-        id = gguf_fields.token_id(metadata, f"tokenizer.ggml.{key}_token_id", len(tokens), default)
+    for name, kind in _GGUF_TOKENS:
+        default = {"bos": 1, "eos": 2}.get(kind) if spm else None
+        id = gguf_fields.token_id(metadata, f"tokenizer.ggml.{kind}_token_id", len(tokens), default)
         if id is not None:
             texts[name] = tokens[id]
     return TemplateText(sources, texts)

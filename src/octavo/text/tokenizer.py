@@ -13,20 +13,11 @@ from typing import Any, Final
 from tokenizers import Tokenizer as Backend
 
 from octavo.errors import ModelFormatError, RequestError
+from octavo.text.lazy_backend import LazyBackend
+from octavo.text.lazy_backend import byte_alphabet as byte_alphabet
 
 MAX_VOCAB_SIZE: Final = 1 << 21  # the largest vocabularies in use have 2^18 entries
 SPM_SPACE: Final = "\u2581"
-
-
-def byte_alphabet() -> dict[str, int]:
-    """The 256 printable characters that byte-level vocabularies are spelled in, each with the byte that it stands for.
-
-    Source: `bytes_to_unicode` of GPT-2 (Radford et al. 2019): bytes that print are themselves, the others follow from
-    U+0100 on, in order.
-    """
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    hidden = [byte for byte in range(256) if byte not in set(printable)]
-    return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(hidden)}
 
 
 class Tokenizer:
@@ -38,7 +29,12 @@ class Tokenizer:
     """
 
     def __init__(
-        self, backend: Backend, *, bos_id: int | None, eos_ids: Iterable[int], vocab_size: int | None = None
+        self,
+        backend: Backend | LazyBackend,
+        *,
+        bos_id: int | None,
+        eos_ids: Iterable[int],
+        vocab_size: int | None = None,
     ) -> None:
         """`vocab_size`: where it is known; to find it out takes a copy of the whole vocabulary."""
         # A tokenizer.json may carry the padding or truncation of somebody's training run.
@@ -46,6 +42,7 @@ class Tokenizer:
         backend.no_truncation()
         self._backend = backend
         if vocab_size is None:
+            assert isinstance(backend, Backend)
             vocab_size = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         self.vocab_size = vocab_size
         if not 0 < self.vocab_size <= MAX_VOCAB_SIZE:
@@ -79,6 +76,11 @@ class Tokenizer:
         runs = groupby(ids, key=self._added_text.__contains__)
         texts = ("".join(self._added_text[id] for id in run) if added else self._plain(run) for added, run in runs)
         return " ".join(text for text in texts if text)
+
+    def complete(self) -> None:
+        """Build what was left for later, for one who will need it: a server, before its first request."""
+        if isinstance(self._backend, LazyBackend):
+            self._backend.whole()
 
     def decode_token(self, id: int) -> str:
         """One token for display, its leading space kept; U+FFFD for the part of a character."""

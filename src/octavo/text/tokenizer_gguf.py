@@ -16,7 +16,8 @@ from tokenizers import Tokenizer as Backend
 
 from octavo.errors import ModelFormatError
 from octavo.text import gguf_fields
-from octavo.text.pretokenizers import cut_rule
+from octavo.text.lazy_backend import LazyBackend, Merges, PackedTokens
+from octavo.text.pretokenizers import CutRule, cut_rule
 from octavo.text.tokenizer import MAX_VOCAB_SIZE, SPM_SPACE, Tokenizer
 
 MAX_MERGES: Final = 4 * MAX_VOCAB_SIZE
@@ -50,31 +51,58 @@ def tokenizer_from_gguf(metadata: Mapping[str, object]) -> Tokenizer:
     """The tokenizer that GGUF metadata describes. `ModelFormatError` for kinds that are not read and for metadata that
     is broken or contradicts itself."""
     kind = gguf_fields.text(metadata, "tokenizer.ggml.model")
-    tokens = _tokens(metadata)
+    packed = _packed_tokens(metadata) if kind == "gpt2" else None
+    tokens = _tokens(metadata) if packed is None else packed
     types = _token_types(metadata, len(tokens))
+    whole: Backend | None = None  # what cannot be built in parts
     match kind:
         case "gpt2":
             rule = cut_rule(gguf_fields.text(metadata, "tokenizer.ggml.pre") or "default")
-            backend = Backend(_byte_level_model(metadata, tokens, rule.ignore_merges))
-            backend.pre_tokenizer = rule.pre_tokenizer()
-            backend.decoder = decoders.ByteLevel()
+            if packed is None:
+                whole = _byte_level_backend(rule, *_byte_level_vocabulary(metadata, tokens))
             adds_bos, bos, eos = rule.adds_bos, None, None
         case "llama":
-            backend = _spm_backend(metadata, tokens, types)
+            whole = _spm_backend(metadata, tokens, types)
             adds_bos, bos, eos = True, 1, 2  # what llama.cpp takes for granted in such vocabularies
         case _:
             raise ModelFormatError(f"tokenizer.ggml.model: {kind!r:.60} is not supported; gpt2 and llama are")
-    _mark_added_tokens(backend, tokens, types)
     bos = gguf_fields.token_id(metadata, "tokenizer.ggml.bos_token_id", len(tokens), bos)
     eos = gguf_fields.token_id(metadata, "tokenizer.ggml.eos_token_id", len(tokens), eos)
     put_bos = gguf_fields.flag(metadata, "tokenizer.ggml.add_bos_token", adds_bos) and bos is not None
     put_eos = gguf_fields.flag(metadata, "tokenizer.ggml.add_eos_token", False) and eos is not None
-    _put_around(
-        backend,
+    added = _added_tokens(tokens, types)
+    around = _around(
         (tokens[bos], bos) if put_bos and bos is not None else None,
         (tokens[eos], eos) if put_eos and eos is not None else None,
     )
+
+    def completed(backend: Backend) -> Backend:
+        backend.add_tokens(added)
+        backend.post_processor = around
+        return backend
+
+    def make(vocab: dict[str, int], merges: Merges) -> Backend:
+        return completed(_byte_level_backend(rule, vocab, merges))
+
+    backend: Backend | LazyBackend
+    if whole is not None:
+        backend = completed(whole)
+    else:
+        assert packed is not None
+        backend = LazyBackend(packed, make, {token.content: 0 for token in added})  # with ids of the vocabulary
     return Tokenizer(backend, bos_id=bos, eos_ids=_eos_ids(metadata, tokens, types, eos), vocab_size=len(tokens))
+
+
+def _packed_tokens(metadata: Mapping[str, object]) -> PackedTokens | None:
+    """The vocabulary as it lies in the file, if it is without fault; whoever takes it apart says what is wrong."""
+    tokens = gguf_fields.packed_texts(metadata, "tokenizer.ggml.tokens", MAX_VOCAB_SIZE)
+    merges = gguf_fields.packed_texts(metadata, "tokenizer.ggml.merges", MAX_MERGES)
+    if tokens is None or merges is None:
+        return None
+    try:
+        return PackedTokens(tokens.data, len(tokens), merges.data, len(merges))
+    except ValueError:
+        return None
 
 
 def _tokens(metadata: Mapping[str, object]) -> list[str]:
@@ -107,15 +135,21 @@ def _token_types(metadata: Mapping[str, object], vocab_size: int) -> Types:
         return np.full(vocab_size, TokenType.NORMAL) if types is None else types.astype(np.int64)
 
 
-def _byte_level_model(metadata: Mapping[str, object], tokens: Sequence[str], ignore_merges: bool) -> models.BPE:
-    vocab = {token: id for id, token in enumerate(tokens)}
+def _byte_level_vocabulary(metadata: Mapping[str, object], tokens: Sequence[str]) -> tuple[dict[str, int], Merges]:
     merges = _merges(metadata)
     if merges is None:
         raise ModelFormatError("tokenizer.ggml.merges: missing; a byte-level vocabulary needs them")
-    return _bpe(vocab, merges, ignore_merges=ignore_merges)
+    return {token: id for id, token in enumerate(tokens)}, merges
 
 
-def _merges(metadata: Mapping[str, object]) -> list[tuple[str, str]] | None:
+def _byte_level_backend(rule: CutRule, vocab: dict[str, int], merges: Merges) -> Backend:
+    backend = Backend(_bpe(vocab, merges, ignore_merges=rule.ignore_merges))
+    backend.pre_tokenizer = rule.pre_tokenizer()
+    backend.decoder = decoders.ByteLevel()
+    return backend
+
+
+def _merges(metadata: Mapping[str, object]) -> Merges | None:
     key = "tokenizer.ggml.merges"
     lines = gguf_fields.texts(metadata, key, MAX_MERGES)
     if lines is None:
@@ -127,7 +161,7 @@ def _merges(metadata: Mapping[str, object]) -> list[tuple[str, str]] | None:
     return [(line[:cut], line[cut + 1 :]) for line, cut in zip(lines, cuts, strict=True)]
 
 
-def _bpe(vocab: dict[str, int], merges: list[tuple[str, str]], *, ignore_merges: bool) -> models.BPE:
+def _bpe(vocab: dict[str, int], merges: Merges, *, ignore_merges: bool) -> models.BPE:
     try:
         return models.BPE(vocab=vocab, merges=merges, ignore_merges=ignore_merges)
     except Exception as error:
@@ -184,18 +218,18 @@ def _merges_from_scores(vocab: Mapping[str, int], scores: Sequence[float], types
     return [(left, right) for *_, left, right in found]
 
 
-def _mark_added_tokens(backend: Backend, tokens: Sequence[str], types: Types) -> None:
+def _added_tokens(tokens: Sequence[str], types: Types) -> list[AddedToken]:
     """Tokens that are found whole in text: control and unknown ones are special, user-defined ones are not."""
     special = (TokenType.CONTROL, TokenType.UNKNOWN)
     added = np.flatnonzero(np.isin(types, (*special, TokenType.USER_DEFINED))).tolist()
-    backend.add_tokens([AddedToken(tokens[id], normalized=False, special=types[id] in special) for id in added])
+    return [AddedToken(tokens[id], normalized=False, special=types[id] in special) for id in added]
 
 
-def _put_around(backend: Backend, bos: tuple[str, int] | None, eos: tuple[str, int] | None) -> None:
-    """Make `encode` put these tokens (text, id) around what it encodes."""
+def _around(bos: tuple[str, int] | None, eos: tuple[str, int] | None) -> processors.PostProcessor:
+    """What makes `encode` put these tokens (text, id) around what it encodes."""
     pieces = {name: token for name, token in (("bos", bos), ("eos", eos)) if token is not None}
     before, after = [name for name in pieces if name == "bos"], [name for name in pieces if name == "eos"]
-    backend.post_processor = processors.TemplateProcessing(
+    return processors.TemplateProcessing(
         single=[*before, "$A", *after],
         pair=[*before, "$A", *after, *before, "$B", *after],
         special_tokens=[{"id": name, "ids": [id], "tokens": [text]} for name, (text, id) in pieces.items()],

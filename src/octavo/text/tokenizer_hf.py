@@ -14,6 +14,7 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
 from octavo.errors import ModelFormatError, ModelNotFoundError
+from octavo.text import tokenizer_cache
 from octavo.text.hf_files import generation_eos_ids, read_json, read_text, special_token_texts, token_text
 from octavo.text.tokenizer import Tokenizer
 
@@ -27,6 +28,9 @@ def tokenizer_from_directory(path: Path) -> Tokenizer:
     contradictory files and for directories that have only a SentencePiece `tokenizer.model`."""
     if not path.is_dir():
         raise ModelNotFoundError(f"no such model directory: {path}")
+    kept = tokenizer_cache.find(path)
+    if kept is not None:
+        return kept
     backend = _read_backend(path)
     config = read_json(path / "tokenizer_config.json")
     if "auto_map" in config:
@@ -35,7 +39,9 @@ def tokenizer_from_directory(path: Path) -> Tokenizer:
     _add_missing_tokens(backend, config, texts)
     ids = {name: _id_of(backend, name, text) for name, text in texts.items() if name in ("bos_token", "eos_token")}
     eos = [ids["eos_token"]] if "eos_token" in ids else []
-    return Tokenizer(backend, bos_id=ids.get("bos_token"), eos_ids=[*eos, *generation_eos_ids(path)])
+    tokenizer = Tokenizer(backend, bos_id=ids.get("bos_token"), eos_ids=[*eos, *generation_eos_ids(path)])
+    tokenizer_cache.keep(path, backend, tokenizer)
+    return tokenizer
 
 
 def _read_backend(path: Path) -> Backend:

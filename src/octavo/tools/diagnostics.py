@@ -3,14 +3,14 @@
 Only looks; changes nothing and loads no model. PyTorch is imported here, when it is installed, to ask it for devices.
 """
 
-import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from octavo import __version__, hub
 from octavo.config import DEFAULT_MODEL
+from octavo.home import home_directory
+from octavo.load_cache import load_cache
 from octavo.ops import hardware
 from octavo.ops.cpu.device import isa_names, open_device
 
@@ -84,6 +84,12 @@ def _cuda_devices() -> tuple[list[dict[str, Any]], str | None]:
 
 
 def _cache() -> dict[str, Any]:
-    home = Path(os.environ.get("OCTAVO_HOME") or "~/.cache/octavo").expanduser()
     built_in = next((model.path for model in hub.list_models() if model.name == DEFAULT_MODEL), None)
-    return {"directory": str(home), "built_in_model": DEFAULT_MODEL, "path": str(built_in) if built_in else None}
+    kept = load_cache()
+    return {
+        "directory": str(home_directory()),
+        "load_bytes": sum(entry.num_bytes for entry in kept.entries()),
+        "load_max_bytes": kept.max_bytes,
+        "built_in_model": DEFAULT_MODEL,
+        "path": str(built_in) if built_in else None,
+    }

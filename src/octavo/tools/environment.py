@@ -12,12 +12,17 @@ from octavo.ops.hardware import processor
 from octavo.ops.interface import Device
 
 if TYPE_CHECKING:
+    from octavo.engine.build import Resolved
     from octavo.llm_engine import LLMEngine
 
 
 def environment_of(engine: "LLMEngine") -> dict[str, Any]:
     """Hardware, versions, what the engine resolved to, and the configuration as it was given."""
-    resolved, config = engine.resolved, engine.config
+    return resolved_environment(engine.resolved, engine.config)
+
+
+def resolved_environment(resolved: "Resolved", config: EngineConfig) -> dict[str, Any]:
+    """The same of what a configuration came to, without an engine that takes text."""
     return {
         **hardware_and_versions(),
         "engine": {

@@ -54,8 +54,9 @@ def environment_rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def limits_text(report: Mapping[str, Any]) -> str:
     """The machine's own limits that kernels and predictions are held against."""
-    limits = report["limits"]
+    read, products = (report["limits"][name] for name in ("read_bytes_per_second", "operations_per_second"))
+    peaks = ", ".join(f"{format} {rate / 1e9:,.1f}" for format, rate in products.items())
     return (
-        f"limits: a bare read {limits['read_bytes_per_second'] / 1e9:,.1f} GB/s; "
-        f"{report['engine']['kernels']} products in registers {limits['operations_per_second'] / 1e9:,.1f} GFLOP/s"
+        f"limits: a bare read {read / 1e9:,.1f} GB/s; "
+        f"{report['engine']['kernels']} products in registers, GFLOP/s: {peaks}"
     )

@@ -6,18 +6,20 @@ little-endian machine, as both formats are.
 """
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from octavo.errors import ModelFormatError
-from octavo.weights.file import FileSource, quote
+from octavo.weights.file import FileIdentity, FileSource, quote
 from octavo.weights.formats import FORMATS, TARGETS, all_finite, convert_into
 from octavo.weights.quantization import LAYOUTS, QuantizedArrays, new_arrays, rows_of, split_into
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 _CHUNK = 1 << 17  # values converted at a time (a multiple of every block): their bytes are what is held beside a result
 _MAX_THREADS = 8
@@ -92,6 +94,15 @@ class FileCheckpoint:
         self.tensors: Mapping[str, TensorInfo] = {tensor.info.name: tensor.info for tensor in stored}
         self.metadata = metadata
 
+    @property
+    def identities(self) -> list[FileIdentity]:
+        """Of the files, as they were when they were opened."""
+        return [source.identity for source in self._sources]
+
+    def current_identities(self) -> list[FileIdentity]:
+        """Of the same files now: others where somebody wrote to them meanwhile."""
+        return [source.current_identity() for source in self._sources]
+
     def read(self, name: str, dtype: str, *, only_finite: bool = False) -> npt.NDArray[Any]:
         """Tensor `name` as "float32", "float16" or "bfloat16" (uint16 words), in a fresh array of its shape.
 
@@ -148,6 +159,8 @@ class FileCheckpoint:
     def _run_all(self, calls: Sequence[tuple[Any, ...]]) -> bool:
         """Whether all calls (function and arguments) give true: the first here, the others in threads of their own."""
         if len(calls) > 1 and self._pool is None:
+            from concurrent.futures import ThreadPoolExecutor  # no start needs it that finds its weights in a cache
+
             self._pool = ThreadPoolExecutor(_MAX_THREADS - 1)  # the caller is the eighth; started as they are needed
         others = [self._pool.submit(*call) for call in calls[1:]] if self._pool is not None else []
         first, *arguments = calls[0]

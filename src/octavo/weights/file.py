@@ -9,6 +9,7 @@ import io
 import os
 import stat
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,20 @@ _LFS_POINTER = b"version https://git-lfs"
 def quote(name: str) -> str:
     """A name out of a file, fit for a message: escaped (it may hold anything at all) and cut at 80 characters."""
     return repr(name) if len(name) <= 80 else f"{name[:77]!r}..."
+
+
+class FileIdentity(NamedTuple):
+    """What tells one file, as it was when it was opened, from any other and from itself after a change."""
+
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
+
+    @classmethod
+    def of(cls, about: os.stat_result) -> "FileIdentity":
+        """What the system says about a file."""
+        return cls(about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns)
 
 
 class FileSource:
@@ -45,6 +60,7 @@ class FileSource:
             os.close(descriptor)
             raise ModelFormatError(f"{path}: is not a regular file")
         self.size = about.st_size
+        self.identity = FileIdentity.of(about)
         # A file object and not the bare descriptor: its number may belong to another file once this one is closed.
         self._file = io.FileIO(descriptor)
 
@@ -67,6 +83,10 @@ class FileSource:
         buffer = np.empty(num_bytes, np.uint8)
         self.read_into(offset, buffer)
         return buffer.tobytes()
+
+    def current_identity(self) -> FileIdentity:
+        """`identity` as it would be if the file were opened now."""
+        return FileIdentity.of(os.fstat(self._file.fileno()))
 
     def refuse_lfs_pointer(self) -> None:
         """Raises ModelFormatError for what a clone without `git lfs` leaves where the weights should be."""

@@ -43,9 +43,9 @@ def open_gguf(source: FileSource) -> FileCheckpoint:
     """A GGUF file, which is taken over: reads and checks all but the tensors' data. Raises ModelFormatError.
 
     `metadata` has every key: str, int, float, bool; an array of numbers as a NumPy array of its type (bool for
-    booleans), any other array as a list. Bytes that are not UTF-8 become U+FFFD in a string by itself; in an array of
-    strings, where they may be a token, they become lone surrogates (`encode("utf-8", "surrogateescape")` gives
-    the bytes back). Keys and tensor names must be UTF-8.
+    booleans), one of many strings as PackedStrings, any other as a list. Bytes that are not UTF-8 become U+FFFD in a
+    string by itself; in an array of strings, where they may be a token, they become lone surrogates
+    (`encode("utf-8", "surrogateescape")` gives the bytes back). Keys and tensor names must be UTF-8.
     """
     try:
         source.refuse_lfs_pointer()

@@ -6,7 +6,8 @@ Knows how one value is laid out and the ceilings for it. The order of the values
 import numpy as np
 
 from octavo.errors import ModelFormatError
-from octavo.weights._convert import split_strings
+from octavo.packed_strings import PackedStrings
+from octavo.weights._convert import skip_strings, split_strings
 from octavo.weights.file import FileSource, quote
 
 _MAX_HEADER_BYTES = 100 << 20
@@ -15,6 +16,7 @@ _MAX_STRINGS = 1 << 22  # in the arrays of one file; a Python string takes sever
 _MAX_INNER_ARRAYS = 65_536  # arrays in arrays of one file, for the same reason
 _MAX_NESTING = 4
 _MIN_ARRAY_BYTES = 4 + 8  # an empty one
+_FEW_STRINGS = 64  # so many make a list
 _FIRST_WINDOW = 1 << 20
 
 _BOOL, _STRING, _ARRAY = 7, 8, 9
@@ -75,22 +77,23 @@ class HeaderReader:
         except UnicodeDecodeError as error:
             raise self.error(f"{what} is not UTF-8") from error
 
-    def texts(self, count: int, what: str) -> list[str]:
+    def texts(self, count: int, what: str) -> PackedStrings:
         """The next `count` strings, bytes that are not UTF-8 as lone surrogates.
 
-        A vocabulary has 10^5 strings: those that lie whole in the window are cut out of it all at once.
+        A vocabulary has 10^5 strings, of which a start needs few: they stay as they lie in the file.
         """
         self.require(count * 8, what)
         self.num_strings += count
         if self.num_strings > _MAX_STRINGS:
             raise self.error(f"has more than {_MAX_STRINGS} strings in arrays, at {what}")
-        texts: list[str] = []
+        start, left = self.position, count
         while True:
-            found, self.position = split_strings(self._window, self.position, count - len(texts), _MAX_STRING_BYTES)
-            texts += found
-            if len(texts) == count:
-                return texts
-            texts.append(self.text(what, "surrogateescape"))  # moves the window on, or says what is wrong with it
+            found, self.position = skip_strings(self._window, self.position, left, _MAX_STRING_BYTES)
+            left -= found
+            if left == 0:
+                return PackedStrings(self._window[start : self.position], count, _split, _skip)
+            self.text(what, "surrogateescape")  # moves the window on, or says what is wrong with it
+            left -= 1
 
     def _reach(self, end: int) -> bytes:
         """The window, grown to hold the file's bytes up to `end`, which is known to lie inside the file."""
@@ -98,6 +101,14 @@ class HeaderReader:
             size = min(self._end, max(end, 4 * len(self._window), _FIRST_WINDOW))
             self._window += self.source.read_bytes(len(self._window), size - len(self._window))
         return self._window
+
+
+def _split(data: bytes, start: int, count: int) -> list[str]:
+    return split_strings(data, start, count, _MAX_STRING_BYTES)[0]
+
+
+def _skip(data: bytes, count: int) -> int:
+    return skip_strings(data, 0, count, _MAX_STRING_BYTES)[1]
 
 
 def read_value(header: HeaderReader, key: str) -> tuple[int, object]:
@@ -113,12 +124,13 @@ def read_value(header: HeaderReader, key: str) -> tuple[int, object]:
 
 
 def _read_array(header: HeaderReader, what: str, depth: int) -> object:
-    """An array of numbers as a NumPy array; one of strings or of arrays as a list."""
+    """An array of numbers as a NumPy array; one of many strings packed; any other as a list."""
     if depth > _MAX_NESTING:
         raise header.error(f"{what} is nested too deep; the limit is {_MAX_NESTING} arrays in each other")
     kind, count = header.u32(what), header.u64(what)
     if kind == _STRING:
-        return header.texts(count, what)
+        texts = header.texts(count, what)
+        return texts if count > _FEW_STRINGS else texts.unpacked()
     if kind == _ARRAY:
         header.require(count * _MIN_ARRAY_BYTES, what)
         header.num_inner_arrays += count

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from octavo.errors import ModelFormatError, ModelNotFoundError
 from octavo.weights.checkpoint import TensorInfo
-from octavo.weights.file import FileSource
+from octavo.weights.file import FileIdentity, FileSource
 from octavo.weights.gguf import open_gguf
 from octavo.weights.quantization import QuantizedArrays
 from octavo.weights.safetensors import open_safetensors_file
@@ -31,6 +31,15 @@ class Checkpoint(Protocol):
     tensors: Mapping[str, TensorInfo]
     metadata: Mapping[str, object]
     threads: int
+
+    @property
+    def identities(self) -> list[FileIdentity]:
+        """Of the files, as they were when they were opened."""
+        ...
+
+    def current_identities(self) -> list[FileIdentity]:
+        """Of the same files now: others where somebody wrote to them meanwhile."""
+        ...
 
     def read(self, name: str, dtype: str, *, only_finite: bool = False) -> npt.NDArray[Any]:
         """See `checkpoint.FileCheckpoint.read`."""

@@ -4,7 +4,6 @@ Knows layouts and arrays; what the numbers mean is said once, in `octavo.ops.int
 Bits and rounding are written down in `csrc/weights/formats.h` and `csrc/weights/quantize.h`, where the work is done.
 """
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -93,6 +92,8 @@ def quantize(values: npt.NDArray[np.float32], own: str, threads: int) -> Quantiz
         given = np.ascontiguousarray(values[part[0] : part[-1] + 1])
         scales, mins = _words(rows.scales), _halves(rows.mins)
         return _convert.quantize(given, own, rows.codes.reshape(-1), scales, mins)
+
+    from concurrent.futures import ThreadPoolExecutor  # no start needs it that finds its weights in a cache
 
     with ThreadPoolExecutor(len(parts)) as pool:
         return arrays if all(list(pool.map(run, parts))) else None

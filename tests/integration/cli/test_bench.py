@@ -1,6 +1,7 @@
 """`octavo bench`: whole runs on a tiny model."""
 
 import json
+import shutil
 from functools import partial
 
 import pytest
@@ -40,6 +41,20 @@ def test_throughput_in_words(tiny_model, capsys):
         assert text in out
     assert f"kernels {isa_names()[0]}, threads 1" in out
     assert str(tiny_model) in out
+
+
+@pytest.mark.parametrize(("used", "other"), [("int8", "bf16"), ("bf16", "int8")])
+def test_both_computes_of_quantized_weights_are_compared(tiny_model, capsys, used, other):
+    quantized = ("--quantization", "int8", "--quantized-compute", used, "--both-computes")
+    shape = ("--num-requests", 3, "--prompt-len", 20, "--output-len", 4, "--runs", 2, "--warmup", 0)
+    assert bench("throughput", tiny_model, *TINY, *shape, *quantized, "--json") == 0
+    found = json.loads(capsys.readouterr().out)["other_compute"]
+    assert found["quantized_compute"] == other
+    assert found["times_as_fast"] > 0
+    assert bench("throughput", tiny_model, *TINY, *shape, *quantized) == 0
+    assert f"with --quantized-compute {other}: " in capsys.readouterr().out
+    assert bench("throughput", tiny_model, *TINY, *shape, "--both-computes") == 2
+    assert "no weights are quantized" in capsys.readouterr().err
 
 
 def test_throughput_counts_hits_and_preemptions(tiny_model, capsys):
@@ -92,10 +107,27 @@ def test_kernels_in_json_and_in_words(tiny_model, capsys):
         "sampler, greedy", "sampler, top-k and top-p",
     }  # fmt: skip
     assert all(case["median"]["seconds"] > 0 for case in report["kernels"])
-    assert min(report["limits"].values()) > 0
+    assert report["limits"]["read_bytes_per_second"] > 0
+    assert (
+        set(report["limits"]["operations_per_second"]) == {case["format"] for case in report["kernels"]} == {"float32"}
+    )
     lines = kernels_text(report).splitlines()[6:]
     assert len(lines) == 3 + len(report["kernels"])
     assert lines[2].split()[:3] == ["kernel", "shape", "rows"]
+
+
+def test_kernels_of_a_model_that_is_a_configuration_only(tiny_model, tmp_path, capsys):
+    shutil.copy(tiny_model / "config.json", tmp_path)
+    words = ("--dtype", "bfloat16", "--threads", 1, "--runs", 2, "--working-set", "64KiB", "--quiet", "--json")
+    assert bench("kernels", tmp_path, "--load-format", "dummy", "--quantization", "int4", *words) == 0
+    report = json.loads(capsys.readouterr().out)
+    formats = {case["kernel"]: case["format"] for case in report["kernels"]}
+    assert (formats["qkv"], formats["head"], formats["prefill"]) == ("int4_32", "int8_64", "bfloat16")
+    assert set(report["limits"]["operations_per_second"]) >= {"int4_32", "int8_64", "bfloat16"}
+    for case in report["kernels"]:
+        assert case["best"]["seconds"] <= case["median"]["seconds"]
+    assert bench("kernels", tmp_path, "--load-format", "gguf", *words) == 2
+    assert "safetensors weights" in capsys.readouterr().err
 
 
 def test_a_forced_path_is_the_one_that_is_measured(tiny_model, monkeypatch, capsys):
@@ -105,6 +137,15 @@ def test_a_forced_path_is_the_one_that_is_measured(tiny_model, monkeypatch, caps
     monkeypatch.setenv(ISA_VARIABLE, "abacus")
     assert bench("kernels", tiny_model) == 2
     assert ISA_VARIABLE in capsys.readouterr().err
+
+
+def test_a_step_in_parts(tiny_model, capsys):
+    words = (tiny_model, "--num-seqs", 2, "--context", 10, "--runs", 2, *TINY)
+    assert bench("steps", *words, "--json", "--quiet") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["workload"] == {"num_seqs": 2, "context": 10, "runs": 2}
+    assert bench("steps", *words) == 0
+    assert "sequences of 10 tokens" in capsys.readouterr().out
 
 
 # --- the picture -----------------------------------------------------------------------------------------------------

@@ -35,7 +35,8 @@ def test_the_report_in_json(tiny_model, capsys):
     report = json.loads(out)
     assert len(err.splitlines()) == 1
     assert set(report) == {
-        "machine", "versions", "engine", "config", "memory", "limits", "probe", "predictions", "table",
+        "machine", "versions", "engine", "config", "memory", "limits", "probe", "other_compute",
+        "predictions", "table",
     }  # fmt: skip
     memory = report["memory"]
     assert memory["fits"]
@@ -55,10 +56,12 @@ def test_the_report_in_json(tiny_model, capsys):
     assert [(found["phase"], found["num_seqs"]) for found in report["predictions"]] == [
         ("prefill", 1), ("decode", 1), ("decode", 16), ("decode", 64),
     ]  # fmt: skip
+    assert report["other_compute"] is None
     for found in report["predictions"]:
         lower = min(found["read_limit"], found["operations_limit"])
         assert found["share_of_limit"] == pytest.approx(found["tokens_per_second"] / lower)
-    assert min(report["limits"].values()) > 0
+    limits = report["limits"]
+    assert min(limits["read_bytes_per_second"], *limits["operations_per_second"].values()) > 0
     assert report["probe"]["num_layers"] == report["probe"]["of_layers"] == 3
 
 
@@ -152,3 +155,14 @@ def test_predictions_are_within_a_factor_of_two_of_measurements(smollm2_path):
 def test_predictions_are_within_30_percent_of_measurements(smollm2_path):
     """The machine's own changes from second to second are as large as 30 %, to either side: many rounds count."""
     assert ratios_within(smollm2_path, 0.7, 1.3, rounds=(7, 20))
+
+
+@pytest.mark.parametrize(("used", "other"), [("int8", "bf16"), ("bf16", "int8")])
+def test_quantized_weights_are_predicted_in_both_computes(tiny_model, capsys, used, other):
+    words = ("--quantization", "int8", "--quantized-compute", used)
+    assert plan(tiny_model, *FLAGS, *words, "--kv-cache-memory", "4MiB", "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["other_compute"] == other
+    assert all(found["tokens_per_second_other_compute"] > 0 for found in report["predictions"])
+    assert plan(tiny_model, *FLAGS, *words, "--kv-cache-memory", "4MiB") == 0
+    assert f"with --quantized-compute {other}" in capsys.readouterr().out

@@ -79,7 +79,7 @@ def nudge_one_logit(monkeypatch, engine) -> None:
 def halve_sums(monkeypatch, engine) -> None:
     """The head's sums are made of two halves where there are several rows."""
     original, runner = Logits.read, engine._engine.runner
-    head = runner.model._weights.head
+    head = runner.model.weights.head
     vocab = np.arange(head.native.num_out, dtype=np.int32)
     weights = cpu.download(cpu.embed(head, cpu.plan_tokens(head.device, vocab)))
 

@@ -59,6 +59,8 @@ def test_wide_kernels(stand_ins):
     amx = f"amx and ({SHORT} or (any_batch and (linear or swiglu or logits)))"
     check(stand_ins, "tests/unit/ops/cpu/test_kernels.py", "-k", f"({amx}) or (avx512 and not vnni and ({PRODUCTS}))")
     check(stand_ins, "tests/unit/ops/cpu/test_int8_kv.py", "-k", "amx")
+    # Stand-ins make the very bits of attention on tiles.
+    check(stand_ins, "tests/unit/ops/cpu/test_attention_tiles.py", "-k", "bits_of_tiles or (amx and (qwen2 or blocks))")
 
 
 def test_wide_quantized_products(stand_ins):

@@ -1,6 +1,8 @@
 """What an import brings along, each in a process of its own."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,17 @@ import pytest
 from octavo.errors import ModelNotFoundError, OctavoError
 
 HEAVY = ("torch", "transformers", "huggingface_hub", "starlette", "numpy", "jinja2", "tokenizers", "rich", "yaml")
+
+
+# What no start needs: each costs from 3 to 1,000 ms. NumPy's own parts are named where they can be avoided.
+NEVER = (
+    "torch", "transformers", "huggingface_hub", "safetensors", "jinja2", "markupsafe", "rich", "yaml", "psutil",
+    "orjson", "fastapi", "starlette", "uvicorn", "pydantic", "prometheus_client", "httptools", "matplotlib",
+    "asyncio", "ssl", "hashlib", "_hashlib", "subprocess", "multiprocessing", "socket", "tempfile", "random", "http",
+    "email", "unittest", "zipfile", "difflib", "uuid", "sqlite3", "numpy.testing", "numpy.random", "numpy.ma",
+    "numpy.f2py", "numpy.polynomial", "octavo.text.render_pool", "octavo.text.chat", "octavo.hub.huggingface",
+    "octavo.serve", "octavo.engine_thread",
+)  # fmt: skip
 
 
 def run_python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -51,6 +64,51 @@ def test_a_cpu_needs_no_torch_up_to_the_last_token(tiny_model: Path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["3", "[]"]
+
+
+def own(loaded: set[str]) -> set[str]:
+    return {name for name in loaded if name.partition(".")[0] == "octavo"}
+
+
+def test_a_wrong_command_or_a_question_needs_no_numpy():
+    for words in (["--version"], ["--help"], ["generate", "--help"], ["cache", "list"], ["models", "--help"]):
+        code = f"from octavo.cli.main import main\ntry: main({words})\nexcept SystemExit: pass"
+        loaded = loaded_after(code)
+        assert loaded.isdisjoint({*NEVER, "numpy", "tokenizers", "octavo.llm_engine", "concurrent.futures"}), words
+        assert len(own(loaded)) <= 16, sorted(own(loaded))
+
+
+START = {
+    "the command": (
+        "from octavo.cli.main import main; "
+        "main(['generate', 'the cat', '--model', sys.argv[1], '--device', 'cpu', '--max-tokens', '2', '--quiet'])",
+        100,
+    ),
+    "LLM": (
+        "from octavo import LLM, SamplingParams; "
+        "LLM(sys.argv[1], device='cpu').generate('the cat', SamplingParams(max_tokens=2))",
+        90,
+    ),
+}
+
+
+@pytest.mark.parametrize("way", START)
+def test_a_start_brings_no_more_than_its_first_token_needs(tiny_model: Path, tmp_path: Path, monkeypatch, way: str):
+    """In a process of its own, the second one: what it takes from the load cache it need not make."""
+    monkeypatch.setenv("OCTAVO_HOME", str(tmp_path))
+    monkeypatch.setenv("OCTAVO_LOAD_CACHE", "100 MB")
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+    for file in model.iterdir():
+        os.utime(file, (1, 1))  # one that was written just now would not be kept
+    code, most = START[way]
+    for _ in range(2):
+        done = run_python(f"import json, sys; {code}; print(json.dumps(sorted(sys.modules)))", str(model))
+        assert done.returncode == 0, done.stderr
+    loaded = set(json.loads(done.stdout.splitlines()[-1]))
+    assert "octavo.models.packed_cache" in loaded
+    assert loaded.isdisjoint({*NEVER, "concurrent.futures"}), sorted(loaded & {*NEVER, "concurrent.futures"})
+    assert len(own(loaded)) <= most, sorted(own(loaded))
 
 
 def test_importing_the_hub_imports_neither_library() -> None:

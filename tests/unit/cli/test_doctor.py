@@ -31,6 +31,8 @@ def test_doctor_for_programs(empty_home: Path, capsys: pytest.CaptureFixture[str
     assert report["processor"]["features"] == list(hardware.processor().features)
     assert report["cache"] == {
         "directory": str(empty_home / "home"),
+        "load_bytes": 0,
+        "load_max_bytes": 0,
         "built_in_model": "smollm2-135m",
         "path": None,
     }
@@ -46,6 +48,7 @@ def test_doctor_for_people(empty_home: Path, capsys: pytest.CaptureFixture[str])
     assert lines["numpy"] == np.__version__
     assert lines["smollm2-135m"].startswith("not here yet")
     assert lines["cache"] == str(empty_home / "home")
+    assert lines["load cache"] == "0 B, switched off"
     assert not list(empty_home.rglob("*")), "doctor only looks"
 
 

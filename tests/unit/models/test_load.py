@@ -254,9 +254,7 @@ def test_a_dummy_needs_a_config_only(tmp_path, device, family):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_packed_weights_take_the_bytes_that_were_counted(tmp_path, dtype):
     path = tiny_model_dir(tmp_path, "qwen2", tie_word_embeddings=False)
-    weights = decoder_at(
-        path, LoadOptions("auto", dtype, 0), reference, reference.open_device("cpu", dtype, 1)
-    )._weights
+    weights = decoder_at(path, LoadOptions("auto", dtype, 0), reference, reference.open_device("cpu", dtype, 1)).weights
     matrices = [weights.embedding, weights.head]
     vectors = [weights.norm.weight]
     for layer in weights.layers:

@@ -44,6 +44,6 @@ def test_an_environment_in_words():
     assert rows["machine"] == "P (x86_64), 2 cores"
     assert (rows["instructions"], rows["versions"]) == ("none known", "octavo 0, python 3")
     assert rows["engine"] == "d; backend cpu, kernels avx2, threads 2"
-    limits = {"read_bytes_per_second": 2e10, "operations_per_second": 3e11}
+    limits = {"read_bytes_per_second": 2e10, "operations_per_second": {"bfloat16": 3e11, "int8_64": 6e11}}
     text = limits_text(found | {"limits": limits})
-    assert text == "limits: a bare read 20.0 GB/s; avx2 products in registers 300.0 GFLOP/s"
+    assert text == "limits: a bare read 20.0 GB/s; avx2 products in registers, GFLOP/s: bfloat16 300.0, int8_64 600.0"

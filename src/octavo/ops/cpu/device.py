@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,10 +39,24 @@ class Handle:
 
 @dataclass(eq=False, slots=True)
 class Matrix:
-    """A packed matrix, or embedding."""
+    """A packed matrix, or embedding. `bias`: what `native` was given."""
 
     native: Native
     device: Device
+    layout: "MatrixLayout"
+    bias: NDArray[np.float32] | None = None
+
+
+class MatrixLayout(NamedTuple):
+    """What the bytes of a packed matrix follow from: `parts` are (rows, format, has minimums, has sub-scales)."""
+
+    num_in: int
+    parts: list[tuple[int, str, bool, bool]]
+    is_pair: bool
+
+    def allocate(self, device: Device) -> Native:
+        """A matrix of zeros that lies so. Raises ValueError for what is no matrix."""
+        return _cpu.Matrix(device.handle.native, *self)
 
 
 @dataclass(eq=False, slots=True)
@@ -50,6 +64,8 @@ class Rope:
     """Frequencies, and the rotations of the step's tokens once they are planned."""
 
     native: Native
+    frequencies: NDArray[np.float32]
+    scale: float
 
 
 @dataclass(eq=False, slots=True)
@@ -149,28 +165,32 @@ def pack_linear(device: Device, shape: tuple[int, int], parts: Iterable[Host | Q
     """`parts` stacked; two equal parts (gate and up) stand interleaved, so that SwiGLU reads one stream."""
     handle: Handle = device.handle
     dtype = "bfloat16" if handle.is_bf16 else "float32"
-    native, codes, num_filled = None, [], 0
+    native: Native = None
+    layout, codes, num_filled = None, [], 0
     for part in parts:
         is_pair = len(part) * 2 == shape[0] and shape[0] % (2 * PANEL) == 0
         if isinstance(part, Quantized):
             codes.append(part)  # what all parts are decides how the matrix lies
             continue
-        if native is None:
-            native = _cpu.Matrix(handle.native, shape[1], [(shape[0], dtype, False, False)], is_pair)
+        if layout is None:
+            layout = MatrixLayout(shape[1], [(shape[0], dtype, False, False)], is_pair)
+            native = layout.allocate(device)
         native.fill(handle.native, num_filled, np.ascontiguousarray(part))
         num_filled += len(part)
     if codes:
-        native, num_filled = _pack_codes(device, shape[1], codes, is_pair=is_pair), sum(map(len, codes))
-    assert native is not None
+        layout = MatrixLayout(shape[1], [(len(part), part.format.name, *_extras(part)) for part in codes], is_pair)
+        native, num_filled = _pack_codes(device, layout, codes), sum(map(len, codes))
+    assert layout is not None
     assert num_filled == shape[0]
+    packed = Matrix(native, device, layout)
     if bias is not None:
-        native.set_bias(np.ascontiguousarray(_floats(bias)))
-    return Matrix(native, device)
+        packed.bias = np.ascontiguousarray(_floats(bias))
+        packed.native.set_bias(packed.bias)
+    return packed
 
 
-def _pack_codes(device: Device, num_in: int, parts: list[Quantized], *, is_pair: bool) -> Native:
-    kinds = [(len(part), part.format.name, *_extras(part)) for part in parts]
-    native = _cpu.Matrix(device.handle.native, num_in, kinds, is_pair)
+def _pack_codes(device: Device, layout: MatrixLayout, parts: list[Quantized]) -> Native:
+    native = layout.allocate(device)
     num_filled = 0
     for part in parts:
         mins = None if part.mins is None else _words(part.mins)
@@ -208,7 +228,8 @@ def pack_vector(device: Device, vector: NDArray[np.float32]) -> Native:  # noqa:
 
 def pack_rope(device: Device, inverse_frequencies: NDArray[np.float32], scale: float) -> Rope:  # noqa: ARG001
     """The frequencies, in float32."""
-    return Rope(_cpu.RopePlan(np.ascontiguousarray(inverse_frequencies, np.float32), scale))
+    frequencies = np.ascontiguousarray(inverse_frequencies, np.float32)
+    return Rope(_cpu.RopePlan(frequencies, scale), frequencies, float(scale))
 
 
 def _floats(array: Host) -> NDArray[np.float32]:

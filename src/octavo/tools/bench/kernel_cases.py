@@ -15,6 +15,7 @@ from octavo.cache.kv import token_bytes
 from octavo.engine.sampler import TILE, rules_of
 from octavo.engine.sequence import Draw
 from octavo.models.config import ArchConfig
+from octavo.models.load import packed_name
 from octavo.models.random_weights import random_bytes, random_codes
 from octavo.models.rope import inverse_frequencies
 from octavo.ops import _cpu, cpu
@@ -29,6 +30,7 @@ from octavo.weights.quantization import LAYOUTS
 _ROWS = (1, 4, 16, 64, 256, 512)
 _FEW_ROWS = 16  # up to here a product is bound by the weights' way from memory
 _WARM_BYTES = 8 << 20  # of weights, for products of more rows than that
+_RUN_BYTES = 64 << 20  # that one run of a kernel bound by memory goes through: some milliseconds
 _DECODES = ((1, 1024), (1, 8192), (16, 1024), (16, 8192))  # (sequences, tokens of context each)
 _PREFILLS = ((512, 0), (512, 1024))  # (queries, tokens of context before them)
 _SMALL_ROWS = 512  # of the operations that are neither product nor attention
@@ -52,9 +54,10 @@ class KernelSetup:
 
 @dataclass(frozen=True, slots=True)
 class KernelCase:
-    """One kernel on one shape. `run` calls it `num_calls` times, each time on other data where `from_memory`.
+    """One kernel on one shape. Each of `runs` calls it `num_calls` times, each time on other data where `from_memory`.
 
-    `num_bytes` and `num_operations` (additions and multiplications of matrix products) are of all these calls.
+    `num_bytes` and `num_operations` (additions and multiplications of matrix products) are of one run. `format` is
+    that of `octavo.ops.formats` whose products' peak is the kernel's limit.
     """
 
     kernel: str
@@ -65,7 +68,8 @@ class KernelCase:
     num_bytes: int
     num_operations: int
     from_memory: bool  # whether the bytes moved are what it should be held against
-    run: Callable[[], object]
+    format: str
+    runs: tuple[Callable[[], object], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,24 +116,34 @@ def _product_cases(setup: KernelSetup, product: _Product) -> list[KernelCase]:
     is_float = format not in LAYOUTS
     num_values = product.num_out * product.num_in
     one = num_values * ITEM_BYTES[format] if is_float else LAYOUTS[format].num_bytes(product.num_out, product.num_in)
-    matrices = [_matrix(device, product, format) for _ in range(-(-max(setup.working_set, one) // one))]
+    num_calls = _calls_of_a_run(one, setup.working_set)
+    num_runs = -(-setup.working_set // (num_calls * one))
+    matrices = [_matrix(device, product, format) for _ in range(num_runs * num_calls)]
     cases = []
     for rows in (rows for rows in _ROWS if rows <= product.most_rows):
-        few = matrices if rows <= _FEW_ROWS else matrices[: max(1, _WARM_BYTES // one)]
+        few = matrices if rows <= _FEW_ROWS else matrices[: max(1, min(num_calls, _WARM_BYTES // one))]
+        size = min(num_calls, len(few))
+        parts = [few[first : first + size] for first in range(0, len(few), size)]
         cases.append(
             KernelCase(
                 kernel=product.name,
                 shape=f"{product.num_out} x {product.num_in}" + ("" if is_float else f" {format}"),
                 rows=rows,
                 context=0,
-                num_calls=len(few),
-                num_bytes=len(few) * one,
-                num_operations=2 * len(few) * product.num_out * product.num_in * rows,
+                num_calls=size,
+                num_bytes=size * one,
+                num_operations=2 * size * product.num_out * product.num_in * rows,
                 from_memory=rows <= _FEW_ROWS,
-                run=_products_of(device, product, few, rows),
+                format=packed_name(format),
+                runs=tuple(_products_of(device, product, part, rows) for part in parts),
             )
         )
     return cases
+
+
+def _calls_of_a_run(num_bytes: int, working_set: int) -> int:
+    """Calls of so many bytes that make one run, of which the whole working set may need several."""
+    return max(1, -(-min(_RUN_BYTES, working_set) // num_bytes))
 
 
 def _matrix(device: Device, product: _Product, format: str) -> Matrix:
@@ -160,29 +174,33 @@ def _attention_case(setup: KernelSetup, rows: int, queries: int, context: int) -
     one = rows * context * token_bytes(arch.num_kv_heads, arch.head_dim, setup.kv_dtype)
     is_decode = queries == 1
     num_copies = -(-setup.working_set // one) if is_decode else 1
-    num_layers = min(arch.num_layers, num_copies)
+    num_layers = min(arch.num_layers, num_copies, _calls_of_a_run(one, setup.working_set))
     num_turns = -(-num_copies // num_layers)
     layers = _filled_layers(setup, num_layers, num_turns * rows * -(-context // setup.block_size))
-    program = _cpu.Program(context_of(setup.device))
-    q, out = program.add_buffer(width), program.add_buffer(width)
     plans = [_plan(setup, layers[0], rows, queries, context, turn) for turn in range(num_turns)]
-    for plan in plans:
-        for layer in layers:
-            program.attention(layer.native, plan.native, q, out)
-    program.view(q, rows * queries)[:] = _floats((rows * queries, width))
-    num_calls = num_turns * num_layers
     pairs = rows * (queries * (context - queries) + queries * (queries + 1) // 2)  # a query sees itself and what was
     return KernelCase(
         kernel="decode" if is_decode else "prefill",
         shape=f"{arch.num_heads}/{arch.num_kv_heads} heads of {arch.head_dim}",
         rows=rows * queries,
         context=context,
-        num_calls=num_calls,
-        num_bytes=num_calls * one,
-        num_operations=num_calls * 4 * width * pairs,
+        num_calls=num_layers,
+        num_bytes=num_layers * one,
+        num_operations=num_layers * 4 * width * pairs,
         from_memory=is_decode,
-        run=_kept(lambda: program.run(rows * queries), layers, plans),
+        format="float32" if setup.kv_dtype == "float32" else "bfloat16",
+        runs=tuple(_attention_of(setup.device, layers, plan, rows * queries, width) for plan in plans),
     )
+
+
+def _attention_of(device: Device, layers: list[Blocks], plan: Any, num_tokens: int, width: int) -> Callable[[], object]:
+    """The attention of one turn in every layer."""
+    program = _cpu.Program(context_of(device))
+    q, out = program.add_buffer(width), program.add_buffer(width)
+    for layer in layers:
+        program.attention(layer.native, plan.native, q, out)
+    program.view(q, num_tokens)[:] = _floats((num_tokens, width))
+    return _kept(lambda: program.run(num_tokens), layers, plan)
 
 
 def _plan(setup: KernelSetup, layer: Blocks, rows: int, queries: int, context: int, turn: int) -> Any:
@@ -266,7 +284,7 @@ def _sampler_cases(setup: KernelSetup) -> list[KernelCase]:
 
 def _small_case(kernel: str, shape: str, num_bytes: int, run: Callable[[], object]) -> KernelCase:
     """A kernel without products, which reads what has just been written."""
-    return KernelCase(kernel, shape, _SMALL_ROWS, 0, 1, num_bytes, 0, True, run)
+    return KernelCase(kernel, shape, _SMALL_ROWS, 0, 1, num_bytes, 0, True, "float32", (run,))
 
 
 def _kept(run: Callable[[], object], *_owners: object) -> Callable[[], object]:

@@ -37,22 +37,22 @@ def write_plot(path: Path, title: str, runs: Sequence[WorkloadRun]) -> None:
 
 
 def write_kernel_plot(path: Path, title: str, kernels: Sequence[Mapping[str, Any]]) -> None:
-    """Draw each kernel's median share of the bare read and of the products' peak, as `octavo bench kernels` reports."""
+    """Draw each kernel's shares of the bare read and of the products' peak, as `octavo bench kernels` reports them."""
     figure = _new_figure(height=1.5 + 0.2 * len(kernels))
     axes = figure.subplots(1, 2)
     for axis, name, said in zip(axes, ("share_of_read", "share_of_peak"), ("bare read", "peak"), strict=True):
-        shown = [case for case in kernels if case["median"][name] is not None]
+        shown = [case for case in kernels if case["best"][name] is not None]
         labels = [f"{case['kernel']}, rows {case['rows']}" + _context(case) for case in shown]
-        shares = [case["median"][name] for case in shown]
-        least, most = ([pick(run[name] for run in case["runs"]) for case in shown] for pick in (min, max))
-        below = [share - low for share, low in zip(shares, least, strict=True)]
-        above = [high - share for share, high in zip(shares, most, strict=True)]
+        shares = [case["best"][name] for case in shown]
+        middles = [case["median"][name] for case in shown]
         places = range(len(shown))
-        axis.barh(places, shares, xerr=(below, above))
+        axis.barh(places, shares, alpha=0.5, label="best")
+        axis.barh(places, middles, height=0.4, label="median")
         axis.set_yticks(places, labels, fontsize="x-small")
         axis.invert_yaxis()
-        axis.set(title=f"share of the {said}", xlim=(0.0, max(1.05, *most, 0.0)))
+        axis.set(title=f"share of the {said}", xlim=(0.0, max(1.05, *shares, *middles)))
         axis.grid(alpha=0.3, axis="x")
+        axis.legend(fontsize="small")
     _save(figure, title, path)
 
 

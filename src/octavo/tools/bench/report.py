@@ -4,12 +4,14 @@ Knows the reports of `run` and `kernels`; measures and prints nothing.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from statistics import median
 from typing import Any
 
 from octavo.tools.text import environment_rows, limits_text, table
 
-_KERNEL_HEAD = ("kernel", "shape", "rows", "context", "time", "GB/s", "of read", "GFLOP/s", "of peak", "spread")
+_KERNEL_HEAD = (
+    "kernel", "shape", "rows", "context", "best", "median", "GB/s", "of read", "median", "GFLOP/s", "of peak", "median",
+    "products of",
+)  # fmt: skip
 
 
 def report_title(report: Mapping[str, Any]) -> str:
@@ -43,36 +45,59 @@ def report_text(report: Mapping[str, Any]) -> str:
         if values:
             shown = map(show, (_at(report["median"], path), min(values), max(values)))
             rows.append((name, *(f"{text:>11}" for text in shown)))
-    return "\n".join([table(head), "", table(rows, "<>>>")])
+    parts = [table(head), "", table(rows, "<>>>")]
+    if "other_compute" in report:
+        other = report["other_compute"]
+        ratio = other["times_as_fast"]
+        verdict = f"{ratio:.2f} times as fast" if ratio >= 1 else f"slower: {ratio:.2f} of this speed"
+        parts += ["", f"with --quantized-compute {other['quantized_compute']}: {other['seconds']:.2f} s, {verdict}"]
+    return "\n".join(parts)
 
 
 def kernels_text(report: Mapping[str, Any]) -> str:
-    """A line a kernel: time, rates, and shares of the limits. `spread` is (slowest - fastest) / median."""
+    """A line a kernel: times, rates, and shares of the limits, each at its best and in the middle."""
     work = report["workload"]
-    workload = f"runs {work['runs']}, working set {work['working_set'] / 2**20:,.0f} MiB"
+    workload = (
+        f"{work['runs']} samples of each kernel in turns with the limits, working set "
+        f"{work['working_set'] / 2**20:,.0f} MiB; best: what one sample in ten reaches"
+    )
     head = [*environment_rows(report), ("workload", workload)]
     rows = [_KERNEL_HEAD, *map(_kernel_row, report["kernels"])]
-    return "\n".join([table(head), limits_text(report), "", table(rows, "<<" + ">" * (len(_KERNEL_HEAD) - 2))])
+    return "\n".join([table(head), limits_text(report), "", table(rows, "<<" + ">" * (len(_KERNEL_HEAD) - 3))])
+
+
+def steps_text(report: Mapping[str, Any]) -> str:
+    """A line for each part of a step, the whole of it last."""
+    work, seconds = report["workload"], report["seconds"]
+    workload = f"{work['num_seqs']} sequences of {work['context']} tokens, decoding; medians of {work['runs']} steps"
+    rows = [("part", "shape", "calls", "ms", "share")]
+    for part in [*report["parts"], {"part": "a step", "shape": "", "calls": 1, "seconds": seconds}]:
+        taken = part["seconds"]
+        rows.append((part["part"], part["shape"], str(part["calls"]), f"{taken * 1e3:,.2f}", f"{taken / seconds:.1%}"))
+    return "\n".join([table([*environment_rows(report), ("workload", workload)]), "", table(rows, "<<>>>")])
 
 
 def _kernel_row(case: Mapping[str, Any]) -> tuple[str, ...]:
-    figures, times = case["median"], [run["seconds"] for run in case["runs"]]
+    best, middle = case["best"], case["median"]
 
-    def share(value: float | None) -> str:
-        return "" if value is None else f"{value:.0%}"
+    def shares(name: str) -> tuple[str, str]:
+        return ("", "") if best[name] is None else (f"{best[name]:.0%}", f"{middle[name]:.0%}")
 
-    computed = figures["operations_per_second"]
+    def rate(name: str, share: str) -> str:
+        return "" if best[share] is None else f"{best[name] / 1e9:,.1f}"
+
     return (
         case["kernel"],
         case["shape"],
         str(case["rows"]),
         str(case["context"] or ""),
-        f"{figures['seconds'] * 1e6:,.1f} us",
-        "" if figures["share_of_read"] is None else f"{figures['bytes_per_second'] / 1e9:,.1f}",
-        share(figures["share_of_read"]),
-        "" if computed is None else f"{computed / 1e9:,.1f}",
-        share(figures["share_of_peak"]),
-        f"{(max(times) - min(times)) / median(times):.0%}",
+        f"{best['seconds'] * 1e6:,.1f} us",
+        f"{middle['seconds'] * 1e6:,.1f} us",
+        rate("bytes_per_second", "share_of_read"),
+        *shares("share_of_read"),
+        rate("operations_per_second", "share_of_peak"),
+        *shares("share_of_peak"),
+        "" if best["share_of_peak"] is None else case["format"],
     )
 
 

@@ -5,6 +5,7 @@ Knows which figures each benchmark has; `timing` takes the times. Prints nothing
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from octavo.tools.bench.timing import WorkloadRun, latency_figures, medians, run_workload, throughput_figures
@@ -56,6 +57,17 @@ def run_benchmark(
         "runs": figures,
     }
     return report, runs
+
+
+def other_compute(quantized_compute: str | None) -> str | None:
+    """What products with quantized weights could compute in instead; None where no weights are quantized."""
+    return None if quantized_compute is None else "bf16" if quantized_compute == "int8" else "int8"
+
+
+def compare_computes(other: str | None, runs: list[WorkloadRun], its_runs: list[WorkloadRun]) -> dict[str, Any]:
+    """How fast the same workload was with the other `quantized_compute`: seconds are medians of runs."""
+    seconds, its_seconds = (median(run.seconds for run in each) for each in (runs, its_runs))
+    return {"quantized_compute": other, "seconds": its_seconds, "times_as_fast": seconds / its_seconds}
 
 
 def jobs_for(engine: "LLMEngine", workload: WorkloadSpec | FileWorkload) -> list[Job]:

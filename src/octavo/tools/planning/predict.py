@@ -9,13 +9,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from octavo.config import EngineConfig
-from octavo.engine.build import choose_kv_dtype, choose_precision
+from octavo.engine.build import choose_kv_dtype, choose_precision, choose_quantized_compute
 from octavo.engine.memory_plan import MemoryPlan
 from octavo.engine.scheduler import Limits
-from octavo.models.load import ModelFiles
+from octavo.models.families import parts_of
+from octavo.models.load import ModelFiles, format_of, packed_name
+from octavo.models.tensor_sources import Precision
 from octavo.ops import _cpu, cpu
 from octavo.ops.cpu.device import context_of
 from octavo.ops.interface import Device
+from octavo.tools.bench.run import other_compute
 from octavo.tools.planning.cost_model import (
     ModelSizes,
     StepCosts,
@@ -36,6 +39,7 @@ _DECODES = (1, 16, 64)
 _MOST_READ = 256 * 2**20  # bytes of the bare read, where a step reads more
 _LEAST_READ = 2**20
 _LIMIT_ROUNDS = 3  # the limits are the best of so many
+_PEAK_SECONDS = 0.02  # of products in registers, each time
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,19 +55,33 @@ class _PredictionInputs:
 def predict(
     model: ModelFiles, config: EngineConfig, device: Device, memory: MemoryPlan, limits: Limits
 ) -> dict[str, Any]:
-    """The parts `limits`, `probe`, `predictions` and `table` of a plan. Takes some 300 MB for a few seconds."""
+    """The parts `limits`, `probe`, `other_compute`, `predictions` and `table` of a plan. Takes some 300 MB for a few seconds.
+
+    Of quantized weights each prediction has also what the other `quantized_compute` would make of it.
+    """
     precision, block_size = choose_precision(model, config, device), config.cache_config.block_size
     sizes = sizes_of(model, precision, memory.block_bytes / block_size)
     num_bytes = max(_LEAST_READ, min(_MOST_READ, sizes.layer_bytes + sizes.head_bytes))
     begin, native = time.perf_counter(), context_of(device)
     read = _cpu.read_bandwidth(native, num_bytes, _LIMIT_ROUNDS)
-    peak = _cpu.product_peak(native, _LIMIT_ROUNDS)
+    format = layer_format(model, precision)
+    peak = max(_cpu.product_peak(native, format, _PEAK_SECONDS) for _ in range(_LIMIT_ROUNDS))
     reduced = make_reduced_model(model, precision, cpu, device)
     cache = CacheShape(choose_kv_dtype(config, device), block_size)
     costs = measure_costs(reduced, cache, _max_context(model, config), limits.max_num_batched_tokens)
+    prompt = min(_PROMPT, _max_context(model, config))
     inputs = _PredictionInputs(costs, sizes, read, peak)
+    predictions = _predictions(inputs, prompt, limits)
+    other = other_compute(choose_quantized_compute(model, config, device))
+    if other is not None:
+        its_device = cpu.open_device("cpu", device.dtype, config.model_config.threads, other)
+        its_reduced = make_reduced_model(model, precision, cpu, its_device)
+        its_costs = measure_costs(its_reduced, cache, _max_context(model, config), limits.max_num_batched_tokens)
+        others = _predictions(_PredictionInputs(its_costs, sizes, read, peak), prompt, limits)
+        for mine, its in zip(predictions, others, strict=True):
+            mine["tokens_per_second_other_compute"] = its["tokens_per_second"]
     return {
-        "limits": {"read_bytes_per_second": read, "operations_per_second": peak},
+        "limits": {"read_bytes_per_second": read, "operations_per_second": {format: peak}},
         "probe": {
             "seconds": time.perf_counter() - begin,
             "num_layers": reduced.arch.num_layers,
@@ -72,9 +90,16 @@ def predict(
             "weight_bytes": reduced.num_bytes,
             "host_seconds": {str(int(rows)): seconds for rows, seconds in costs.host},
         },
-        "predictions": _predictions(inputs, min(_PROMPT, _max_context(model, config)), limits),
+        "other_compute": other,
+        "predictions": predictions,
         "table": list(_table(inputs, config, memory, limits)),
     }
+
+
+def layer_format(model: ModelFiles, precision: Precision) -> str:
+    """What the kernels call the format that a layer's queries are projected in: that of most of its matrices."""
+    (part,) = (part for part in parts_of(model.arch) if (part.name, part.layer) == ("q", 0))
+    return packed_name(format_of(part, precision, model.stored))
 
 
 def _max_context(model: ModelFiles, config: EngineConfig) -> int:

@@ -41,12 +41,15 @@ def plan_report(config: EngineConfig, note: Callable[[str], None] | None = None)
         "memory": _memory_json(config, memory, problem),
         "limits": found["limits"],
         "probe": found["probe"],
+        "other_compute": found["other_compute"],
         "predictions": found["predictions"],
         "table": found["table"],
     }
 
 
-_NOTHING: Mapping[str, Any] = {"limits": None, "probe": None, "predictions": [], "table": []}
+_NOTHING: Mapping[str, Any] = {
+    "limits": None, "probe": None, "other_compute": None, "predictions": [], "table": [],
+}  # fmt: skip
 
 
 def _limits(model: ModelFiles, config: EngineConfig, device: Device, memory: MemoryPlan) -> tuple[Limits, str | None]:

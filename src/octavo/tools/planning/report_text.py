@@ -6,9 +6,9 @@ from typing import Any
 from octavo.tools.text import environment_rows, limits_text, size_text, table
 
 _LIMITS_NOTE = """\
-Limits: the bytes that a step must read, at the rate of a bare read of as many; its operations, at that of
-floating-point products in registers (integer products can be faster). Speeds are of this moment on this machine,
-greedy, and without text: tokenizer and stop strings come on top."""
+Limits: the bytes that a step must read, at the rate of a bare read of as many; its operations, at that of products in
+registers of the format that the layers are held in. Speeds are of this moment on this machine, greedy, and without
+text: tokenizer and stop strings come on top."""
 _TABLE_NOTE = """\
 Decoded tokens/s of one sequence (of all together), by tokens of context each and number of sequences.
 +: fits with a larger --kv-cache-memory, or --max-num-seqs; -: does not fit in this machine's memory."""
@@ -59,7 +59,10 @@ def _cell_text(cell: Mapping[str, Any]) -> str:
 
 
 def _predictions_text(report: Mapping[str, Any]) -> str:
-    rows = [("", "tokens/s", "limit, read", "limit, products", "of the lower")]
+    other = report.get("other_compute")
+    rows: list[tuple[str, ...]] = [("", "tokens/s", "limit, read", "limit, products", "of the lower")]
+    if other is not None:
+        rows[0] += (f"with --quantized-compute {other}",)
     for found in report["predictions"]:
         many = f"{found['num_seqs']} at once, context {found['context']:,}"
         rows.append(
@@ -71,4 +74,8 @@ def _predictions_text(report: Mapping[str, Any]) -> str:
                 f"{found['share_of_limit']:.0%}",
             )
         )
-    return "\n".join([limits_text(report), "", table(rows, "<>>>>")])
+        if other is not None:
+            its = found["tokens_per_second_other_compute"]
+            faster = " (faster)" if its > found["tokens_per_second"] else ""
+            rows[-1] += (f"{its:,.1f}{faster}",)
+    return "\n".join([limits_text(report), "", table(rows, "<>>>>" + (">" if other is not None else ""))])

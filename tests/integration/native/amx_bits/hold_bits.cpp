@@ -1,15 +1,19 @@
 // Holds the functions of simd/dot_bf16.h and simd/amx_tiles.h, the processor's or the stand-ins, against what an Emerald
-// Rapids gave (amx_bits.bin; record_bits.cpp made it and tells the format). For every way to compute them it prints how
-// many outputs there are and how many differ (a NaN is as good as another):
-//   hold_bits amx_bits.bin WAYS        (WAYS: "pairs", "tiles" or both)
+// Rapids gave (amx_bits.bin and denormals.bin; record_bits.cpp made them and tells the format). For every way to compute
+// them it prints how many outputs there are and how many differ (a NaN is as good as another):
+//   hold_bits FILE.bin WAYS        (WAYS: "pairs", "tiles" or both)
 #include <cstdio>
 #include <cstdlib>
 #include <vector>
 
 #include "simd/avx512.h"
 
+#include "simd/dot_vnni_avx512.h"
+
 #include "simd/amx_tiles.h"
 #include "simd/dot_bf16.h"
+
+#include "kernels/gemm_tiles_bf16.h"
 
 #if defined(__AMX_TILE__)
 #include <sys/syscall.h>
@@ -17,6 +21,8 @@
 #endif
 
 namespace {
+
+using namespace octavo;
 
 using Words = std::vector<std::uint16_t>;
 
@@ -100,21 +106,34 @@ int by_tiles(const Record& record) {
     return differing(record, got.data(), 16);
 }
 
-// A whole product with two tiles of columns, and the same rows once more as the second tile of rows.
+// As the kernel has it: two tiles of columns, and the same rows once more behind a first tile of kTileRows rows.
 int by_products(const Record& record) {
     const auto pairs = record.pairs(kTileColumns);
     int count = 0;
-    std::vector<float> got(2 * kTileRows * kTileColumns);
-    configure(record.rows, 0, 64);
-    multiply<false>(record.a.data(), record.inputs(), pairs.data(), record.steps, got.data());
-    for (int half : {0, 16}) count += differing(record, got.data() + half, kTileColumns);
-    Words twice(record.at(kTileRows + record.rows, 0));
-    for (int first : {0, kTileRows}) std::memcpy(&twice[record.at(first, 0)], record.a.data(), record.a.size() * 2);
-    configure(kTileRows, record.rows, 64);
-    multiply<true>(twice.data(), record.inputs(), pairs.data(), record.steps, got.data());
-    release();
-    for (int first : {0, kTileRows * kTileColumns})
-        for (int half : {0, 16}) count += differing(record, got.data() + first + half, kTileColumns);
+    for (int before : {0, kTileRows}) {
+        const int num_rows = before + record.rows;
+        Words packed(record.at(num_rows, 0));
+        for (int row = 0; row < num_rows; ++row) {
+            const int first = row / kTileRows * kTileRows;
+            const TileInputs tiles = tiles_of(packed.data(), first, num_rows, record.inputs());
+            const int from = row < before ? row % record.rows : row - before;
+            for (int step = 0; step < record.steps; ++step)
+                std::memcpy(&packed[static_cast<std::size_t>(tiles.at - packed.data() + step * tiles.step) +
+                                    static_cast<std::size_t>((row - first) * kTileInputs)],
+                            &record.a[record.at(from, step * kTileInputs)], kTileInputs * 2);
+        }
+        std::vector<float> got(static_cast<std::size_t>(num_rows * kPanel));
+        ProductArgs args{};
+        args.panel.data = pairs.data();
+        args.packed = packed.data();
+        args.scratch = got.data();
+        args.stride = kPanel;
+        args.total_rows = args.num_rows = num_rows;
+        args.num_in = args.padded_in = record.inputs();
+        product_tiles(args);
+        const float* last = got.data() + before * kPanel;
+        for (int half : {0, 16}) count += differing(record, last + half, kPanel);
+    }
     return count;
 }
 
@@ -136,6 +155,6 @@ int main(int argc, char** argv) {
         if (syscall(SYS_arch_prctl, 0x1023, 18) != 0) return 3;  // Linux: may this process use tiles?
 #endif
         hold(records, "tiles", 0, by_tiles);
-        hold(records, "multiply", 0, by_products);
+        hold(records, "product_tiles", 0, by_products);
     }
 }

@@ -13,7 +13,7 @@ from octavo.ops import cpu, reference
 from octavo.ops.cpu.device import isa_names
 from octavo.ops.interface import AttentionShape, Device, KVShape
 from tests.support.cpu_devices import codes_and_scales, device_on, normal, poisoned, quantized, spans_over
-from tests.unit.ops.cpu.test_kernels import ATTENTION, SPANS, Attended, same_bits
+from tests.unit.ops.cpu.test_kernels import ATTENTION, SPANS, Attended, assert_within, same_bits
 
 SHAPES = [(1, 2, 1), (1, 6, 4), (2, 16, 3), (3, 34, 16), (3, 64, 16), (1, 80, 5), (2, 128, 32)]
 
@@ -109,7 +109,7 @@ def test_attention_is_that_of_the_reference(device, case):
             tensor.copy_(torch.from_numpy(np.ascontiguousarray(part).reshape(tensor.shape)))
     plan = reference.plan_attention(theirs, attended.rows, attended.shape)
     expected = reference.download(reference.attention(reference.upload(oracle, attended.q), theirs, plan))
-    np.testing.assert_allclose(attended.run(device), expected, rtol=0, atol=2e-5)
+    assert_within(attended.run(device), expected, attended.bound(oracle))
 
 
 @pytest.mark.parametrize("spans", SPANS)

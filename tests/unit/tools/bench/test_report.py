@@ -63,9 +63,14 @@ def test_a_kernel_stands_beside_the_limits():
         "seconds": 2e-4, "bytes_per_second": 1.5e10, "share_of_read": 0.75, "operations_per_second": None,
         "share_of_peak": None,
     }  # fmt: skip
-    case = {"kernel": "qkv", "shape": "576 x 960", "rows": 1, "context": None, "median": figures}
-    runs = [{"seconds": seconds} for seconds in (1e-4, 2e-4, 3e-4)]
-    text = kernels_text(report_of(workload={"runs": 3, "working_set": 64 << 20}, kernels=[case | {"runs": runs}]))
-    assert "runs 3, working set 64 MiB" in text
+    best = figures | {"seconds": 1e-4, "bytes_per_second": 3e10, "share_of_read": 0.9}
+    case = {"kernel": "qkv", "shape": "9 x 6", "rows": 1, "context": 0, "format": "int8_64", "best": best}
+    computed = best | {"operations_per_second": 2e11, "share_of_peak": 0.5, "share_of_read": None}
+    many = case | {"rows": 64, "best": computed, "median": computed | {"share_of_peak": 0.25}}
+    kernels = [case | {"median": figures}, many]
+    text = kernels_text(report_of(workload={"runs": 3, "working_set": 64 << 20}, kernels=kernels))
+    assert "3 samples of each kernel in turns with the limits, working set 64 MiB" in text
     assert "a bare read 20.0 GB/s" in text
-    assert text.splitlines()[-1].split() == ["qkv", "576", "x", "960", "1", "200.0", "us", "15.0", "75%", "100%"]
+    few, many = (line.split() for line in text.splitlines()[-2:])
+    assert few == ["qkv", "9", "x", "6", "1", "100.0", "us", "200.0", "us", "30.0", "90%", "75%"]
+    assert many[5:] == ["100.0", "us", "100.0", "us", "200.0", "50%", "25%", "int8_64"]

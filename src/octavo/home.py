@@ -1,0 +1,9 @@
+"""Where Octavo keeps what it fetches and makes: `$OCTAVO_HOME`."""
+
+import os
+from pathlib import Path
+
+
+def home_directory() -> Path:
+    """The directory, which need not exist: `$OCTAVO_HOME`, by default ~/.cache/octavo."""
+    return Path(os.environ.get("OCTAVO_HOME") or "~/.cache/octavo").expanduser()

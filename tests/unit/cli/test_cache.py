@@ -1,0 +1,51 @@
+"""`octavo cache`: what is kept, in words and as JSON, and its end."""
+
+import json
+import os
+import time
+
+import pytest
+
+from octavo.load_cache import SIZE_VARIABLE, load_cache
+from tests.support.command_line import run_cli
+
+
+@pytest.fixture
+def kept(empty_home, monkeypatch):
+    """Two entries, of which the second was used last."""
+    monkeypatch.setenv(SIZE_VARIABLE, "1 MiB")
+    cache = load_cache()
+    for name, used in (("weights", time.time() - 7200), ("tokenizer", time.time() - 180)):
+        assert cache.write(name, {}, {}, b"", [bytes(5000)])
+        os.utime(cache.directory / cache.entries()[0].name, (used, used))
+    return cache
+
+
+def test_list(kept, capsys):
+    assert run_cli("cache", "list") == 0
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert head == f"{kept.directory}: 18.0 KiB in 2 entries, at most 1.0 MiB"
+    assert [row.split("-")[0] for row in rows] == ["tokenizer", "weights"]
+    assert "3 minutes ago" in rows[0]
+    assert "2 hours ago" in rows[1]
+
+
+def test_list_as_json(kept, capsys):
+    assert run_cli("cache", "list", "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["directory"], report["max_bytes"]) == (str(kept.directory), 1 << 20)
+    assert [entry["bytes"] for entry in report["entries"]] == [9192, 9192]
+
+
+def test_clear(kept, capsys):
+    assert run_cli("cache", "clear") == 0
+    assert capsys.readouterr().out == "18.0 KiB freed\n"
+    assert kept.entries() == []
+    assert run_cli("cache", "clear", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {"freed": 0}
+
+
+def test_where_there_is_none(empty_home, capsys, monkeypatch):
+    monkeypatch.setenv(SIZE_VARIABLE, "0")
+    assert run_cli("cache", "list") == 0
+    assert capsys.readouterr().out == f"{empty_home / 'home' / 'load'}: 0 B in 0 entries, switched off\n"
