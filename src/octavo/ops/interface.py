@@ -153,9 +153,7 @@ class Ops(Protocol):
 
     # The device, its memory, and what lies there.
 
-    def open_device(
-        self, device: str, dtype: str, threads: int | None, quantized_compute: str = "int8"
-    ) -> Device:
+    def open_device(self, device: str, dtype: str, threads: int | None, quantized_compute: str = "int8") -> Device:
         """`device` "auto", "cpu", "cuda" or "cuda:N"; `dtype` a resolved one; `threads` None: all usable cores.
 
         `quantized_compute`: "int8" or "bf16", what products with quantized matrices compute in; see `Quantized`.
