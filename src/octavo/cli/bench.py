@@ -186,6 +186,7 @@ def _run_engine(args: argparse.Namespace, config: EngineConfig) -> None:
         report, runs = run_benchmark(engine, benchmark, interrupt, say)
     if args.both_computes:
         other = other_compute(used)
+        assert other is not None
         chosen = dataclasses.replace(config.model_config, quantized_compute=other)
         with opened(args, dataclasses.replace(config, model_config=chosen)) as engine, Interrupt() as interrupt:
             its_runs = run_benchmark(engine, benchmark, interrupt, say)[1]

@@ -43,8 +43,8 @@ class Quantized:
     With quantized_compute="bf16" a device takes each of these values rounded to bfloat16, and the matrix is like any
     other that holds bfloat16.
 
-    Else a product with such a matrix quantizes its input too: of each row, groups of `format.input_group_len` inputs become
-    code = round(x / scale), scale = max|x| / 127, ties to even. The codes' products are summed exactly, a group's sum
+    Else a product with such a matrix quantizes its input too: of each row, groups of `format.input_group_len` inputs
+    become code = round(x / scale), scale = max|x| / 127, ties to even. The codes' products are summed exactly, a group's sum
     is scaled in float32, and groups are added in float32.
     """
 

@@ -64,7 +64,7 @@ def other_compute(quantized_compute: str | None) -> str | None:
     return None if quantized_compute is None else "bf16" if quantized_compute == "int8" else "int8"
 
 
-def compare_computes(other: str | None, runs: list[WorkloadRun], its_runs: list[WorkloadRun]) -> dict[str, Any]:
+def compare_computes(other: str, runs: list[WorkloadRun], its_runs: list[WorkloadRun]) -> dict[str, Any]:
     """How fast the same workload was with the other `quantized_compute`: seconds are medians of runs."""
     seconds, its_seconds = (median(run.seconds for run in each) for each in (runs, its_runs))
     return {"quantized_compute": other, "seconds": its_seconds, "times_as_fast": seconds / its_seconds}

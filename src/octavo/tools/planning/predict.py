@@ -55,7 +55,9 @@ class _PredictionInputs:
 def predict(
     model: ModelFiles, config: EngineConfig, device: Device, memory: MemoryPlan, limits: Limits
 ) -> dict[str, Any]:
-    """The parts `limits`, `probe`, `other_compute`, `predictions` and `table` of a plan. Takes some 300 MB for a few seconds.
+    """The parts `limits`, `probe`, `other_compute`, `predictions` and `table` of a plan.
+
+    Takes some 300 MB for a few seconds.
 
     Of quantized weights each prediction has also what the other `quantized_compute` would make of it.
     """
