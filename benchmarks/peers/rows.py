@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks.peers.process import Peer
 
-OCTAVO = {
+OCTAVO: dict[str, dict[str, dict[str, object]]] = {
     "smollm2-135m": {
         "bf16": {"quantization": "none", "dtype": "bfloat16"},
         "int8": {"quantization": "int8", "dtype": "bfloat16"},
@@ -25,6 +25,9 @@ OCTAVO = {
     },
 }
 CLASSES = ("bf16", "int8", "int4")
+for _rows in OCTAVO.values():
+    for _row in CLASSES[1:]:  # computed in bfloat16, the weights alone quantized
+        _rows[f"{_row}-bf16"] = _rows[_row] | {"quantized_compute": "bf16"}
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,8 @@ def class_of(name: str) -> str:
     """The class of a row, Octavo's or another's."""
     engine, _, row = name.partition(":")
     if engine == "octavo":
-        return row if row in CLASSES else "bf16"
+        precision = row.partition("-")[0]
+        return precision if precision in CLASSES else "bf16"
     return ENGINES[engine].rows[row][0]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.peers.__main__ import chosen_before
+from benchmarks.peers.__main__ import against_best, chosen_before
 from benchmarks.peers.process import WORKERS, Peer
 from benchmarks.peers.rows import ALL_ROWS, ENGINES, OCTAVO, Common, open_octavo, open_peer
 
@@ -74,3 +74,11 @@ def test_a_choice_that_is_known_is_warmed_up_and_nothing_else_is_tried(tmp_path:
         assert set(peer.tune("W4", [JOBS, JOBS])["tried"]) == {"one", "two"}
     finally:
         peer.close()
+
+
+def test_every_row_of_octavo_is_held_against_the_best_of_its_class():
+    rates = {"octavo:int4": [2.0], "octavo:int4-bf16": [3.0], "llama.cpp:Q4_1": [1.0], "openvino:int4": [2.0]}
+    assert against_best("W2", rates, "int4") == "| W2 | int4 | openvino:int4 | 1.00 (1.00 to 1.00) |"
+    assert against_best("W2", rates, "int4-bf16") == "| W2 | int4-bf16 | openvino:int4 | 1.50 (1.50 to 1.50) |"
+    assert against_best("W2", rates, "int8") is None
+    assert OCTAVO["qwen2-0.5b"]["int4-bf16"]["quantized_compute"] == "bf16"
