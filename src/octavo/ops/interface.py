@@ -44,8 +44,8 @@ class Quantized:
     other that holds bfloat16.
 
     Else a product with such a matrix quantizes its input too: of each row, groups of `format.input_group_len` inputs
-    become code = round(x / scale), scale = max|x| / 127, ties to even. The codes' products are summed exactly, a group's sum
-    is scaled in float32, and groups are added in float32.
+    become code = round(x / scale), scale = max|x| / 127, ties to even. The codes' products are summed exactly, a
+    group's sum is scaled in float32, and groups are added in float32.
     """
 
     bits: int  # of a code, 8 at most; codes are signed, but those of fewer bits count from 0 where there are minimums
