@@ -228,7 +228,7 @@ def choose_precision(model: ModelFiles, config: EngineConfig, device: Device) ->
 
 
 def choose_quantized_compute(model: ModelFiles, config: EngineConfig, device: Device) -> str | None:
-    """What products with quantized weights compute in; None where there are none (then only the default may be asked)."""
+    """What products with quantized weights compute in; None where there are none, and only the default may be asked."""
     wanted = config.model_config.quantized_compute
     if choose_precision(model, config, device).quantization != "none":
         return wanted
