@@ -7,6 +7,7 @@ import time
 import pytest
 
 from octavo.load_cache import SIZE_VARIABLE, load_cache
+from octavo.tools.text import size_text
 from tests.support.command_line import run_cli
 
 
@@ -21,10 +22,18 @@ def kept(empty_home, monkeypatch):
     return cache
 
 
+def total_bytes(cache):
+    """Of the files, more than the 5,000 bytes that each entry is for."""
+    sizes = [path.stat().st_size for path in cache.directory.iterdir() if path.is_file()]
+    assert len(sizes) == 2
+    assert min(sizes) > 5000
+    return sum(sizes)
+
+
 def test_list(kept, capsys):
     assert run_cli("cache", "list") == 0
     head, *rows = capsys.readouterr().out.splitlines()
-    assert head == f"{kept.directory}: 18.0 KiB in 2 entries, at most 1.0 MiB"
+    assert head == f"{kept.directory}: {size_text(total_bytes(kept))} in 2 entries, at most 1.0 MiB"
     assert [row.split("-")[0] for row in rows] == ["tokenizer", "weights"]
     assert "3 minutes ago" in rows[0]
     assert "2 hours ago" in rows[1]
@@ -34,12 +43,14 @@ def test_list_as_json(kept, capsys):
     assert run_cli("cache", "list", "--json") == 0
     report = json.loads(capsys.readouterr().out)
     assert (report["directory"], report["max_bytes"]) == (str(kept.directory), 1 << 20)
-    assert [entry["bytes"] for entry in report["entries"]] == [9192, 9192]
+    assert [entry["bytes"] for entry in report["entries"]] == [entry.num_bytes for entry in kept.entries()]
+    assert sum(entry["bytes"] for entry in report["entries"]) == total_bytes(kept)
 
 
 def test_clear(kept, capsys):
+    total = total_bytes(kept)
     assert run_cli("cache", "clear") == 0
-    assert capsys.readouterr().out == "18.0 KiB freed\n"
+    assert capsys.readouterr().out == f"{size_text(total)} freed\n"
     assert kept.entries() == []
     assert run_cli("cache", "clear", "--json") == 0
     assert json.loads(capsys.readouterr().out) == {"freed": 0}

@@ -1,6 +1,7 @@
 """`octavo doctor`: for programs and for people."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def test_doctor_for_programs(empty_home: Path, capsys: pytest.CaptureFixture[str
 def test_doctor_for_people(empty_home: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["doctor"]) == 0
     out, err = capsys.readouterr()
-    lines = dict(line.split(maxsplit=1) for line in out.splitlines())
+    lines = dict(re.split(r"\s{2,}", line, maxsplit=1) for line in out.splitlines())
     assert err == ""
     assert lines["numpy"] == np.__version__
     assert lines["smollm2-135m"].startswith("not here yet")
