@@ -36,12 +36,12 @@ FMA = r"vfmadd\d+ps"
 LOOPS = (
     # A step of four products of 16 x 16 x 32 (or of two): as many loads, addresses, and what is asked for ahead.
     Loop("amx", "product_tiles", "tdpbf16ps", 8.5),
-    # A group of 32 or 64 inputs of 16 rows and columns: the tile's sums come back as 16 vectors, and are scaled; 4 bits are
-    # unpacked on the way. gcc 12 keeps an address or two on the stack.
+    # A group of 32 or 64 inputs of 16 rows and columns: the tile's sums come back as 16 vectors, and are scaled; 4 bits
+    # are unpacked on the way. gcc 12 keeps an address or two on the stack.
     Loop("amx", r"add_tile<\(octavo::Format\)[345]", "tdpbssd", 28.0, may_use_stack=True, only_tightest=True),
     Loop("amx", r"add_tile<\(octavo::Format\)2", "tdpbssd", 53.0, may_use_stack=True, only_tightest=True),
-    # Attention: scores of 64 keys, and sums of their values, with the softmax of a row between some; where a step is lies in
-    # memory.
+    # Attention: scores of 64 keys, and sums of their values, with the softmax of a row between some; where a step is
+    # lies in memory.
     Loop("amx", r"TileAttention<.*run|attend_tiles", "tdpbf16ps", 24.0, may_use_stack=True, only_tightest=True),
     # The limits themselves: nothing but products.
     Loop("amx", "spin_tiles", "tdp.*", 0.75),
