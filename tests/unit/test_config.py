@@ -29,6 +29,7 @@ NAN, INF = float("nan"), float("inf")
 # A sound value of each field, other than its default.
 OTHER: dict[str, Any] = {
     "model": "./other", "tokenizer": "./tok", "revision": "main", "dtype": "half", "quantization": "none",
+    "quantized_compute": "bf16",
     "max_model_len": 77, "compile": None, "load_format": "dummy", "seed": 5, "backend": "octavo", "device": "cuda:1",
     "threads": 3, "served_model_name": "name", "block_size": 32, "num_blocks": 9, "memory_fraction": 0.5,
     "kv_cache_memory": "2GiB", "kv_dtype": "int8", "enable_prefix_caching": False, "swap_space": None,
@@ -43,6 +44,7 @@ BAD: dict[str, list[Any]] = {
     "revision": [1.5],
     "dtype": ["int8", "BFLOAT16", "", 16, None],
     "quantization": ["INT8", "int5", "q4", 4, True],
+    "quantized_compute": ["bfloat16", "INT8", "", None, 8],
     "max_model_len": [0, -1, "100", 1.0, True, 2**31, 10**5000],
     "compile": [True, 1, "yes"],
     "load_format": ["pickle", "pt", None],

@@ -70,13 +70,13 @@ class TestOptions:
         pool.close()
 
 
-@pytest.mark.parametrize("content", ["x" * 500, "é🙂" * 250])
+@pytest.mark.parametrize("content", ["x" * 500, "é🙂" * 100])
 @pytest.mark.parametrize("operator", ["~", "+"])
 def test_a_prompt_gathered_in_a_namespace(content: str, operator: str) -> None:
     """1,000 messages, each of which copies all that was gathered before it, with + once for each operator."""
     source = "{% set ns = namespace(text='') %}{% for m in messages %}"
     source += "{% set ns.text = ns.text ~ '<|' ~ m.role ~ '|>' ~ m.content ~ '\n' %}{% endfor %}{{ ns.text }}"
-    with started(source.replace("~", operator), 1, cpu_seconds=0.4) as pool:  # there is room to spare
+    with started(source.replace("~", operator), 1) as pool:  # 0.02 to 0.2 s
         assert pool.render(says(content) * 1000) == f"<|user|>{content}\n" * 1000
 
 
