@@ -27,11 +27,10 @@ struct RowsOfBlock {
     OCTAVO_INLINE float number(int row, std::size_t field) const { return load_as<float>(header(row, field)); }
     OCTAVO_INLINE float scale(int row) const { return number(row, offsetof(GroupHeader, scale)); }
     OCTAVO_INLINE float shift(int row) const { return number(row, offsetof(GroupHeader, shift)); }
-    OCTAVO_INLINE std::int32_t sum(int row) const {
-        return load_as<std::int32_t>(header(row, offsetof(GroupHeader, sum)));
-    }
-    OCTAVO_INLINE std::int32_t sum_of_half(int row, int half) const {
-        return load_as<std::int32_t>(header(row, offsetof(GroupHeader, sums)) + std::size_t{4} * count * half);
+    // The sums of all rows' groups, or of one half of them; -1: whole ones.
+    OCTAVO_INLINE const char* sums_of(int half) const {
+        if (half < 0) return header(0, offsetof(GroupHeader, sum));
+        return header(0, offsetof(GroupHeader, sums) + 4 * static_cast<std::size_t>(half));
     }
 
     OCTAVO_INLINE void skip_groups(int num_groups, int group_len) {
@@ -177,8 +176,7 @@ struct Widened {
 // Where the rows and sums of one tile lie, and from which of the panel's columns on.
 struct CodesTile {
     RowsOfBlock rows;  // from the super-block's first group on
-    float* sums;  // of column `column`
-    std::int64_t stride;  // of their rows
+    float* sums;  // of column `column`; rows are kPanel apart
     int column;
     bool continues;
 };
@@ -261,27 +259,29 @@ inline __attribute__((noinline)) void codes_tile(const SuperBlock& block, const 
     const int num_groups = block.num_groups;
     if (!t.continues)
         for (int m = 0; m < MR; ++m)
-            for (int v = 0; v < NV; ++v) store(t.sums + m * t.stride + v * W, splat(0.0f));
+            for (int v = 0; v < NV; ++v) store(t.sums + m * kPanel + v * W, splat(0.0f));
     vf held[NV];
 #pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) held[v] = load(t.sums + v * W);
     const char* codes = block.codes + t.column * 4;
     for (int at = 0; at < num_groups; ++at, codes += Shape::kGroupBytes) {
         const int part = at % Shape::kParts;
+        const char* row_scales = t.rows.header(0, offsetof(GroupHeader, scale));
+        const char* row_shifts = t.rows.header(0, offsetof(GroupHeader, shift));
+        const char* row_sums = t.rows.sums_of(Shape::kParts == 1 ? -1 : part);
         vi sums[MR][NV] = {};
         add_group<kFormat>(codes, t.rows.codes + part * Shape::kGroup, sums);
 #pragma GCC unroll 8
         for (int m = 0; m < MR; ++m) {
 #pragma GCC unroll 4
             for (int v = 0; v < NV; ++v) {
-                vi exact = Shape::kBits == 4 ? total_of_nibbles(sums[m][v]) : sums[m][v];
-                if constexpr (kExcess > 0)
-                    exact -= splat_int(Shape::kParts == 1 ? t.rows.sum(m) : t.rows.sum_of_half(m, part)) * kExcess;
                 const vf scale = scales.at(at, t.column + v * W), min = kMins ? mins.at(at, t.column + v * W) : vf{};
-                float* out = t.sums + m * t.stride + v * W;
-                const vf shift = kMins ? splat(t.rows.shift(m)) : vf{};
-                const vf total = plus_scaled<kMins>(kHolds ? held[v] : load(out), exact, scale, min,
-                                                    splat(t.rows.scale(m)), shift);
+                float* out = t.sums + m * kPanel + v * W;
+                const vf shift = kMins ? splat(load_as<float>(row_shifts + m * 4)) : vf{};
+                vi exact = Shape::kBits == 4 ? total_of_nibbles(sums[m][v]) : sums[m][v];
+                if constexpr (kExcess > 0) exact -= splat_int(load_as<std::int32_t>(row_sums + m * 4)) * kExcess;
+                const vf row_scale = splat(load_as<float>(row_scales + m * 4));
+                const vf total = plus_scaled<kMins>(kHolds ? held[v] : load(out), exact, scale, min, row_scale, shift);
                 if constexpr (kHolds)
                     held[v] = total;
                 else
@@ -352,7 +352,7 @@ OCTAVO_INLINE RowsOfBlock rows_from(const ProductArgs& args, int row, int group)
 
 template <Format kFormat>
 OCTAVO_INLINE CodesTile tile_of(const ProductArgs& args, int row, int group) {
-    return {rows_from<kFormat>(args, row, group), args.scratch + row * args.stride, args.stride, 0, group > 0};
+    return {rows_from<kFormat>(args, row, group), args.scratch + std::int64_t{row} * kPanel, 0, group > 0};
 }
 
 template <Format kFormat>

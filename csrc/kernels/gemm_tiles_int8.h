@@ -90,10 +90,20 @@ struct CopiedScales {
     }
 };
 
-// Sums of a group begin at the bits of 1.5 * 2^23 and stay within 2^22 of it, so that, read as float32, they are that
-// number plus the sum, exactly: nothing is left to convert. (A tile that is loaded costs less than one that is zeroed: on
-// an Emerald Rapids a product right behind `tilezero` took 52 cycles, behind a load 16.)
+// A group's sums may begin at the bits of 1.5 * 2^23. They stay within 2^22 of it, so that, read as float32, they are
+// that number plus the sum, exactly: nothing is left to convert, and (kRaised + sum) * scale - kRaised * scale, rounded
+// once, has the bits of sum * scale, for the second product is exact.
 constexpr float kRaised = 12582912.0f;
+
+// plus_scaled of sums that were raised; `lowered`: scales * -kRaised.
+template <bool kMins>
+OCTAVO_INLINE vf plus_raised(vf total, vf sums, vf scales, vf lowered, vf mins, vf row_scale, vf row_shift) {
+    total = fma(fma(sums, scales, lowered), row_scale, total);
+    return kMins ? fma(mins, row_shift, total) : total;
+}
+
+// What every row of a tile of sums begins with. (A tile that is loaded costs less than one that is zeroed: on an Emerald
+// Rapids a product right behind `tilezero` took 52 cycles, behind a load 16.)
 alignas(64) constexpr float kRaisedLine[16] = {kRaised, kRaised, kRaised, kRaised, kRaised, kRaised, kRaised, kRaised,
                                                kRaised, kRaised, kRaised, kRaised, kRaised, kRaised, kRaised, kRaised};
 
@@ -138,15 +148,14 @@ inline __attribute__((noinline)) void add_tile(ReadyGroups<kFormat, kMins>& read
         if (group > 0 && group <= num_groups) tile_store<kBefore>(ring[kBefore], W * 4);
     };
     const auto take = [&](int group) __attribute__((always_inline)) {
-        const vf scales = load(ready.scales[group] + column), raised = scales * -kRaised;
+        const vf scales = load(ready.scales[group] + column), lowered = scales * -kRaised;
         const vf mins = kMins ? load(ready.mins[kMins ? group : 0] + column) : vf{};
         const float* own = row_scales.scales + group / Shape::kParts * row_scales.step;
         const float* exact = ring[group % kRing][0];
 #pragma GCC unroll 16
         for (int m = 0; m < kTileRows; ++m) {
-            // As plus_scaled: (kRaised + sum) * scale - kRaised * scale, rounded once.
-            totals[m] = fma(fma(load(exact + m * W), scales, raised), splat(own[m]), totals[m]);
-            if constexpr (kMins) totals[m] = fma(mins, splat(own[kTileRows + m]), totals[m]);
+            const vf row_shift = kMins ? splat(own[kTileRows + m]) : vf{};
+            totals[m] = plus_raised<kMins>(totals[m], load(exact + m * W), scales, lowered, mins, splat(own[m]), row_shift);
         }
     };
     if (sums.unpacks)
@@ -185,9 +194,21 @@ void add_tiles(const ProductArgs& args, ReadyGroups<kFormat, kMins>& ready, cons
     }
 }
 
+// Of so few rows the sums are copied to where they go.
+template <Format kFormat>
+OCTAVO_INLINE void few_codes(const ProductArgs& args) {
+    if (args.stride == kPanel) return product_codes<kFormat>(args);
+    alignas(64) float sums[kFewRows][kPanel];
+    ProductArgs own = args;
+    own.scratch = sums[0];
+    product_codes<kFormat>(own);
+    for (int row = 0; row < args.num_rows; ++row)
+        for (int v = 0; v < kPanel; v += W) store(args.scratch + row * args.stride + v, load(sums[row] + v));
+}
+
 template <Format kFormat>
 void product_codes_tiles(const ProductArgs& args) {
-    if (args.num_rows < kFewRows) return product_codes<kFormat>(args);
+    if (args.num_rows < kFewRows) return few_codes<kFormat>(args);
     const int tiles = (args.num_rows + kTileRows - 1) / kTileRows * (kPanel / W);
     const std::int64_t all_groups = std::int64_t{tiles} * (args.padded_in / GroupShape<kFormat>::kGroup);
     const int lines = static_cast<int>((args.ahead_bytes / 64 + all_groups - 1) / all_groups);
