@@ -15,6 +15,8 @@ from tests.support.native_cache import ROOT, cached_build
 HERE = {"PYTHONSAFEPATH": ""}
 WIDE = ("amx", "avx512_bf16", "avx512_vnni", "avx512", "avx2_vnni")
 
+NAMES = ("kernels", "attention", "attention_tiles", "quantized", "widened", "sampling")  # of files of tests
+
 # Every kernel, on a few odd shapes.
 PRODUCTS = "test_swiglu or (test_linear and (31-1025 or 7-31 or 129-513))"
 SHORT = (
@@ -57,7 +59,8 @@ def stand_ins() -> Path:
 def test_wide_kernels(stand_ins):
     """AMX has all of AVX-512's kernels but those for bfloat16."""
     amx = f"amx and ({SHORT} or (any_batch and (linear or swiglu or logits)))"
-    check(stand_ins, "tests/unit/ops/cpu/test_kernels.py", "-k", f"({amx}) or (avx512 and not vnni and ({PRODUCTS}))")
+    files = ["tests/unit/ops/cpu/test_kernels.py", "tests/unit/ops/cpu/test_attention.py"]
+    check(stand_ins, *files, "-k", f"({amx}) or (avx512 and not vnni and ({PRODUCTS}))")
     check(stand_ins, "tests/unit/ops/cpu/test_int8_kv.py", "-k", "amx")
     # Stand-ins make the very bits of attention on tiles.
     check(stand_ins, "tests/unit/ops/cpu/test_attention_tiles.py", "-k", "bits_of_tiles or (amx and (qwen2 or blocks))")
@@ -75,6 +78,10 @@ def test_wide_quantized_products(stand_ins):
     )
 
 
+def test_wide_quantized_products_in_bfloat16(stand_ins):
+    check(stand_ins, "tests/unit/ops/cpu/test_widened.py", "-k", "amx or avx512_bf16")
+
+
 def test_wide_sampling(stand_ins):
     check(
         stand_ins, "tests/unit/ops/cpu/test_sampling.py", "-k", "avx512 and not bf16 and not vnni and not distribution"
@@ -85,7 +92,7 @@ def test_wide_sampling(stand_ins):
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("isa", WIDE)
 def test_all_of_the_wide_kernels(stand_ins, isa):
-    files = [f"tests/unit/ops/cpu/test_{name}.py" for name in ("kernels", "quantized", "sampling")]
+    files = [f"tests/unit/ops/cpu/test_{name}.py" for name in NAMES]
     check(stand_ins, *files, "-k", f"-{isa}- or [{isa}")
 
 
@@ -122,6 +129,8 @@ def test_sanitizers_find_nothing(sanitized):
     """The portable variant's loops are the same ones, in slower instructions: some of its tests suffice."""
     chosen = {
         "kernels": f"({SHORT}) and (avx2 or 7-31)",
+        "attention": "mixed and (blocks or group) and avx2",
+        "widened": "avx2",
         "quantized": "31-1025 or 33-512 or parts or bad",
         "int8_kv": "avx2",
         "sampling": "Company or Border or Top or Statuses",

@@ -9,11 +9,12 @@ import hashlib
 import numpy as np
 import pytest
 
-from octavo.ops import cpu, reference
+from octavo.ops import cpu
 from octavo.ops.cpu.device import isa_names
 from octavo.ops.interface import AttentionShape, Device, KVShape, RowSpans
 from tests.support.cpu_devices import device_on, poisoned, write_kv
-from tests.unit.ops.cpu.test_kernels import Attended, assert_within, same_bits
+from tests.unit.ops.cpu.test_attention import Attended
+from tests.unit.ops.cpu.test_kernels import assert_within, same_bits
 
 KV_DTYPES = ("float32", "bfloat16", "int8")
 # heads, KV heads, head_dim, block size, window, soft cap
@@ -29,11 +30,6 @@ SIZES = {
 RUNS = [(200, 1), (131, 2), (70, 5), (129, 13), (96, 31), (64, 64)]
 
 
-@pytest.fixture(params=isa_names())
-def isa(request) -> str:
-    return request.param
-
-
 @pytest.fixture(params=KV_DTYPES)
 def kv_dtype(request) -> str:
     return request.param
@@ -42,11 +38,6 @@ def kv_dtype(request) -> str:
 @pytest.fixture
 def device(isa, kv_dtype) -> Device:
     return device_on(isa, "bfloat16" if kv_dtype == "bfloat16" else "float32")
-
-
-@pytest.fixture(scope="module")
-def oracle() -> Device:
-    return reference.open_device("cpu", "float32", 1)
 
 
 @pytest.mark.parametrize("sizes", SIZES)

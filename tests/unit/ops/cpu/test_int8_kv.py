@@ -13,7 +13,8 @@ from octavo.ops import cpu, reference
 from octavo.ops.cpu.device import isa_names
 from octavo.ops.interface import AttentionShape, Device, KVShape
 from tests.support.cpu_devices import codes_and_scales, device_on, normal, poisoned, quantized, spans_over
-from tests.unit.ops.cpu.test_kernels import ATTENTION, SPANS, Attended, assert_within, same_bits
+from tests.unit.ops.cpu.test_attention import ATTENTION, SPANS, Attended
+from tests.unit.ops.cpu.test_kernels import assert_within, same_bits
 
 SHAPES = [(1, 2, 1), (1, 6, 4), (2, 16, 3), (3, 34, 16), (3, 64, 16), (1, 80, 5), (2, 128, 32)]
 

@@ -32,11 +32,6 @@ def device(request) -> Device:
     return device_on(request.param, "bfloat16")
 
 
-@pytest.fixture(scope="module")
-def oracle() -> Device:
-    return reference.open_device("cpu", "float32", 1)
-
-
 def products(ops, device: Device, weight: list[Quantized], x: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
     rows = sum(map(len, weight))
     packed = ops.pack_linear(device, (rows, x.shape[1]), iter(weight), bias)
