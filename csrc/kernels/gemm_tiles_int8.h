@@ -12,11 +12,17 @@ namespace {
 
 static_assert(kCodeBlockRows == kTileRows && W == 16, "a tile is a block of rows by a vector of columns");
 
-constexpr int kFewRows = 8;  // less than so many fill too little of a tile
+// Less than so many rows are served faster without tiles: of 4 bits more, which tiles need unpacked.
+constexpr int few_rows(int bits) { return bits < 8 ? 8 : 3; }
 constexpr int kRunInputs = 1024;  // that are made ready at a time
 // Groups on the way: a product takes its time, and what a tile has stored cannot be read at once.
 constexpr int kRing = 4;
 constexpr int kUnpackedAhead = 8;  // and what vectors have stored a tile cannot load at once
+
+// A group's sums may begin at the bits of 1.5 * 2^23. They stay within 2^22 of it, so that, read as float32, they are
+// that number plus the sum, exactly: nothing is left to convert, and (kRaised + sum) * scale - kRaised * scale, rounded
+// once, has the bits of sum * scale, for the second product is exact.
+constexpr float kRaised = 12582912.0f;
 
 // Some groups of a panel, ready for tiles.
 template <Format kFormat, bool kMins>
@@ -28,9 +34,16 @@ struct ReadyGroups {
 
     alignas(64) float scales[kMost][kPanel], mins[kMins ? kMost : 1][kPanel];
     alignas(64) std::int8_t bytes[kUnpacks ? kMost : 1][Shape::kGroup * kPanel];
+    alignas(64) float ring[kRing][kTileRows][W];  // sums as tiles have stored them
     const char* codes[kMost];  // as they lie
     int num_groups = 0;
     int first_group = 0;  // of the rows' inputs
+
+    // Rows that no tile stores are taken up too. Whatever stood there could be numbers that the processor is slow with.
+    explicit ReadyGroups(int num_rows) {
+        for (int slot = 0; slot < kRing; ++slot)
+            for (int m = num_rows; m < kTileRows; ++m) store(ring[slot][m], splat(kRaised));
+    }
 
     template <class Source>
     void add(const SuperBlock& block, const Source& stored, const Source& stored_mins) {
@@ -72,7 +85,8 @@ struct RowScales {
 };
 
 // A whole block's as they lie. Of fewer rows copies, with zeros for those that a tile has none of: whatever else stood
-// there could be numbers that the processor is slow with.
+// there could be numbers that the processor is slow with. (What is read beyond a group's are numbers of the rows after
+// it, for which there is always room.)
 template <int kMostGroups>
 struct CopiedScales {
     alignas(64) float copies[kMostGroups][2][kTileRows];
@@ -80,20 +94,15 @@ struct CopiedScales {
     RowScales of(const RowsOfBlock& rows, int num_groups, int group_len) {
         if (rows.count == kTileRows)
             return {reinterpret_cast<const float*>(rows.headers), kTileRows * static_cast<int>(sizeof(GroupHeader) / 4)};
+        const vi is_row = lane_numbers() < rows.count;
         RowsOfBlock at = rows;
-        for (int group = 0; group < num_groups; ++group, at.skip_groups(1, group_len))
-            for (int m = 0; m < kTileRows; ++m) {
-                copies[group][0][m] = m < rows.count ? at.scale(m) : 0.0f;
-                copies[group][1][m] = m < rows.count ? at.shift(m) : 0.0f;
-            }
+        for (int group = 0; group < num_groups; ++group, at.skip_groups(1, group_len)) {
+            store(copies[group][0], (vf)(load_as<vi>(at.header(0, offsetof(GroupHeader, scale))) & is_row));
+            store(copies[group][1], (vf)(load_as<vi>(at.header(0, offsetof(GroupHeader, shift))) & is_row));
+        }
         return {copies[0][0], 2 * kTileRows};
     }
 };
-
-// A group's sums may begin at the bits of 1.5 * 2^23. They stay within 2^22 of it, so that, read as float32, they are
-// that number plus the sum, exactly: nothing is left to convert, and (kRaised + sum) * scale - kRaised * scale, rounded
-// once, has the bits of sum * scale, for the second product is exact.
-constexpr float kRaised = 12582912.0f;
 
 // plus_scaled of sums that were raised; `lowered`: scales * -kRaised.
 template <bool kMins>
@@ -127,7 +136,7 @@ template <Format kFormat, bool kMins>
 inline __attribute__((noinline)) void add_tile(ReadyGroups<kFormat, kMins>& ready, int column, const RowsOfBlock& rows,
                                                RowScales row_scales, SumsOfTile sums) {
     using Shape = GroupShape<kFormat>;
-    alignas(64) float ring[kRing][kTileRows][W];
+    auto& ring = ready.ring;
     vf totals[kTileRows];
 #pragma GCC unroll 16
     for (int m = 0; m < kTileRows; ++m)
@@ -198,7 +207,7 @@ void add_tiles(const ProductArgs& args, ReadyGroups<kFormat, kMins>& ready, cons
 template <Format kFormat>
 OCTAVO_INLINE void few_codes(const ProductArgs& args) {
     if (args.stride == kPanel) return product_codes<kFormat>(args);
-    alignas(64) float sums[kFewRows][kPanel];
+    alignas(64) float sums[few_rows(GroupShape<kFormat>::kBits)][kPanel];
     ProductArgs own = args;
     own.scratch = sums[0];
     product_codes<kFormat>(own);
@@ -208,14 +217,14 @@ OCTAVO_INLINE void few_codes(const ProductArgs& args) {
 
 template <Format kFormat>
 void product_codes_tiles(const ProductArgs& args) {
-    if (args.num_rows < kFewRows) return few_codes<kFormat>(args);
+    if (args.num_rows < few_rows(GroupShape<kFormat>::kBits)) return few_codes<kFormat>(args);
     const int tiles = (args.num_rows + kTileRows - 1) / kTileRows * (kPanel / W);
     const std::int64_t all_groups = std::int64_t{tiles} * (args.padded_in / GroupShape<kFormat>::kGroup);
     const int lines = static_cast<int>((args.ahead_bytes / 64 + all_groups - 1) / all_groups);
     const char* ahead = args.ahead;
     with_flags<kFormat>(args.panel.kind, [&](auto has_mins, auto has_sub_scales) {
         constexpr bool kMins = decltype(has_mins)::value, kSubScales = decltype(has_sub_scales)::value;
-        ReadyGroups<kFormat, kMins> ready;
+        ReadyGroups<kFormat, kMins> ready(args.num_rows);
         const auto add_ready = [&] {
             add_tiles(args, ready, ahead, lines);
             ahead += std::int64_t{64} * lines * tiles * ready.num_groups;

@@ -27,7 +27,7 @@ from octavo.params import SamplingParams
 from octavo.weights.bf16 import to_bf16
 from octavo.weights.quantization import LAYOUTS
 
-_ROWS = (1, 4, 16, 64, 256, 512)
+_ROWS = (1, 4, 8, 16, 64, 256, 512)
 _FEW_ROWS = 16  # up to here a product is bound by the weights' way from memory
 _WARM_BYTES = 8 << 20  # of weights, for products of more rows than that
 _RUN_BYTES = 64 << 20  # that one run of a kernel bound by memory goes through: some milliseconds
