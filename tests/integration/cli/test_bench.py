@@ -126,6 +126,12 @@ def test_kernels_of_a_model_that_is_a_configuration_only(tiny_model, tmp_path, c
     assert set(report["limits"]["operations_per_second"]) >= {"int4_32", "int8_64", "bfloat16"}
     for case in report["kernels"]:
         assert case["best"]["seconds"] <= case["median"]["seconds"]
+    widened = ("--quantization", "int4", "--quantized-compute", "bf16")
+    assert bench("kernels", tmp_path, "--load-format", "dummy", *widened, *words) == 0
+    cases = json.loads(capsys.readouterr().out)["kernels"]
+    assert {case["format"] for case in cases if case["shape"].endswith("int4")} == {"bfloat16"}
+    assert bench("kernels", tmp_path, "--load-format", "dummy", *widened[2:], *words) == 2
+    assert "no weights are quantized here" in capsys.readouterr().err
     assert bench("kernels", tmp_path, "--load-format", "gguf", *words) == 2
     assert "safetensors weights" in capsys.readouterr().err
 

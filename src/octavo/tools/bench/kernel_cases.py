@@ -50,6 +50,7 @@ class KernelSetup:
     block_size: int
     working_set: int
     formats: Mapping[str, str] = field(default_factory=dict)
+    quantized_compute: str = "int8"  # the device's
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +135,7 @@ def _product_cases(setup: KernelSetup, product: _Product) -> list[KernelCase]:
                 num_bytes=size * one,
                 num_operations=2 * size * product.num_out * product.num_in * rows,
                 from_memory=rows <= _FEW_ROWS,
-                format=packed_name(format),
+                format=packed_name("bfloat16" if not is_float and setup.quantized_compute == "bf16" else format),
                 runs=tuple(_products_of(device, product, part, rows) for part in parts),
             )
         )

@@ -15,7 +15,7 @@ from typing import Any
 
 from octavo import hub
 from octavo.config import EngineConfig
-from octavo.engine.build import choose_dtype, choose_kv_dtype, choose_precision
+from octavo.engine.build import choose_dtype, choose_kv_dtype, choose_precision, choose_quantized_compute
 from octavo.models.families import parts_of
 from octavo.models.load import ModelFiles, check_load_format, format_of, read_model
 from octavo.models.tensor_sources import Precision
@@ -48,10 +48,11 @@ def measure_kernels(
     model = config.model_config
     files = read_model(hub.resolve(model.model, model.revision, progress=note is not None, weights=False))
     check_load_format(files, model.load_format)
-    device = cpu.open_device("cpu", choose_dtype(files.arch, config), model.threads)
+    device = cpu.open_device("cpu", choose_dtype(files.arch, config), model.threads, model.quantized_compute)
     kv_dtype = choose_kv_dtype(config, device)
+    compute = choose_quantized_compute(files, config, device) or "int8"
     formats = formats_of(files, choose_precision(files, config, device))
-    setup = KernelSetup(files.arch, device, kv_dtype, config.cache_config.block_size, working_set, formats)
+    setup = KernelSetup(files.arch, device, kv_dtype, config.cache_config.block_size, working_set, formats, compute)
     measured = []
     for cases in case_groups(setup):
         measured += measure_group(context_of(device), cases, runs)
