@@ -77,6 +77,7 @@ PanelView ready_panel(const Kernels& kernels, const Matrix& matrix, int index, s
 }  // namespace
 
 void run_linear(ExecutionContext& context, const Matrix& matrix, const LinearInput& input, const LinearOutput& output) {
+    if (input.num_rows == 0) return;
     const Kernels& kernels = *context.kernels;
     const std::int64_t row_bytes = packed_row_bytes(kernels, matrix);
     pack_input(context, matrix, input, row_bytes);

@@ -362,7 +362,8 @@ void finish(const float* state, int num_queries, int group, int head_dim, float*
     for (int i = 0; i < count; ++i) {
         float* to = out + i / group * stride + std::int64_t{i % group} * head_dim;
         const float* values = states.values + std::int64_t{i} * states.width;
-        for (int d = 0; d < head_dim; ++d) to[d] = values[d] / states.total[i];
+        // A zero's sign could tell how the run was cut: what a query does not see adds +0.
+        for (int d = 0; d < head_dim; ++d) to[d] = values[d] / states.total[i] + 0.0f;
     }
 }
 

@@ -15,7 +15,7 @@
 
 namespace {
 
-// 2^x for weights, which are rounded to bfloat16: relative error 9e-5 = 2^-13.5. Exactly 1 at 0; 0 for minus infinity.
+// 2^x for weights, which are rounded to bfloat16: relative error 9e-5 = 2^-13.5. Exactly 1 at 0; 0 below -126.
 OCTAVO_INLINE vf rough_exp2(vf x) {
     const vf r = fraction(x);
     vf p = splat(0.07706713676452637f);
@@ -404,6 +404,7 @@ struct TileAttention {
         std::memset(room.ends, 0, sizeof(std::uint16_t) * 2 * kTileInputs);
         std::memset(room.zeros, 0, sizeof(std::uint16_t) * dims);
         std::memset(room.peaks, 0, sizeof(float) * 16 * W);
+        std::memset(room.scales, 0, sizeof(float) * (2 * kSpanKeys + W));
         if (copies_keys()) std::memset(room.keys, 0, sizeof(std::uint32_t) * dims / 2 * kKeyColumns);
     }
 

@@ -38,10 +38,13 @@ OCTAVO_INLINE void pack_row_tiles(const PackArgs& args, const float* x, TileInpu
     int i = 0;
     for (; i + kTileInputs <= args.num_in; i += kTileInputs, to += tiles.step)
         pack_inputs<kNormed>(x + i, scale, args.norm + i, to);
-    if (i == args.padded_in) return;
-    float left[kTileInputs] = {}, norms[kTileInputs] = {};
-    for (int at = 0; i + at < args.num_in; ++at) left[at] = x[i + at], norms[at] = kNormed ? args.norm[i + at] : 0.0f;
-    pack_inputs<kNormed>(left, scale, norms, to);
+    // All of the padding: what stood there may be infinite, and its weights are only 0.
+    for (; i < args.padded_in; i += kTileInputs, to += tiles.step) {
+        float left[kTileInputs] = {}, norms[kTileInputs] = {};
+        for (int at = 0; at < kTileInputs && i + at < args.num_in; ++at)
+            left[at] = x[i + at], norms[at] = kNormed ? args.norm[i + at] : 0.0f;
+        pack_inputs<kNormed>(left, scale, norms, to);
+    }
 }
 
 void pack_rows_tiles(const PackArgs& args, int first_row, int num_rows) {

@@ -46,11 +46,10 @@ OCTAVO_INLINE void norm_and_rotate(float* x, const float* norm, const RopeArgs& 
     }
 }
 
-// The scale of a row's codes, from -127 to 127: its largest magnitude over 127. NaN where a number is not finite, so
-// that what is made of the row is NaN as well.
-OCTAVO_INLINE float scale_of(const float* x, int n) {
-    constexpr std::int32_t kMagnitude = 0x7fffffff, kInfinity = 0x7f800000;
-    vi largest = {};  // magnitudes compare as their bits do, and NaN is above infinity
+// The bits of a row's largest magnitude: magnitudes compare as their bits do, and NaN is above infinity.
+OCTAVO_INLINE std::int32_t largest_bits(const float* x, int n) {
+    constexpr std::int32_t kMagnitude = 0x7fffffff;
+    vi largest = {};
     int i = 0;
     for (; i + W <= n; i += W) {
         const vi bits = (vi)load(x + i) & kMagnitude;
@@ -62,10 +61,23 @@ OCTAVO_INLINE float scale_of(const float* x, int n) {
         std::memcpy(&bits, x + i, sizeof bits);
         most = (bits & kMagnitude) > most ? bits & kMagnitude : most;
     }
-    if (most >= kInfinity) return __builtin_nanf("");
+    return most;
+}
+
+// The scale of a row's codes, from -127 to 127: its largest magnitude over 127. NaN where a number is not finite, so
+// that what is made of the row is NaN as well.
+OCTAVO_INLINE float scale_of(const float* x, int n) {
+    const std::int32_t most = largest_bits(x, n);
+    if (most >= 0x7f800000) return __builtin_nanf("");
     float magnitude;
     std::memcpy(&magnitude, &most, sizeof most);
     return magnitude / 127.0f;
+}
+
+// Whether the cache would hold a number of the row that is not finite: bfloat16 rounds the largest ones to infinity.
+template <class T>
+OCTAVO_INLINE bool overflows(const float* x, int n) {
+    return largest_bits(x, n) >= (sizeof(T) == 2 ? 0x7f7f8000 : 0x7f800000);
 }
 
 // x / scale to the nearest integers, ties to even; 0 where the scale is 0 or NaN.
@@ -130,6 +142,17 @@ OCTAVO_INLINE void write_row(const KVView& kv, T* to, const float* x, float scal
     }
 }
 
+// A value that is not finite would reach those too who do not see it, for whom its weight is 0. So it is 0, and the key
+// is NaN, which spoils the scores of those who see it.
+template <class T>
+inline __attribute__((noinline)) void write_lost(const KVView& kv, T* keys, std::int64_t place) {
+    constexpr int kUnit = KeyPlace<T>::kUnit;
+    T nan[W];
+    put(nan, splat(__builtin_nanf("")), 1.0f);
+    for (int d = 0; d < kv.head_dim; ++d) keys[(d / kUnit * kv.block_size + place) * kUnit + d % kUnit] = nan[0];
+    std::memset(values_at(kv, keys) + place * kv.head_dim, 0, sizeof(T) * static_cast<std::size_t>(kv.head_dim));
+}
+
 template <class T>
 OCTAVO_INLINE void write_kv(const KVView& kv, const RopeArgs& args, const float* k, const float* v, int head) {
     const std::int64_t block = args.slot / kv.block_size, place = args.slot % kv.block_size;
@@ -140,6 +163,8 @@ OCTAVO_INLINE void write_kv(const KVView& kv, const RopeArgs& args, const float*
         scales[place] = key_scale = scale_of(k, kv.head_dim);
         scales[kv.block_size + place] = value_scale = scale_of(v, kv.head_dim);
     }
+    if constexpr (!kScaled<T>)
+        if (overflows<T>(v, kv.head_dim)) return write_lost<T>(kv, keys, place);
     write_row<true>(kv, keys + place * KeyPlace<T>::kUnit, k, key_scale);
     write_row<false>(kv, values_at(kv, keys) + place * kv.head_dim, v, value_scale);
 }

@@ -10,8 +10,11 @@ namespace {
 // x - floor(x), rounded down; 0 for an infinity.
 OCTAVO_INLINE vf fraction(vf x) { return (vf)_mm512_reduce_ps((__m512)x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
 
-// p * 2^floor(x), rounded once; 0 where x is minus infinity.
-OCTAVO_INLINE vf times_power(vf p, vf x) { return (vf)_mm512_scalef_ps((__m512)p, (__m512)x); }
+// p * 2^floor(x), rounded once; 0 where x is below -126. (A denormal result takes the processor some 170 cycles.)
+OCTAVO_INLINE vf times_power(vf p, vf x) {
+    const __mmask16 counts = _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-126.0f), _CMP_NLT_UQ);
+    return (vf)_mm512_maskz_scalef_ps(counts, (__m512)p, (__m512)x);
+}
 
 // Lane i: the largest number of row i, of [16][16]. A row with a NaN among them has any of its numbers.
 OCTAVO_INLINE vf max_of_rows(const float* rows) {

@@ -23,7 +23,7 @@ OCTAVO_INLINE vf times_power(vf p, vf x) {
     for (int i = 0; i < W; ++i) {
         const float whole = __builtin_floorf(x[i]);
         const int power = whole > 300.0f ? 300 : whole < -300.0f ? -300 : static_cast<int>(whole);
-        p[i] = __builtin_isnan(x[i]) ? x[i] : __builtin_scalbnf(p[i], power);
+        p[i] = __builtin_isnan(x[i]) ? x[i] : x[i] < -126.0f ? 0.0f : __builtin_scalbnf(p[i], power);
     }
     return p;
 }

@@ -93,6 +93,20 @@ def test_attention(device, oracle, spans, case):
         assert_within(attended.run(device), attended.expected(oracle), attended.bound(oracle))
 
 
+@pytest.mark.parametrize("kv_dtype", ["float32", "bfloat16"])
+def test_sums_that_come_to_nothing_have_the_same_sign_in_any_chunk(device, kv_dtype):
+    """Weights times values so small that products vanish: -0 alone, and with +0 of an unseen key +0."""
+    attended = Attended(device, kv_dtype, [(40, 40)], ATTENTION["smollm2"])
+    size = (attended.kv_shape.num_blocks, attended.kv_shape.block_size, 3, 64)
+    small = np.float32(1e-42 if kv_dtype == "float32" else 1e-38) * attended.values
+    write_kv(attended.kv, 4 * attended.keys.reshape(size), small.reshape(size))
+    whole, rows = attended.run(device), attended.rows
+    for index in range(40):
+        ends = np.array([0, 1], np.int32), np.array([index + 1], np.int32)
+        one = RowSpans(rows.slots[index : index + 1], *ends, rows.block_table)
+        assert same_bits(attended.run(device, one, attended.q[index : index + 1]), whole[index : index + 1])
+
+
 # Tokens of the prompt: segments of 1,024 keys begin in the middle of a block, too.
 CHUNKED = {
     "smollm2": 1100, "group of 5, dim 24": 2100, "blocks of 3, window 9": 1100, "window 1": 100,

@@ -49,6 +49,18 @@ def test_products_have_the_bits_of_widened_weights(devices, kind, shape):
         assert same_bits(found, expected), count
 
 
+@pytest.mark.parametrize("num_in", [65, 97, 200])
+def test_a_product_leaves_nothing_to_the_next(devices, num_in):
+    """Packed inputs are padded to 64; what stood there may be NaN, which a weight of 0 does not silence."""
+    for device in devices:
+        weight = cpu.pack_linear(device, (40, num_in), iter([random_rows("int8", 1, 40, num_in)]), None)
+        x = cpu.upload(device, normal(2, 3, num_in))
+        clean = cpu.download(cpu.linear(x, weight))
+        assert np.isfinite(clean).all()
+        cpu.linear(cpu.upload(device, np.full((40, num_in), np.nan, np.float32)), weight)
+        assert same_bits(cpu.download(cpu.linear(x, weight)), clean)
+
+
 @pytest.mark.parametrize("names", [("Q4_K", "Q4_K", "Q6_K"), ("Q5_1", "Q8_0"), ("Q4_1", "Q4_0", "Q8_0")])
 def test_parts_of_several_kinds(devices, names):
     parts, x = [random_rows(name, i, 40 + i, 512) for i, name in enumerate(names)], normal(2, 21, 512)
