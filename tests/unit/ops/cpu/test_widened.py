@@ -57,7 +57,8 @@ def test_a_product_leaves_nothing_to_the_next(devices, num_in):
         x = cpu.upload(device, normal(2, 3, num_in))
         clean = cpu.download(cpu.linear(x, weight))
         assert np.isfinite(clean).all()
-        cpu.linear(cpu.upload(device, np.full((40, num_in), np.nan, np.float32)), weight)
+        sick = cpu.linear(cpu.upload(device, np.full((40, num_in), np.nan, np.float32)), weight)
+        assert np.isnan(cpu.download(sick)).all()
         assert same_bits(cpu.download(cpu.linear(x, weight)), clean)
 
 
