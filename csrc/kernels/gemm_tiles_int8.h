@@ -19,11 +19,6 @@ constexpr int kRunInputs = 1024;  // that are made ready at a time
 constexpr int kRing = 4;
 constexpr int kUnpackedAhead = 8;  // and what vectors have stored a tile cannot load at once
 
-// A group's sums may begin at the bits of 1.5 * 2^23. They stay within 2^22 of it, so that, read as float32, they are
-// that number plus the sum, exactly: nothing is left to convert, and (kRaised + sum) * scale - kRaised * scale, rounded
-// once, has the bits of sum * scale, for the second product is exact.
-constexpr float kRaised = 12582912.0f;
-
 // Some groups of a panel, ready for tiles.
 template <Format kFormat, bool kMins>
 struct ReadyGroups {
@@ -34,16 +29,9 @@ struct ReadyGroups {
 
     alignas(64) float scales[kMost][kPanel], mins[kMins ? kMost : 1][kPanel];
     alignas(64) std::int8_t bytes[kUnpacks ? kMost : 1][Shape::kGroup * kPanel];
-    alignas(64) float ring[kRing][kTileRows][W];  // sums as tiles have stored them
     const char* codes[kMost];  // as they lie
     int num_groups = 0;
     int first_group = 0;  // of the rows' inputs
-
-    // Rows that no tile stores are taken up too. Whatever stood there could be numbers that the processor is slow with.
-    explicit ReadyGroups(int num_rows) {
-        for (int slot = 0; slot < kRing; ++slot)
-            for (int m = num_rows; m < kTileRows; ++m) store(ring[slot][m], splat(kRaised));
-    }
 
     template <class Source>
     void add(const SuperBlock& block, const Source& stored, const Source& stored_mins) {
@@ -104,6 +92,11 @@ struct CopiedScales {
     }
 };
 
+// A group's sums may begin at the bits of 1.5 * 2^23. They stay within 2^22 of it, so that, read as float32, they are
+// that number plus the sum, exactly: nothing is left to convert, and (kRaised + sum) * scale - kRaised * scale, rounded
+// once, has the bits of sum * scale, for the second product is exact.
+constexpr float kRaised = 12582912.0f;
+
 // plus_scaled of sums that were raised; `lowered`: scales * -kRaised.
 template <bool kMins>
 OCTAVO_INLINE vf plus_raised(vf total, vf sums, vf scales, vf lowered, vf mins, vf row_scale, vf row_shift) {
@@ -136,7 +129,10 @@ template <Format kFormat, bool kMins>
 inline __attribute__((noinline)) void add_tile(ReadyGroups<kFormat, kMins>& ready, int column, const RowsOfBlock& rows,
                                                RowScales row_scales, SumsOfTile sums) {
     using Shape = GroupShape<kFormat>;
-    auto& ring = ready.ring;
+    alignas(64) float ring[kRing][kTileRows][W];
+    // Rows that no tile stores are taken up too. Whatever stood there could be numbers that the processor is slow with.
+    for (int m = rows.count; m < kTileRows; ++m)
+        for (int slot = 0; slot < kRing; ++slot) store(ring[slot][m], splat(kRaised));
     vf totals[kTileRows];
 #pragma GCC unroll 16
     for (int m = 0; m < kTileRows; ++m)
@@ -224,7 +220,7 @@ void product_codes_tiles(const ProductArgs& args) {
     const char* ahead = args.ahead;
     with_flags<kFormat>(args.panel.kind, [&](auto has_mins, auto has_sub_scales) {
         constexpr bool kMins = decltype(has_mins)::value, kSubScales = decltype(has_sub_scales)::value;
-        ReadyGroups<kFormat, kMins> ready(args.num_rows);
+        ReadyGroups<kFormat, kMins> ready;
         const auto add_ready = [&] {
             add_tiles(args, ready, ahead, lines);
             ahead += std::int64_t{64} * lines * tiles * ready.num_groups;
