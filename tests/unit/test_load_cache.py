@@ -11,6 +11,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -329,6 +330,15 @@ def test_a_disk_that_stays_full_costs_no_entry(cache: LoadCache, monkeypatch):
     monkeypatch.setattr(module, "_LEFT_FREE", 1 << 62)
     assert not cache.write("weights", {}, ABOUT, b"", [bytes(9000)])
     assert read_back(cache) is not None
+
+
+def test_a_disk_is_asked_for_what_is_left_once_others_are_gone(cache: LoadCache, monkeypatch):
+    cache.write("weights", KEY, ABOUT, b"", [bytes(9000)])
+    free = SimpleNamespace(f_bavail=module._LEFT_FREE + 1000, f_frsize=1)
+    monkeypatch.setattr(module.os, "fstatvfs", lambda _descriptor: free)
+    assert not cache.write("weights", {}, ABOUT, b"", [bytes(9000)])
+    cache.max_bytes = 20_000
+    assert cache.write("weights", {}, ABOUT, b"", [bytes(9000)])
 
 
 def test_what_would_be_taken(cache: LoadCache, monkeypatch):

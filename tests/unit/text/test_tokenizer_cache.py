@@ -227,6 +227,7 @@ def test_a_file_that_was_replaced_by_one_as_old_and_long_is_read(tmp_path: Path,
         if way == "while it is read":
             patch.setattr(tokenizer_hf, "_read_backend", read_and_replace)
         load(path)
+    assert len(load_cache().entries()) == (way == "before")
     if way == "before":
         replace()
     for _ in range(2):
