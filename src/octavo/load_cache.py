@@ -9,6 +9,7 @@ An entry is a file: PREFIX, header (JSON), blob, zeros up to a multiple of 4096,
 covered by a CRC-32; for the payload its reader has checksums in the blob.
 """
 
+import fcntl
 import json
 import logging
 import os
@@ -16,9 +17,10 @@ import stat
 import struct
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
@@ -38,14 +40,15 @@ MAGIC: Final = b"OCTAVO\r\n"
 FORMAT: Final = 1
 
 _SUFFIX: Final = ".entry"
-_TEMPORARY: Final = ".writing"
+_TEMPORARY: Final = ".writing"  # what is left of it where a writer was killed
+_LOCK: Final = ".lock"  # held over making room, writing and renaming, so that one process at a time does
 _PAGE: Final = 4096
 _MAX_HEADER: Final = 64 << 20
 _MAX_BLOB: Final = 1 << 30
 _PIECE: Final = 8 << 20  # written at a time, so that a full disk is noticed in time
 _LEFT_FREE: Final = 512 << 20  # of the disk, for others
-_ABANDONED_SECONDS: Final = 3600  # a temporary file older than this belongs to a process that is gone
 _SETTLED_NS: Final = 2_000_000_000  # see `is_settled`
+_ONE_THREAD: Final = threading.Lock()  # a start that writes weights and a tokenizer writes both
 
 Key = Mapping[str, object]
 
@@ -93,18 +96,30 @@ class LoadCache:
         """The entry that was written for `key`, its file open; None where there is none that can be used."""
         if not self.max_bytes:
             return None
-        name = _name_of(kind, key)
         try:
-            directory = _open_private_directory(self.directory)
+            with _private_directory(self.directory) as directory:
+                entry = self._open(directory, _name_of(kind, key), key)
+                self._hold_limit(directory)  # it may be lower than it was
         except OSError:
             return None
+        return entry
+
+    def would_take(self, num_bytes: int) -> bool:
+        """Whether an entry of so many bytes is worth making: it fits, and the directory and the disk allow it."""
+        if num_bytes > self.max_bytes or not self.max_bytes:
+            return False
         try:
-            return self._open(directory, name, key)
-        finally:
-            os.close(directory)
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with _private_directory(self.directory) as directory:
+                self._in_the_way(directory, "", num_bytes)
+                is_writable = os.access(".", os.W_OK, dir_fd=directory)
+        except OSError:
+            return False
+        return is_writable
 
     def write(self, kind: str, key: Key, about: Mapping[str, Any], blob: bytes, payload: Sequence[Any] = ()) -> bool:
-        """Write an entry, or not: where it does not fit or the disk refuses, all is as before. Whether it is there.
+        """Write an entry, or not: where it does not fit, the disk refuses or another process is writing, all is as
+        before. Whether it is there.
 
         `payload`: buffers of bytes, which lie one behind the other; they may not change meanwhile.
         """
@@ -113,21 +128,15 @@ class LoadCache:
         size = _payload_offset(len(header), len(blob)) + payload_bytes
         if size > self.max_bytes:
             return False
+        name, front = _name_of(kind, key), _front_of(header, blob, payload_bytes)
         try:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            directory = _open_private_directory(self.directory)
-        except OSError as error:
-            logger.debug("load cache: %s cannot be used: %s", self.directory, error)
-            return False
-        try:
-            self._make_room(directory, size)
-            front = _front_of(header, blob, payload_bytes)
-            _write_file(directory, _name_of(kind, key), [front, *payload], size)
+            with _private_directory(self.directory) as directory, _ONE_THREAD, _one_process(directory):
+                self._make_room(directory, name, size)
+                _write_file(directory, name, [front, *payload], size)
         except OSError as error:
             logger.debug("load cache: an entry of %d bytes could not be written: %s", size, error)
             return False
-        finally:
-            os.close(directory)
         return True
 
     def drop(self, kind: str, key: Key) -> None:
@@ -136,24 +145,32 @@ class LoadCache:
             (self.directory / _name_of(kind, key)).unlink()
 
     def entries(self) -> list[Listed]:
-        """What there is, the entry that was used last in front."""
+        """What there is, also half written; what was used last in front."""
         try:
-            directory = _open_private_directory(self.directory)
+            with _private_directory(self.directory) as directory:
+                found = _listed(directory, _SUFFIX, _TEMPORARY)
         except OSError:
             return []
-        try:
-            return sorted(_listed(directory, _SUFFIX), key=lambda entry: -entry.used)
-        finally:
-            os.close(directory)
+        return sorted(found, key=lambda entry: -entry.used)
 
     def clear(self) -> int:
-        """Delete every entry; the bytes freed."""
+        """Delete every entry, and what killed writers left; the bytes freed."""
         freed = 0
-        for entry in self.entries():
-            with suppress(OSError):
-                (self.directory / entry.name).unlink()
-                freed += entry.num_bytes
+        with suppress(OSError), _private_directory(self.directory) as directory:
+            freed = _delete(directory, _listed(directory, _SUFFIX))
+            with _one_process(directory):
+                freed += _delete(directory, _listed(directory, _TEMPORARY))
         return freed
+
+    def refusal(self) -> str | None:
+        """Why the directory is not used although it is there; None where it is."""
+        try:
+            with _private_directory(self.directory):
+                return None
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            return str(error)
 
     def _open(self, directory: int, name: str, key: Key) -> Entry | None:
         try:
@@ -173,28 +190,41 @@ class LoadCache:
             os.utime(descriptor)  # it was used now
         return entry
 
-    def _make_room(self, directory: int, size: int) -> None:
-        """Delete what was not used for longest, until `size` bytes fit. Raises OSError where the disk is full."""
-        now = time.time()
-        for left in _listed(directory, _TEMPORARY):
-            if now - left.used > _ABANDONED_SECONDS:
-                os.unlink(left.name, dir_fd=directory)
-        kept = sorted(_listed(directory, _SUFFIX), key=lambda entry: entry.used)
-        total = sum(entry.num_bytes for entry in kept)
-        for entry in kept:
-            if total + size <= self.max_bytes:
+    def _hold_limit(self, directory: int) -> None:
+        with suppress(OSError):
+            if sum(entry.num_bytes for entry in _listed(directory, _SUFFIX, _TEMPORARY)) > self.max_bytes:
+                with _one_process(directory):
+                    self._make_room(directory, "", 0)
+
+    def _make_room(self, directory: int, name: str, size: int) -> None:
+        """Delete what is in the way of `size` bytes under `name`; with the lock held. Raises OSError."""
+        _delete(directory, _listed(directory, _TEMPORARY))  # whoever wrote it held the lock, and is gone
+        _delete(directory, self._in_the_way(directory, name, size))
+
+    def _in_the_way(self, directory: int, name: str, size: int) -> list[Listed]:
+        """What was not used for longest, until `size` bytes fit. Raises OSError where the disk would still be full."""
+        others = [entry for entry in _listed(directory, _SUFFIX) if entry.name != name]
+        left = sum(entry.num_bytes for entry in others)
+        found: list[Listed] = []
+        for entry in sorted(others, key=lambda entry: entry.used):
+            if left + size <= self.max_bytes:
                 break
-            with suppress(FileNotFoundError):
-                os.unlink(entry.name, dir_fd=directory)
-            total -= entry.num_bytes
+            found.append(entry)
+            left -= entry.num_bytes
         disk = os.fstatvfs(directory)
-        if disk.f_bavail * disk.f_frsize < size + _LEFT_FREE:
+        freed = sum(entry.num_bytes for entry in found)
+        if size and disk.f_bavail * disk.f_frsize + freed < size + _LEFT_FREE:
             raise OSError("the disk is nearly full")
+        return found
 
 
 def load_cache() -> LoadCache:
     """The user's, as the environment sets it. Raises ConfigError for a size that is none."""
-    return LoadCache(home_directory() / "load", _max_bytes())
+    max_bytes = _max_bytes()
+    try:
+        return LoadCache(home_directory() / "load", max_bytes)
+    except RuntimeError:  # a user without a home: no model needs one
+        return LoadCache(Path(os.devnull), 0)
 
 
 def _max_bytes() -> int:
@@ -205,17 +235,24 @@ def _max_bytes() -> int:
         raise ConfigError(f"{SIZE_VARIABLE}: {error}") from error
 
 
-def is_settled(mtime_ns: int) -> bool:
-    """Whether a file that was changed once more would get another time of change than `mtime_ns`.
+def is_settled(mtime_ns: int, ctime_ns: int) -> bool:
+    """Whether a file that was changed once more would get another time of change than these two.
 
     Clocks of file systems move in steps: of a file that was written just now, the time says nothing yet.
     """
-    return time.time_ns() - mtime_ns > _SETTLED_NS
+    return time.time_ns() - max(mtime_ns, ctime_ns) > _SETTLED_NS
 
 
 def write_later(write: Callable[[], object]) -> threading.Thread:
-    """`write` in a thread of its own, for which the process waits at its end."""
-    thread = threading.Thread(target=write, name="octavo-load-cache")
+    """`write` in a thread of its own, for which the process waits at its end. What it raises harms nobody."""
+
+    def work() -> None:
+        try:
+            write()
+        except Exception:
+            logger.debug("load cache: an entry could not be made", exc_info=True)
+
+    thread = threading.Thread(target=work, name="octavo-load-cache")
     thread.start()
     return thread
 
@@ -229,15 +266,24 @@ def _name_of(kind: str, key: Key) -> str:
     return f"{kind}-{crc32(json.dumps(_whole(key), sort_keys=True).encode()):08x}{_SUFFIX}"
 
 
-def _open_private_directory(path: Path) -> int:
+@contextmanager
+def _private_directory(path: Path) -> Iterator[int]:
+    """A descriptor. Raises OSError for what is no directory, or not this user's alone."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        _check_private(descriptor, stat.S_ISDIR)
-    except OSError as error:
+        try:
+            _check_private(descriptor, stat.S_ISDIR)
+        except PermissionError as error:
+            _warn_once(path, str(error))
+            raise
+        yield descriptor
+    finally:
         os.close(descriptor)
-        logger.warning("load cache: %s is not used: %s", path, error)
-        raise
-    return descriptor
+
+
+@cache
+def _warn_once(path: Path, why: str) -> None:
+    logger.warning("load cache: %s is not used: %s", path, why)
 
 
 def _check_private(descriptor: int, is_kind: Callable[[int], bool]) -> None:
@@ -283,10 +329,32 @@ def _parse(descriptor: int, key: Key) -> Entry:
     return Entry(descriptor, header["about"], front[header_bytes:], offset, payload_bytes)
 
 
-def _listed(directory: int, suffix: str) -> list[Listed]:
+@contextmanager
+def _one_process(directory: int) -> Iterator[None]:
+    """Holds the directory's lock. Raises OSError where it is held already, or there are no locks."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(_LOCK, flags, 0o600, dir_fd=directory)  # NFS locks a file that is open for writing, no other
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)  # which gives it back, as dying does
+
+
+def _delete(directory: int, entries: Sequence[Listed]) -> int:
+    """The bytes freed."""
+    freed = 0
+    for entry in entries:
+        with suppress(OSError):  # another process deletes, too
+            os.unlink(entry.name, dir_fd=directory)
+            freed += entry.num_bytes
+    return freed
+
+
+def _listed(directory: int, *suffixes: str) -> list[Listed]:
     found = []
     for name in os.listdir(directory):
-        if name.endswith(suffix):
+        if name.endswith(suffixes):
             with suppress(OSError):  # another process deletes, too
                 about = os.stat(name, dir_fd=directory, follow_symlinks=False)
                 found.append(Listed(name, about.st_size, about.st_mtime))
@@ -295,7 +363,7 @@ def _listed(directory: int, suffix: str) -> list[Listed]:
 
 def _write_file(directory: int, name: str, parts: Sequence[Any], size: int) -> None:
     """The parts under `name`, once all of them are on the disk. Raises OSError, and leaves nothing behind."""
-    temporary = f"{name}.{os.getpid()}-{threading.get_ident()}{_TEMPORARY}"
+    temporary = name + _TEMPORARY
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     descriptor = os.open(temporary, flags, 0o600, dir_fd=directory)
     try:

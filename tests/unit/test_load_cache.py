@@ -4,9 +4,14 @@ import errno
 import json
 import logging
 import os
+import signal
 import stat
+import subprocess
+import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -77,7 +82,8 @@ def test_a_directory_that_is_open_to_others_is_not_used(cache: LoadCache, mode: 
     assert read_back(cache) is None
     assert not cache.write("weights", KEY, ABOUT, BLOB)
     assert cache.entries() == []
-    assert "chmod go=" in caplog.text
+    assert [record.levelno for record in caplog.records].count(logging.WARNING) == 1
+    assert "chmod go=" in str(cache.refusal())
 
 
 def test_a_file_that_is_open_to_others_is_not_used(cache: LoadCache):
@@ -119,7 +125,7 @@ def test_a_file_that_was_cut_off_is_dropped(cache: LoadCache, length: int, caplo
     os.truncate(only_file(cache), length)
     assert read_back(cache) is None
     assert "made anew" in caplog.text
-    assert not list(cache.directory.iterdir())
+    assert cache.entries() == []
     assert cache.write("weights", KEY, ABOUT, BLOB, PAYLOAD)
     assert read_back(cache) is not None
 
@@ -204,7 +210,7 @@ def test_a_disk_that_refuses_leaves_all_as_it_was(cache: LoadCache, monkeypatch,
     with monkeypatch.context() as patch:
         patch.setattr(module.os, call, refuse)
         assert not cache.write("weights", KEY, ABOUT, BLOB, PAYLOAD)
-    assert [entry.name for entry in cache.entries()] == [path.name for path in cache.directory.iterdir()]
+    assert {path.name for path in cache.directory.iterdir()} - {".lock"} == {only_file(cache).name}
     assert read_back(cache, {}) is not None
 
 
@@ -221,14 +227,143 @@ def test_a_home_that_cannot_be_is_none(tmp_path: Path):
     assert (cache.entries(), cache.clear()) == ([], 0)
 
 
-def test_what_a_process_left_that_is_gone_is_deleted(cache: LoadCache):
+LEFT = """
+import os, signal, sys
+from pathlib import Path
+from octavo.load_cache import LoadCache
+
+os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
+LoadCache(Path(sys.argv[1]), 1 << 20).write("weights", {"killed": 1}, {}, b"", [bytes(9000)])
+"""
+
+
+@pytest.fixture
+def left_behind(cache: LoadCache) -> Path:
+    """What a writer left that was killed just now."""
+    done = subprocess.run([sys.executable, "-c", LEFT, str(cache.directory)], timeout=60)
+    assert done.returncode == -signal.SIGKILL
+    [path] = cache.directory.glob("*.writing")
+    assert path.stat().st_size > 9000
+    return path
+
+
+def test_what_a_killed_writer_left_is_listed_and_cleared(cache: LoadCache, left_behind: Path):
+    assert [entry.name for entry in cache.entries()] == [left_behind.name]
+    assert cache.clear() > 9000
+    assert not left_behind.exists()
+
+
+def test_what_a_killed_writer_left_goes_before_the_next_write(cache: LoadCache, left_behind: Path):
+    assert cache.write("weights", KEY, ABOUT, BLOB)
+    assert not left_behind.exists()
+
+
+def test_what_a_killed_writer_left_goes_before_an_entry_does(cache: LoadCache, left_behind: Path):
+    os.rename(left_behind, left_behind.with_name("aside"))
     cache.write("weights", KEY, ABOUT, BLOB)
-    left, fresh = cache.directory / "a.1-2.writing", cache.directory / "b.1-2.writing"
-    left.write_bytes(b"x")
-    fresh.write_bytes(b"x")
-    os.utime(left, (time.time() - 4000,) * 2)
-    cache.write("weights", {}, ABOUT, BLOB)
-    assert (left.exists(), fresh.exists()) == (False, True)
+    os.rename(left_behind.with_name("aside"), left_behind)
+    cache.max_bytes = only_file(cache).stat().st_size
+    assert read_back(cache) is not None
+    assert not left_behind.exists()
+    assert read_back(cache) is not None
+
+
+def test_what_is_being_written_is_nobody_elses(cache: LoadCache, monkeypatch):
+    cache.write("weights", KEY, ABOUT, BLOB)
+    before, real = only_file(cache).stat().st_size, os.fsync
+    seen = []
+
+    def meanwhile(descriptor):
+        monkeypatch.setattr(module.os, "fsync", real)
+        seen.append(other_process(cache, "cache.write('weights', {}, {}, b'')"))
+        seen.append(other_process(cache, "cache.clear()"))
+
+    monkeypatch.setattr(module.os, "fsync", meanwhile)
+    assert cache.write("weights", {"number": 1}, ABOUT, BLOB)
+    assert seen == ["False", str(before)]
+    assert read_back(cache, {"number": 1}) is not None
+
+
+def other_process(cache: LoadCache, call: str) -> str:
+    code = "import sys; from pathlib import Path; from octavo.load_cache import LoadCache"
+    code += f"; cache = LoadCache(Path(sys.argv[1]), 1 << 20); print({call})"
+    command = [sys.executable, "-c", code, str(cache.directory)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.strip()
+
+
+def test_writers_at_once_keep_to_the_limit(cache: LoadCache, monkeypatch):
+    cache.max_bytes, real = 20_000, module._write_file
+
+    def slow(*args):
+        time.sleep(0.05)
+        real(*args)
+
+    monkeypatch.setattr(module, "_write_file", slow)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda number: cache.write("weights", {"number": number}, ABOUT, b"", [bytes(9000)]), range(4)))
+    assert 0 < sum(entry.num_bytes for entry in cache.entries()) <= cache.max_bytes
+
+
+def test_a_lower_limit_holds_from_the_next_start_on(cache: LoadCache):
+    for number in range(4):
+        cache.write("weights", {"number": number}, ABOUT, b"", [bytes(9000)])
+        os.utime(cache.directory / module._name_of("weights", {"number": number}), (number, number))
+    cache.max_bytes = 30_000
+    assert read_back(cache, {"number": 0}) is not None
+    assert [read_back(cache, {"number": number}) is not None for number in range(4)] == [True, False, False, True]
+    cache.max_bytes = 9000
+    assert read_back(cache, {"number": 9}) is None
+    assert cache.entries() == []
+
+
+def test_an_entry_is_not_in_its_own_way(cache: LoadCache):
+    cache.max_bytes = 30_000
+    cache.write("weights", KEY, ABOUT, b"", [bytes(9000)])
+    for _ in range(2):
+        assert cache.write("weights", {}, ABOUT, b"", [bytes(9000)])
+    assert read_back(cache) is not None
+
+
+def test_a_disk_that_stays_full_costs_no_entry(cache: LoadCache, monkeypatch):
+    cache.max_bytes = 20_000
+    cache.write("weights", KEY, ABOUT, b"", [bytes(9000)])
+    monkeypatch.setattr(module, "_LEFT_FREE", 1 << 62)
+    assert not cache.write("weights", {}, ABOUT, b"", [bytes(9000)])
+    assert read_back(cache) is not None
+
+
+def test_a_disk_is_asked_for_what_is_left_once_others_are_gone(cache: LoadCache, monkeypatch):
+    cache.write("weights", KEY, ABOUT, b"", [bytes(9000)])
+    free = SimpleNamespace(f_bavail=module._LEFT_FREE + 1000, f_frsize=1)
+    monkeypatch.setattr(module.os, "fstatvfs", lambda _descriptor: free)
+    assert not cache.write("weights", {}, ABOUT, b"", [bytes(9000)])
+    cache.max_bytes = 20_000
+    assert cache.write("weights", {}, ABOUT, b"", [bytes(9000)])
+
+
+def test_what_would_be_taken(cache: LoadCache, monkeypatch):
+    assert cache.would_take(cache.max_bytes)
+    assert not cache.would_take(cache.max_bytes + 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_LEFT_FREE", 1 << 62)
+        assert not cache.would_take(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(module.os, "access", lambda *_args, **_options: False)  # root may write anywhere
+        assert not cache.would_take(1)
+    cache.directory.chmod(0o755)
+    assert not cache.would_take(1)
+
+
+def test_a_user_without_a_home_has_no_cache(tmp_path: Path, monkeypatch):
+    def homeless(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("OCTAVO_HOME", raising=False)
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    monkeypatch.chdir(tmp_path)
+    cache = load_cache()
+    assert cache.max_bytes == 0
+    assert (read_back(cache), cache.entries(), cache.clear()) == (None, [], 0)
 
 
 def test_clear(cache: LoadCache):
@@ -248,9 +383,10 @@ def test_a_buffer_that_shrinks_is_not_written(cache: LoadCache, monkeypatch):
 
 def test_a_time_of_change_that_is_fresh_says_nothing():
     now = time.time_ns()
-    assert is_settled(now - 10**10)
-    assert not is_settled(now)
-    assert not is_settled(now + 10**10)  # a clock that goes wrong
+    assert is_settled(now - 10**10, now - 10**10)
+    assert not is_settled(now, now - 10**10)
+    assert not is_settled(now - 10**10, now)
+    assert not is_settled(now + 10**10, now)  # a clock that goes wrong
 
 
 def test_the_environment_sets_place_and_size(tmp_path: Path, monkeypatch):
@@ -264,11 +400,17 @@ def test_the_environment_sets_place_and_size(tmp_path: Path, monkeypatch):
         load_cache()
 
 
+def test_what_goes_wrong_later_harms_nobody(caplog):
+    write_later(lambda: [].pop()).join(10)
+    assert "could not be made" in caplog.text
+
+
 def test_writing_later_is_waited_for(cache: LoadCache):
     write_later(lambda: cache.write("weights", KEY, ABOUT, BLOB)).join(10)
     assert read_back(cache) is not None
 
 
 @pytest.fixture(autouse=True)
-def _log(caplog):
+def _quick_and_logged(caplog, monkeypatch):
+    monkeypatch.setattr(module.os, "fsync", lambda _descriptor: None)  # seconds, where others keep the disk busy
     caplog.set_level(logging.DEBUG)

@@ -5,6 +5,7 @@ import json
 import time
 
 from octavo.cli.flags import add_logging_flags
+from octavo.errors import ConfigError
 from octavo.load_cache import LoadCache, load_cache
 from octavo.tools.text import size_text, table
 
@@ -20,6 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     cache = load_cache()
+    refusal = cache.refusal()
+    if args.action == "clear" and refusal is not None:
+        raise ConfigError(f"{cache.directory} is not cleared: {refusal}")
     if args.action == "clear":
         freed = cache.clear()
         print(json.dumps({"freed": freed}) if args.json else f"{size_text(freed)} freed")
@@ -30,12 +34,15 @@ def run(args: argparse.Namespace) -> int:
 
 def _report(cache: LoadCache) -> dict[str, object]:
     entries = [{"name": entry.name, "bytes": entry.num_bytes, "used": entry.used} for entry in cache.entries()]
-    return {"directory": str(cache.directory), "max_bytes": cache.max_bytes, "entries": entries}
+    limits = {"max_bytes": cache.max_bytes, "refusal": cache.refusal()}
+    return {"directory": str(cache.directory), **limits, "entries": entries}
 
 
 def _text(cache: LoadCache) -> str:
     entries = cache.entries()
     most = f"at most {size_text(cache.max_bytes)}" if cache.max_bytes else "switched off"
+    if (refusal := cache.refusal()) is not None:
+        return f"{cache.directory} is not used: {refusal}"
     total = size_text(sum(entry.num_bytes for entry in entries))
     head = f"{cache.directory}: {total} in {len(entries)} entries, {most}"
     now = time.time()

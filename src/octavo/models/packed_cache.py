@@ -46,6 +46,7 @@ class DecoderLoading:
     def finish(self) -> Decoder:
         """The decoder. Raises what `load_decoder` does, which makes it where the cache could not."""
         weights = None if self._reading is None else self._reading.finish()
+        self._reading = None  # damaged weights are gone before others are made
         if weights is not None:
             logger.debug("weights came from the load cache")
             return Decoder(self._model.arch, weights, self._ops, self._device)
@@ -59,13 +60,20 @@ def _key_of(model: ModelFiles, options: LoadOptions, device: Device) -> Mapping[
     """Everything that the packed bytes follow from; None for what is not kept."""
     if device.backend != "cpu" or model.checkpoint is None or options.load_format == "dummy":
         return None
+    identities = model.checkpoint.identities
+    if not all(is_settled(identity.mtime_ns, identity.ctime_ns) for identity in identities):
+        return None
+    try:
+        code = [_stamp_of(name) for name in _CODE]
+    except OSError:  # a module that lies in no file
+        return None
     return {
-        "files": [list(identity) for identity in model.checkpoint.identities],
+        "files": [list(identity) for identity in identities],
         "arch": repr(model.arch),
         "options": repr(replace(options, threads=None, load_format="auto", seed=0)),
         "isa": device.isa,
         "dtype": device.dtype,
-        "code": [_stamp_of(name) for name in _CODE],
+        "code": code,
     }
 
 
@@ -81,7 +89,7 @@ def _begin(key: Mapping[str, object], arch: ArchConfig, device: Device) -> "_Rea
         return None
     try:
         return _Reading(key, entry, arch, device)
-    except (ValueError, TypeError, KeyError, MemoryError) as error:
+    except (ValueError, TypeError, LookupError, ArithmeticError, MemoryError) as error:  # JSON may hold anything
         entry.close()
         logger.warning("load cache: weights are not used (%s), and packed anew", error)
         load_cache().drop(_KIND, key)
@@ -119,12 +127,12 @@ class _Reading:
 
 def _keep(key: Mapping[str, object], weights: DecoderWeights, model: ModelFiles, device: Device) -> None:
     """Write an entry in the background, if the files are still what the weights were packed from."""
-    cache, before = load_cache(), model.weights.identities
-    if not cache.max_bytes or not all(is_settled(identity.mtime_ns) for identity in before):
+    cache, leaves = load_cache(), list(_leaves(weights))
+    if model.weights.current_identities() != model.weights.identities:
         return
-    if model.weights.current_identities() != before:
+    if not cache.would_take(sum(native.num_bytes for native in image.matrices(leaves))):
         return
-    made = image.image_of(device, list(_leaves(weights)))
+    made = image.image_of(device, leaves)
     about = {"layouts": made.layouts, "small": len(made.small)}
     write_later(partial(cache.write, _KIND, key, about, made.small + made.sums, made.large))
 

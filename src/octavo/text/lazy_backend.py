@@ -66,9 +66,12 @@ class LazyBackend:
     ) -> None:
         self._tokens, self._make, self._is_plain = tokens, make, is_plain
         self._alphabet = {byte: ord(char) for char, byte in byte_alphabet().items()}
-        self._added_text = "\n".join(added).encode()
+        # Bytes that have no token: the library drops them, and what stood around them may then merge.
+        self._dropped = {ord(char): None for char in byte_alphabet() if tokens.vocabulary.id_of(char.encode()) < 0}
         self._beyond = {token: id for token, id in added.items() if id >= len(tokens)}
         self._beyond_text = {id: token for token, id in self._beyond.items()}
+        within = {token: tokens.vocabulary.id_of(token.encode()) for token in added}
+        self._added = {token: id for token, id in within.items() if id >= 0} | self._beyond
         self._least = self._part_for("")
         self._special = {token.content for token in self._least.get_added_tokens_decoder().values() if token.special}
         self._num_parts = 0
@@ -86,7 +89,7 @@ class LazyBackend:
 
     def encode_batch_fast(self, texts: list[str], add_special_tokens: bool = True) -> list[Encoding]:
         """As the library has it. Raises TypeError for what is no valid text."""
-        backend = self._least if len(texts) != 1 else self._backend_for(texts[0])
+        backend = self._backend_for(texts[0]) if len(texts) == 1 else self.whole()
         return backend.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
@@ -130,8 +133,12 @@ class LazyBackend:
             return self._least
 
     def _part_for(self, text: str) -> Backend:
-        spelled = text.encode().decode("latin-1").translate(self._alphabet).encode()
-        if len(spelled) > MAX_PART_BYTES:
+        spelled = text.encode().decode("latin-1").translate(self._alphabet)
+        searched = spelled.encode()
+        if len(searched) > MAX_PART_BYTES:
             return self.whole()
-        tokens, merges = self._tokens.vocabulary.part(spelled + b"\n" + self._added_text)
-        return self._make(tokens | self._beyond, merges)
+        # As it stands, too: with `ignore_merges`, a word that is a token is one whatever its bytes.
+        if self._dropped and (merging := spelled.translate(self._dropped)) != spelled:
+            searched += b"\n" + merging.encode()
+        tokens, merges = self._tokens.vocabulary.part(searched)
+        return self._make(tokens | self._added, merges)

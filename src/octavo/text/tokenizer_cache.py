@@ -13,9 +13,12 @@ from typing import Any, Final
 
 import tokenizers
 from tokenizers import Tokenizer as Backend
+from tokenizers.models import BPE
+from tokenizers.normalizers import Normalizer
+from tokenizers.pre_tokenizers import PreTokenizer
 
 from octavo.load_cache import is_settled, load_cache, write_later
-from octavo.text.lazy_backend import LazyBackend, Merges, PackedTokens
+from octavo.text.lazy_backend import LazyBackend, Merges, PackedTokens, byte_alphabet
 from octavo.text.tokenizer import Tokenizer
 
 _KIND: Final = "tokenizer"
@@ -24,17 +27,33 @@ _FILES: Final = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "config.json",
 )  # fmt: skip
 _MIN_TOKENS: Final = 4096  # fewer are read as fast from their own file
-# Of a BPE model: what a part of the vocabulary would change, and what it must be so that nothing is.
-_PLAIN: Final[Mapping[str, Any]] = {
-    "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None, "end_of_word_suffix": None,
-    "fuse_unk": False, "byte_fallback": False,
-}  # fmt: skip
 
 
-def find(path: Path) -> Tokenizer | None:
-    """The tokenizer of the directory at `path`; None where the cache has none."""
-    cache, key = load_cache(), _key_of(path)
-    entry = cache.find(_KIND, key) if cache.max_bytes and key is not None else None
+Key = dict[str, Any]
+
+
+def key_of(path: Path) -> Key | None:
+    """All that a directory's tokenizer follows from; None for what is not kept."""
+    if not load_cache().max_bytes:
+        return None
+    files = []
+    try:
+        for name in _FILES:
+            if (path / name).exists():
+                about = (path / name).stat()
+                times = about.st_mtime_ns, about.st_ctime_ns
+                if not is_settled(*times):
+                    return None
+                files.append([name, about.st_dev, about.st_ino, about.st_size, *times])
+    except OSError:
+        return None
+    return {"files": files, "library": tokenizers.__version__, "format": _FORMAT}
+
+
+def find(key: Key | None) -> Tokenizer | None:
+    """The tokenizer of a directory; None where the cache has none."""
+    cache = load_cache()
+    entry = None if key is None else cache.find(_KIND, key)
     if entry is None or key is None:
         return None
     with entry:
@@ -45,33 +64,20 @@ def find(path: Path) -> Tokenizer | None:
             return None
 
 
-def keep(path: Path, backend: Backend, tokenizer: Tokenizer) -> None:
-    """Write an entry in the background, if the directory's tokenizer is of the kind that can be taken in parts."""
-    key = _key_of(path)
-    if not load_cache().max_bytes or key is None or not all(is_settled(file[3]) for file in key["files"]):
+def keep(path: Path, key: Key | None, backend: Backend, tokenizer: Tokenizer) -> None:
+    """Write an entry in the background, if the tokenizer can be taken in parts and its files still have this key."""
+    cache = load_cache()
+    if key is None or backend.get_vocab_size() < _MIN_TOKENS or not _is_plain(backend):
         return
-    if backend.get_vocab_size() < _MIN_TOKENS:
+    if not cache.would_take(backend.get_vocab_size() * 8):  # the lengths of its tokens alone
         return
 
     def write() -> None:
         made = _entry_of(backend, tokenizer)
-        if made is not None and key == _key_of(path):
-            load_cache().write(_KIND, key, *made)
+        if made is not None and key == key_of(path):
+            cache.write(_KIND, key, *made)
 
     write_later(write)
-
-
-def _key_of(path: Path) -> dict[str, Any] | None:
-    """All that a directory's tokenizer follows from; None where a file cannot be looked at."""
-    files = []
-    try:
-        for name in _FILES:
-            if (path / name).exists():
-                about = (path / name).stat()
-                files.append([about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, name])
-    except OSError:
-        return None
-    return {"files": files, "library": tokenizers.__version__, "format": _FORMAT}
 
 
 def _entry_of(backend: Backend, tokenizer: Tokenizer) -> tuple[dict[str, Any], bytes] | None:
@@ -79,8 +85,6 @@ def _entry_of(backend: Backend, tokenizer: Tokenizer) -> tuple[dict[str, Any], b
     whole = backend.to_str()
     frame = json.loads(whole)
     model, added = frame["model"], frame["added_tokens"]
-    if not _is_plain(frame):
-        return None
     vocab, merges = model.pop("vocab"), model.pop("merges")
     tokens = sorted(vocab, key=vocab.__getitem__)
     if [vocab[token] for token in tokens] != list(range(len(tokens))):
@@ -88,6 +92,8 @@ def _entry_of(backend: Backend, tokenizer: Tokenizer) -> tuple[dict[str, Any], b
     if any(" " in left or " " in right for left, right in merges):
         return None
     if any(vocab.get(one["content"], one["id"]) != one["id"] for one in added):
+        return None
+    if any(_is_spelled(one["content"]) for one in added if one["content"] not in vocab):
         return None
     packed = [_packed(tokens), _packed([" ".join(pair) for pair in merges])]
     about = {
@@ -103,24 +109,38 @@ def _entry_of(backend: Backend, tokenizer: Tokenizer) -> tuple[dict[str, Any], b
     return (about, blob) if is_same and _added_of(again) == _added_of(backend) else None
 
 
-def _is_plain(frame: Mapping[str, Any]) -> bool:
+def _is_plain(backend: Backend) -> bool:
     """Whether words come to the model as they are in the text, and become tokens by its merges alone."""
-    model, cut, normalizer = frame["model"], frame["pre_tokenizer"] or {}, frame["normalizer"]
-    steps = cut.get("pretokenizers", [cut])
+    model = backend.model
+    steps = _settings(backend.pre_tokenizer)
+    steps = steps.get("pretokenizers", [steps])
     return (
-        all(model.get(name) == value for name, value in _PLAIN.items())
-        and all(isinstance(pair, list) for pair in model["merges"])
+        isinstance(model, BPE)
+        and (model.dropout, model.unk_token, model.fuse_unk, model.byte_fallback) == (None, None, False, False)
+        and (model.continuing_subword_prefix, model.end_of_word_suffix) == (None, None)
+        and bool(steps)
         and steps[-1].get("type") == "ByteLevel"
         and not steps[-1].get("add_prefix_space")
         and all(step.get("type") in ("Split", "Digits") and step.get("behavior") != "Removed" for step in steps[:-1])
-        and (normalizer is None or normalizer == {"type": "NFC"})
-        and frame["decoder"] is not None
-        and not any(one["single_word"] for one in frame["added_tokens"])
+        and _settings(backend.normalizer) in ({}, {"type": "NFC"})
+        and backend.decoder is not None
+        and not any(token.single_word for token in backend.get_added_tokens_decoder().values())
     )
 
 
-def _added_of(backend: Backend | LazyBackend) -> dict[int, str]:
-    return {id: repr(token) for id, token in backend.get_added_tokens_decoder().items()}
+def _settings(part: Normalizer | PreTokenizer | None) -> dict[str, Any]:
+    """As tokenizer.json has them."""
+    return {} if part is None else dict(json.loads(part.__getstate__()))
+
+
+def _is_spelled(token: str) -> bool:
+    """Whether a word may be spelled as this token is, whose own text is another: a model with it would make it that."""
+    return not token.isascii() and byte_alphabet().keys() >= set(token)
+
+
+def _added_of(backend: Backend | LazyBackend) -> dict[int, tuple[str, str | None]]:
+    tokens = backend.get_added_tokens_decoder()
+    return {id: (repr(token), backend.id_to_token(id)) for id, token in tokens.items()}
 
 
 def _packed(strings: list[str]) -> bytes:

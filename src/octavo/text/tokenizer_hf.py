@@ -28,7 +28,8 @@ def tokenizer_from_directory(path: Path) -> Tokenizer:
     contradictory files and for directories that have only a SentencePiece `tokenizer.model`."""
     if not path.is_dir():
         raise ModelNotFoundError(f"no such model directory: {path}")
-    kept = tokenizer_cache.find(path)
+    key = tokenizer_cache.key_of(path)  # before the files are read: it is of what was there then
+    kept = tokenizer_cache.find(key)
     if kept is not None:
         return kept
     backend = _read_backend(path)
@@ -40,7 +41,7 @@ def tokenizer_from_directory(path: Path) -> Tokenizer:
     ids = {name: _id_of(backend, name, text) for name, text in texts.items() if name in ("bos_token", "eos_token")}
     eos = [ids["eos_token"]] if "eos_token" in ids else []
     tokenizer = Tokenizer(backend, bos_id=ids.get("bos_token"), eos_ids=[*eos, *generation_eos_ids(path)])
-    tokenizer_cache.keep(path, backend, tokenizer)
+    tokenizer_cache.keep(path, key, backend, tokenizer)
     return tokenizer
 
 

@@ -31,11 +31,12 @@ class FileIdentity(NamedTuple):
     inode: int
     size: int
     mtime_ns: int
+    ctime_ns: int  # `cp -p` and `rsync -t` set the other one back
 
     @classmethod
     def of(cls, about: os.stat_result) -> "FileIdentity":
         """What the system says about a file."""
-        return cls(about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns)
+        return cls(about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
 
 
 class FileSource:

@@ -1,15 +1,18 @@
 """Whole models from the load cache: the same bits as without, and no failure of the cache is one of the model."""
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import pytest
 
 from octavo import LLMEngine, SamplingParams
+from octavo import load_cache as module
 from octavo.load_cache import SIZE_VARIABLE, load_cache
 from octavo.models import packed_cache
 from octavo.ops.cpu.device import ISA_VARIABLE, isa_names
@@ -23,6 +26,7 @@ PARAMS = SamplingParams(max_tokens=12, temperature=0.0, logprobs=3, ignore_eos=T
 def _own_cache(tmp_path: Path, monkeypatch):
     monkeypatch.setenv("OCTAVO_HOME", str(tmp_path / "home"))
     monkeypatch.setenv(SIZE_VARIABLE, "100 MB")
+    monkeypatch.setattr(module, "_SETTLED_NS", -(10**9))  # the tests' files are new
 
 
 @pytest.fixture
@@ -169,6 +173,63 @@ def test_a_model_that_changed_is_packed_anew(tmp_path, monkeypatch):
     assert after == without_cache(path, monkeypatch)
 
 
+def test_a_model_that_was_replaced_by_one_as_old_and_long_is_packed_anew(tmp_path, monkeypatch):
+    path = model_at(tmp_path)
+    before = bits_of(load(path))
+    other = settled(tiny_model_dir(tmp_path / "other", "llama", seed=1)) / "model.safetensors"
+    os.utime(other, ns=(0, (path / "model.safetensors").stat().st_mtime_ns))
+    shutil.copy2(other, path / "model.safetensors")  # as `cp -p` does
+    after = bits_of(load(path))
+    assert after != before
+    assert after == without_cache(path, monkeypatch)
+
+
+def test_a_module_without_a_file_is_no_reason_to_fail(tmp_path, monkeypatch):
+    path = model_at(tmp_path)
+    monkeypatch.setattr(packed_cache.sys.modules["octavo.models.rope"], "__file__", "/no/such/rope.py")
+    assert bits_of(load(path)) == without_cache(path, monkeypatch)
+    assert load_cache().entries() == []
+
+
+@pytest.mark.parametrize("why", ["too small", "no directory"])
+def test_what_could_not_be_written_is_not_made(tmp_path, monkeypatch, why):
+    path = model_at(tmp_path)
+    if why == "too small":
+        monkeypatch.setenv(SIZE_VARIABLE, "100 kB")
+    else:
+        (tmp_path / "home").write_text("")
+
+    def refuse(*_args):
+        raise AssertionError("checksums were taken in vain")
+
+    monkeypatch.setattr(packed_cache.image, "image_of", refuse)
+    load(path)
+
+
+def test_damaged_weights_are_gone_before_others_are_made(tmp_path, monkeypatch):
+    path = model_at(tmp_path)
+    load(path)
+    entry = load_cache().directory / load_cache().entries()[0].name
+    content = bytearray(entry.read_bytes())
+    content[-50] ^= 1
+    entry.write_bytes(content)
+    readings, real_begin, real_load = [], packed_cache._begin, packed_cache.load_decoder
+
+    def begin(*args):
+        reading = real_begin(*args)
+        readings.append(weakref.ref(reading))
+        return reading
+
+    def load_decoder(*args):
+        assert [reading() for reading in readings] == [None]
+        return real_load(*args)
+
+    monkeypatch.setattr(packed_cache, "_begin", begin)
+    monkeypatch.setattr(packed_cache, "load_decoder", load_decoder)
+    load(path)
+    assert readings
+
+
 def test_other_code_does_not_find_it(tmp_path, monkeypatch):
     path = model_at(tmp_path)
     load(path)
@@ -177,9 +238,9 @@ def test_other_code_does_not_find_it(tmp_path, monkeypatch):
     assert len(load_cache().entries()) == 2
 
 
-def test_a_file_that_was_written_just_now_is_not_kept(tmp_path):
+def test_a_file_that_was_written_just_now_is_not_kept(tmp_path, monkeypatch):
     path = model_at(tmp_path)
-    os.utime(path / "model.safetensors")
+    monkeypatch.setattr(module, "_SETTLED_NS", 10**10)
     load(path)
     assert load_cache().entries() == []
 
@@ -220,10 +281,11 @@ def test_an_entry_of_another_model_under_this_key_is_refused(tmp_path, monkeypat
     expected = without_cache(path, monkeypatch)
     load(path)
     key = key_of(path, monkeypatch)
-    about = {"layouts": [["vector", 3]], "small": 12}
-    assert load_cache().write("weights", key, about, bytes(12))
-    assert bits_of(load(path)) == expected
-    assert "another model" in caplog.text
+    for layouts in ([["vector", 3]], [["matrix", 8, [[]]]], [["vector", float("inf")]], 7):
+        assert load_cache().write("weights", key, {"layouts": layouts, "small": 12}, bytes(12))
+        assert bits_of(load(path)) == expected
+        assert "weights are not used" in caplog.text
+        caplog.clear()
 
 
 def test_a_cache_that_raises_nothing_but_trouble(tmp_path, monkeypatch):
@@ -236,6 +298,7 @@ def test_a_cache_that_raises_nothing_but_trouble(tmp_path, monkeypatch):
 
 def test_two_processes_that_start_at_once(tmp_path):
     path = model_at(tmp_path)
+    time.sleep(2.1)  # the processes keep nothing of files that are new
     words = [sys.executable, "-m", "octavo", "generate", "the cat", "--model", str(path), "--device", "cpu"]
     words += ["--temperature", "0", "--max-tokens", "4", "--quiet", "--num-blocks", "64"]
     running = [subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(4)]
@@ -244,4 +307,4 @@ def test_two_processes_that_start_at_once(tmp_path):
     assert len({text for text, _ in results}) == 1
     assert [errors for _, errors in results] == [""] * 4
     assert len(load_cache().entries()) == 1
-    assert {file.suffix for file in load_cache().directory.iterdir()} == {".entry"}
+    assert not list(load_cache().directory.glob("*.writing"))

@@ -24,7 +24,7 @@ def kept(empty_home, monkeypatch):
 
 def total_bytes(cache):
     """Of the files, more than the 5,000 bytes that each entry is for."""
-    sizes = [path.stat().st_size for path in cache.directory.iterdir() if path.is_file()]
+    sizes = [path.stat().st_size for path in cache.directory.iterdir() if path.suffix == ".entry"]
     assert len(sizes) == 2
     assert min(sizes) > 5000
     return sum(sizes)
@@ -54,6 +54,18 @@ def test_clear(kept, capsys):
     assert kept.entries() == []
     assert run_cli("cache", "clear", "--json") == 0
     assert json.loads(capsys.readouterr().out) == {"freed": 0}
+
+
+def test_a_directory_that_is_open_to_others_is_named(kept, capsys):
+    kept.directory.chmod(0o755)
+    assert run_cli("cache", "list") == 0
+    assert "is not used: it must be this user's" in capsys.readouterr().out
+    assert run_cli("cache", "list", "--json") == 0
+    assert "chmod go=" in json.loads(capsys.readouterr().out)["refusal"]
+    assert run_cli("cache", "clear") == 2
+    assert "is not cleared: it must be this user's" in capsys.readouterr().err
+    kept.directory.chmod(0o700)
+    assert len(kept.entries()) == 2
 
 
 def test_where_there_is_none(empty_home, capsys, monkeypatch):

@@ -2,10 +2,11 @@
 
 import random
 import struct
+import time
 
 import pytest
 import tokenizers
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from octavo.errors import ModelFormatError, RequestError
@@ -40,15 +41,15 @@ def packed_tokens(tokens: list[str], merges: list[str]) -> PackedTokens:
     return PackedTokens(packed(tokens).data, len(tokens), packed(merges).data, len(merges))
 
 
-def random_vocabulary(seed: int, num_merges: int = 300) -> tuple[list[str], list[str]]:
-    """Bytes, and what merging random neighbors of random words makes of them."""
+def random_vocabulary(seed: int, num_merges: int = 300, lacking: bytes = b"") -> tuple[list[str], list[str]]:
+    """Bytes, and what merging random neighbors of random words makes of them; as if there were none of `lacking`."""
     rng = random.Random(seed)
-    spell = {byte: char for char, byte in byte_alphabet().items()}
+    spell = {byte: char for char, byte in byte_alphabet().items() if byte not in lacking}
     tokens, merges = [*SPECIAL, *spell.values()], []
     rng.shuffle(tokens)
     known = set(tokens)
     plain = [token for token in tokens if token not in TYPES]
-    spelled = ["".join(spell[byte] for byte in (" " + word).encode()) for word in WORDS if word]
+    spelled = ["".join(spell.get(byte, "") for byte in (" " + word).encode()) for word in WORDS if word]
     while len(merges) < num_merges:
         word = rng.choice(spelled)
         first = rng.randrange(len(word) - 1)
@@ -101,6 +102,60 @@ def test_a_part_encodes_as_the_whole(pair, text: str, add_special: bool):
     lazy._backend._num_parts = 0
     assert lazy.encode(text, add_special=add_special) == whole.encode(text, add_special=add_special)
     assert lazy._backend._whole is None
+
+
+LACKING = b"\x14\x16" + "ü".encode()[1:] + "東".encode()[:2]
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["merged", "ignore_merges"])
+def lacking(request) -> tuple[LazyBackend, tokenizers.Tokenizer]:
+    """(lazy, whole) without tokens for some bytes, which the library drops: their neighbors become one token."""
+    tokens, merges = random_vocabulary(12, lacking=LACKING)
+    tokens += ["--", "----", "==", "-Ė-", "ĠnaÃ¼", "東"]  # three that no merge makes
+    merges += ["- -", "-- --", "= ="]
+    lacks = {char for char, byte in byte_alphabet().items() if byte in LACKING}
+    assert lacks.isdisjoint(tokens)
+
+    def make(vocab: dict[str, int], merges: list[tuple[str, str]]) -> tokenizers.Tokenizer:
+        made = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, merges, ignore_merges=request.param))
+        made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        made.add_special_tokens(SPECIAL)
+        return made
+
+    lazy = LazyBackend(packed_tokens(tokens, merges), make, dict.fromkeys(SPECIAL, 0))
+    return lazy, lazy.whole()
+
+
+BETWEEN = st.sampled_from([*WORDS, *SPECIAL, " ", "-", "--", "=", "naü", "\x14", "\x16", "ü", "東"])
+
+
+@given(text=st.lists(BETWEEN, max_size=12).map("".join) | st.text(max_size=40))
+@example("--\x16--")
+@example("=\x14=")
+@example("-\x16-")
+def test_bytes_that_have_no_token_are_dropped_alike(lacking, text: str):
+    lazy, whole = lacking
+    lazy._whole, lazy._num_parts = None, 0
+    assert lazy.encode_batch_fast([text])[0].ids == whole.encode_batch_fast([text])[0].ids
+    assert lazy._whole is None
+
+
+def test_two_texts_get_the_whole():
+    lazy, whole = both(13)
+    texts = ["the cat", "sat on"]
+    found = lazy._backend.encode_batch_fast(texts, add_special_tokens=False)
+    assert [encoding.ids for encoding in found] == [whole.encode(text, add_special=False) for text in texts]
+
+
+def test_an_added_token_costs_a_part_little_however_long_it_is():
+    tokens, merges = random_vocabulary(14)
+    long = "<" + "x" * 100_000 + ">"
+    types = {"tokenizer.ggml.token_type": [1] * len(tokens) + [3]}
+    begin = time.thread_time()
+    lazy = tokenizer_gguf.tokenizer_from_gguf(metadata(packed([*tokens, long]), packed(merges)) | types)
+    assert lazy.encode("x") == [tokens.index("x")]
+    assert time.thread_time() - begin < 2  # to search it for tokens takes minutes
+    assert lazy.encode(f"x{long}") == [tokens.index("x"), len(tokens)]
 
 
 @given(ids=st.lists(st.integers(0, 700), max_size=20), skip=st.booleans(), spaces=st.booleans())

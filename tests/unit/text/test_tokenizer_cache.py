@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import threading
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
+from octavo import load_cache as module
 from octavo.load_cache import SIZE_VARIABLE, load_cache
-from octavo.text import tokenizer_cache
+from octavo.text import tokenizer_cache, tokenizer_hf
 from octavo.text.lazy_backend import LazyBackend
 from octavo.text.tokenizer import Tokenizer
 from octavo.text.tokenizer_hf import tokenizer_from_directory
@@ -24,6 +26,7 @@ def _own_cache(tmp_path: Path, monkeypatch):
     monkeypatch.setenv("OCTAVO_HOME", str(tmp_path / "home"))
     monkeypatch.setenv(SIZE_VARIABLE, "100 MB")
     monkeypatch.setattr(tokenizer_cache, "_MIN_TOKENS", 1)
+    monkeypatch.setattr(module, "_SETTLED_NS", -(10**9))  # the tests' files are new
 
 
 def library_tokenizer(seed: int = 1) -> tokenizers.Tokenizer:
@@ -67,6 +70,7 @@ def pair(tmp_path_factory) -> tuple[Tokenizer, Tokenizer]:
         patch.setenv("OCTAVO_HOME", str(folder / "home"))
         patch.setenv(SIZE_VARIABLE, "100 MB")
         patch.setattr(tokenizer_cache, "_MIN_TOKENS", 1)
+        patch.setattr(module, "_SETTLED_NS", -(10**9))
         path = directory(folder / "model")
         files, kept = load(path), load(path)
     assert isinstance(files._backend, tokenizers.Tokenizer)
@@ -124,6 +128,20 @@ def fallback(backend):
     backend.model.byte_fallback = True
 
 
+def no_steps(backend):
+    backend.pre_tokenizer = pre_tokenizers.Sequence([])
+
+
+def spelled(backend):
+    """A token beyond the vocabulary, spelled as the word " zz" is: a model with it would take that for it."""
+    backend.model.ignore_merges = True
+    backend.add_tokens(["Ġzz"])
+
+
+def not_composed(backend):
+    backend.add_tokens([AddedToken("e\u0301x", normalized=True)])
+
+
 def gap(backend):
     tokens, merges = random_vocabulary(2)
     vocab = {token: 2 * id for id, token in enumerate(tokens)}
@@ -135,7 +153,20 @@ def word_pieces(backend):
 
 
 @pytest.mark.parametrize(
-    "change", [no_decoder, lower_case, metaspace, prefix_space, single_word, fallback, gap, word_pieces]
+    "change",
+    [
+        no_decoder,
+        lower_case,
+        metaspace,
+        prefix_space,
+        single_word,
+        fallback,
+        no_steps,
+        spelled,
+        not_composed,
+        gap,
+        word_pieces,
+    ],
 )
 def test_what_cannot_be_taken_in_parts_is_not_kept(tmp_path: Path, change):
     backend = library_tokenizer()
@@ -144,6 +175,64 @@ def test_what_cannot_be_taken_in_parts_is_not_kept(tmp_path: Path, change):
     (path / "tokenizer_config.json").unlink()
     load(path)
     assert load_cache().entries() == []
+
+
+@pytest.mark.parametrize("change", [no_decoder, lower_case, metaspace, single_word, fallback, no_steps, word_pieces])
+def test_what_cannot_be_kept_costs_no_start_a_thread(tmp_path: Path, monkeypatch, change):
+    backend = library_tokenizer()
+    change(backend)
+    path = directory(tmp_path / "model", backend)
+    (path / "tokenizer_config.json").unlink()
+    monkeypatch.setattr(tokenizer_cache, "write_later", must_not_be_called)
+    load(path)
+
+
+@pytest.mark.parametrize("why", ["no directory", "too small"])
+def test_what_could_not_be_written_is_not_made(tmp_path: Path, monkeypatch, why: str):
+    if why == "no directory":
+        (tmp_path / "home").write_text("")
+    else:
+        monkeypatch.setenv(SIZE_VARIABLE, "1 kB")
+    path = directory(tmp_path / "model")
+    monkeypatch.setattr(tokenizer_cache, "write_later", must_not_be_called)
+    load(path)
+
+
+def must_not_be_called(*_args):
+    raise AssertionError("an entry was made in vain")
+
+
+@pytest.mark.parametrize("way", ["before", "while it is read"])
+def test_a_file_that_was_replaced_by_one_as_old_and_long_is_read(tmp_path: Path, monkeypatch, way: str):
+    path = directory(tmp_path / "model")
+    other = json.loads((path / "tokenizer.json").read_text())
+    vocab, real = other["model"]["vocab"], tokenizer_hf._read_backend
+    vocab["c"], vocab["d"] = vocab["d"], vocab["c"]
+    expected = {"c": [vocab["c"]], "d": [vocab["d"]]}
+
+    def replace():
+        text = json.dumps(other, ensure_ascii=False, indent=2)
+        size = (path / "tokenizer.json").stat().st_size
+        assert len(text.encode()) <= size
+        (tmp_path / "new").write_text(text.ljust(size - len(text.encode()) + len(text)))
+        os.utime(tmp_path / "new", (1, 1))
+        shutil.copy2(tmp_path / "new", path / "tokenizer.json")
+
+    def read_and_replace(path: Path):
+        backend = real(path)
+        replace()
+        return backend
+
+    with monkeypatch.context() as patch:
+        if way == "while it is read":
+            patch.setattr(tokenizer_hf, "_read_backend", read_and_replace)
+        load(path)
+    assert len(load_cache().entries()) == (way == "before")
+    if way == "before":
+        replace()
+    for _ in range(2):
+        again = load(path)
+        assert {text: again.encode(text) for text in expected} == expected
 
 
 def test_a_small_vocabulary_is_not_worth_it(tmp_path: Path, monkeypatch):
@@ -163,9 +252,9 @@ def test_a_file_that_changed_is_read_anew(tmp_path: Path, name: str):
     assert isinstance(load(path)._backend, LazyBackend)
 
 
-def test_a_file_that_was_written_just_now_is_not_kept(tmp_path: Path):
+def test_a_file_that_was_written_just_now_is_not_kept(tmp_path: Path, monkeypatch):
     path = directory(tmp_path / "model")
-    os.utime(path / "tokenizer.json")
+    monkeypatch.setattr(module, "_SETTLED_NS", 10**10)
     load(path)
     assert load_cache().entries() == []
 
@@ -176,7 +265,7 @@ def test_a_file_that_was_written_just_now_is_not_kept(tmp_path: Path):
 def test_an_entry_that_makes_no_tokenizer_is_dropped(tmp_path: Path, about):
     path = directory(tmp_path / "model")
     expected = load(path).encode("the cat")
-    key = tokenizer_cache._key_of(path)
+    key = tokenizer_cache.key_of(path)
     assert key is not None
     load_cache().write("tokenizer", key, about, b"rubbish")
     assert load(path).encode("the cat") == expected
