@@ -30,7 +30,8 @@ from octavo.tools.bench.workload import FileWorkload, LengthRange, WorkloadSpec,
 from octavo.tools.interrupt import Interrupt
 
 _KERNEL_FIELDS = frozenset(
-    {"model", "revision", "dtype", "quantization", "quantized_compute", "load_format", "threads", "kv_dtype", "block_size"}
+    {"model", "revision", "dtype", "quantization", "quantized_compute", "load_format"}
+    | {"threads", "kv_dtype", "block_size"}
 )
 _SHAPE_FLAGS = ("num_requests", "prompt_len", "output_len", "shared_prefix", "arrival_rate", "seed")
 _SHAPE: dict[str, Any] = {
