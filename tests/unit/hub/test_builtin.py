@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from octavo import hub
-from octavo.errors import ModelFormatError, ModelNotFoundError
+from octavo.errors import ConfigError, ModelFormatError, ModelNotFoundError
 from octavo.hub import builtin
 from tests.support.fake_pip import CONTENT, MODEL, NAME, FakePip
 
