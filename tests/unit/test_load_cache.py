@@ -413,4 +413,4 @@ def test_writing_later_is_waited_for(cache: LoadCache):
 @pytest.fixture(autouse=True)
 def _quick_and_logged(caplog, monkeypatch):
     monkeypatch.setattr(module.os, "fsync", lambda _descriptor: None)  # seconds, where others keep the disk busy
-    caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.DEBUG, module.logger.name)  # whatever an earlier test made of "octavo"
