@@ -93,6 +93,12 @@ def test_attention(device, oracle, spans, case):
         assert_within(attended.run(device), attended.expected(oracle), attended.bound(oracle))
 
 
+def alone(rows: RowSpans, index: int) -> RowSpans:
+    """One query of a prompt that begins at position 0."""
+    ends = np.array([0, 1], np.int32), np.array([index + 1], np.int32)
+    return RowSpans(rows.slots[index : index + 1], *ends, rows.block_table)
+
+
 @pytest.mark.parametrize("kv_dtype", ["float32", "bfloat16"])
 def test_sums_that_come_to_nothing_have_the_same_sign_in_any_chunk(device, kv_dtype):
     """Weights times values so small that products vanish: -0 alone, and with +0 of an unseen key +0."""
@@ -100,11 +106,38 @@ def test_sums_that_come_to_nothing_have_the_same_sign_in_any_chunk(device, kv_dt
     size = (attended.kv_shape.num_blocks, attended.kv_shape.block_size, 3, 64)
     small = np.float32(1e-42 if kv_dtype == "float32" else 1e-38) * attended.values
     write_kv(attended.kv, 4 * attended.keys.reshape(size), small.reshape(size))
-    whole, rows = attended.run(device), attended.rows
+    whole = attended.run(device)
     for index in range(40):
-        ends = np.array([0, 1], np.int32), np.array([index + 1], np.int32)
-        one = RowSpans(rows.slots[index : index + 1], *ends, rows.block_table)
-        assert same_bits(attended.run(device, one, attended.q[index : index + 1]), whole[index : index + 1])
+        found = attended.run(device, alone(attended.rows, index), attended.q[index : index + 1])
+        assert same_bits(found, whole[index : index + 1])
+
+
+NOT_FINITE = [(kv_dtype, bad) for kv_dtype in ("float32", "bfloat16", "int8") for bad in (np.nan, -np.inf)]
+
+
+@pytest.mark.parametrize("window", [None, 4])
+@pytest.mark.parametrize(("kv_dtype", "bad"), [*NOT_FINITE, ("bfloat16", 3.4e38)])
+def test_a_value_that_is_not_finite_is_for_those_who_see_it(device, kv_dtype, bad, window):
+    """Not for the queries before it in its run, whose weight for it is 0; nor, on later steps, behind its window."""
+    heads, kv_heads, head_dim, num_tokens, token = 4, 2, 64, 40, 20
+    qkv = normal(1, num_tokens, heads + 2 * kv_heads, head_dim)
+    qkv[token, heads + kv_heads + 1, 7] = bad
+    rows, num_blocks = spans_over(np.random.default_rng(2), [(num_tokens, num_tokens)], 16)
+    (kv,) = cpu.new_kv_layers(device, KVShape(num_blocks, 16, kv_heads, head_dim), 1, kv_dtype)
+    shape = AttentionShape(heads, kv_heads, head_dim, head_dim**-0.5, window)
+    angles = cpu.pack_rope(device, np.ones(head_dim // 2, np.float32), 1.0)
+    rope, plan = cpu.plan_rope(angles, np.arange(num_tokens, dtype=np.int32)), cpu.plan_attention(kv, rows, shape)
+    q = cpu.download(cpu.rope_and_cache(cpu.upload(device, qkv.reshape(num_tokens, -1)), rope, plan, kv, None))
+    whole = cpu.download(cpu.attention(cpu.upload(device, q), kv, plan))
+    found, since = whole.reshape(num_tokens, heads, head_dim), np.arange(num_tokens) - token
+    sees = (since >= 0) & (since < (window or num_tokens))
+    assert np.isnan(found[sees, 2:]).all()
+    assert np.isfinite(found[~sees]).all()
+    assert np.isfinite(found[:, :2]).all()
+    for index in range(num_tokens):
+        its_plan = cpu.plan_attention(kv, alone(rows, index), shape)
+        one = cpu.attention(cpu.upload(device, q[index : index + 1]), kv, its_plan)
+        assert same_bits(cpu.download(one), whole[index : index + 1])
 
 
 # Tokens of the prompt: segments of 1,024 keys begin in the middle of a block, too.

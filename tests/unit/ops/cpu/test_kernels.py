@@ -283,38 +283,6 @@ def test_rope_and_cache(device, oracle, kv_dtype, with_norms, heads, kv_heads, h
     assert np.isnan([read_kv(before, 0, 3), read_kv(behind, 2, 3)]).all()
 
 
-@pytest.mark.parametrize("window", [None, 4])
-@pytest.mark.parametrize(
-    ("kv_dtype", "bad"), [(t, x) for t in KV_DTYPES for x in (np.nan, -np.inf)] + [("bfloat16", 3.4e38)]
-)
-def test_a_value_that_is_not_finite_is_for_those_who_see_it(device, kv_dtype, bad, window):
-    """Not for the queries before it in its run, whose weight for it is 0; nor, on later steps, behind its window."""
-    heads, kv_heads, head_dim, num_tokens, token = 4, 2, 64, 40, 20
-    qkv = normal(1, num_tokens, heads + 2 * kv_heads, head_dim)
-    qkv[token, heads + kv_heads + 1, 7] = bad
-    rows, num_blocks = spans_over(np.random.default_rng(2), [(num_tokens, num_tokens)], 16)
-    (kv,) = cpu.new_kv_layers(device, KVShape(num_blocks, 16, kv_heads, head_dim), 1, kv_dtype)
-    shape = AttentionShape(heads, kv_heads, head_dim, head_dim**-0.5, window)
-    rope = cpu.plan_rope(
-        cpu.pack_rope(device, np.ones(head_dim // 2, np.float32), 1.0), np.arange(num_tokens, dtype=np.int32)
-    )
-    plan = cpu.plan_attention(kv, rows, shape)
-    q = cpu.download(cpu.rope_and_cache(cpu.upload(device, qkv.reshape(num_tokens, -1)), rope, plan, kv, None))
-    found = cpu.download(cpu.attention(cpu.upload(device, q), kv, plan)).reshape(num_tokens, heads, head_dim)
-    sees = np.arange(num_tokens) >= token
-    if window is not None:
-        sees &= np.arange(num_tokens) < token + window
-    assert np.isnan(found[sees, 2:]).all()
-    assert np.isfinite(found[~sees]).all()
-    assert np.isfinite(found[:, :2]).all()
-    for index in range(num_tokens):
-        one = RowSpans(
-            rows.slots[index : index + 1], np.array([0, 1], np.int32), np.array([index + 1], np.int32), rows.block_table
-        )
-        alone = cpu.attention(cpu.upload(device, q[index : index + 1]), kv, cpu.plan_attention(kv, one, shape))
-        assert same_bits(cpu.download(alone).reshape(heads, head_dim), found[index])
-
-
 def pair_lengths(x: np.ndarray) -> np.ndarray:
     """For each number of heads [..., head_dim], the length of the pair that is turned together."""
     low, high = np.split(x, 2, axis=-1)
