@@ -44,9 +44,10 @@ struct TileAttention {
     int first = 0, end = 0;  // keys that some query of the run sees
     const std::uint16_t* key_tiles[kKeyTiles] = {};
     std::int64_t key_stride = 0;  // bytes
+    int keys_at_begin = -1, values_at_begin = -1, scales_at_begin = -1;  // the span whose keys, values, scales are there
+    int next_at_begin = -1;  // the span whose values are those of `next_rows`
     const T* value_rows[kSpanKeys] = {};
     const T* next_rows[kSpanKeys] = {};
-    int values_at_begin = -1, next_at_begin = -1, scales_at_begin = -1;  // the span whose values, or scales, are there
 
     T* block(int index) const { return keys_at<T>(kv, args.blocks[index], args.kv_head); }
     int position_of(int row) const { return args.first_position + row / args.group; }
@@ -58,11 +59,6 @@ struct TileAttention {
     int last_row(const Piece& piece) const {
         return (piece.row + kBandRows < count ? piece.row + kBandRows : count) - 1;
     }
-    // Of the span's keys those up to the last that the band sees, in whole tiles of weights: the others' weights are 0.
-    int columns_of(const Piece& piece) const {
-        const int seen = end_seen(position_of(last_row(piece))) - piece.begin;
-        return seen < kSpanKeys ? round_up(seen, kTileInputs) : kSpanKeys;
-    }
     bool copies_keys() const { return kScaled<T> || kv.block_size % 16 != 0 || kv.head_dim % kTileInputs != 0; }
 
     // --- what is multiplied ---------------------------------------------------------------------------------------
@@ -70,23 +66,27 @@ struct TileAttention {
     // Queries, in tiles. The scale comes behind the product: what is rounded is the query as it is.
     void pack_queries() {
         const int dim = depth * kTileInputs, rows = round_up(count, kBandRows);
-        std::memset(room.queries, 0, sizeof(std::uint16_t) * static_cast<std::size_t>(rows) * dim);
-        for (int row = 0; row < count; ++row) {
-            const int head = args.kv_head * args.group + row % args.group;
-            const float* q = args.q + row / args.group * args.q_stride + std::int64_t{head} * kv.head_dim;
-            std::uint16_t* to = room.queries + row / kTileRows * kTileRows * dim + row % kTileRows * kTileInputs;
-            int d = 0;
-            for (; d + kTileInputs <= kv.head_dim; d += kTileInputs)
-                store_rounded(to + d * kTileRows, load(q + d), load(q + d + W));
-            if (d == kv.head_dim) continue;
-            float rest[kTileInputs] = {};
-            std::memcpy(rest, q + d, sizeof(float) * static_cast<std::size_t>(kv.head_dim - d));
-            store_rounded(to + d * kTileRows, load(rest), load(rest + W));
-        }
+        const std::size_t size = sizeof(std::uint16_t) * static_cast<std::size_t>(rows) * static_cast<std::size_t>(dim);
+        if (count != rows) std::memset(room.queries, 0, size);
+        int row = 0;
+        for (int query = 0; query < args.num_queries; ++query)
+            for (int head = 0; head < args.group; ++head, ++row) {
+                const float* q = args.q + query * args.q_stride + (args.kv_head * args.group + head) * kv.head_dim;
+                std::uint16_t* to = room.queries + row / kTileRows * kTileRows * dim + row % kTileRows * kTileInputs;
+                int d = 0;
+                for (; d + kTileInputs <= kv.head_dim; d += kTileInputs)
+                    store_rounded(to + d * kTileRows, load(q + d), load(q + d + W));
+                if (d == kv.head_dim) continue;
+                float rest[kTileInputs] = {};
+                std::memcpy(rest, q + d, sizeof(float) * static_cast<std::size_t>(kv.head_dim - d));
+                store_rounded(to + d * kTileRows, load(rest), load(rest + W));
+            }
     }
 
     // The span's keys as [pairs of dimensions][kSpanKeys] pairs: where they lie, or copied.
     void bring_keys(int begin) {
+        if (keys_at_begin == begin) return;
+        keys_at_begin = begin;
         if (copies_keys()) {
             copy_keys(begin);
             for (int i = 0; i < kKeyTiles; ++i)
@@ -146,6 +146,7 @@ struct TileAttention {
     }
 
     // The span's values as pairs of keys, in tiles; those of the span behind it are asked for.
+    template <int kHeadDim>
     void bring_values(int begin) {
         if (values_at_begin == begin) return;
         if (next_at_begin != begin) find_values(begin, next_rows);
@@ -153,12 +154,7 @@ struct TileAttention {
         values_at_begin = begin;
         next_at_begin = begin + kSpanKeys < end ? begin + kSpanKeys : begin;
         find_values(next_at_begin, next_rows);
-        if (kv.head_dim == 64)
-            pair_values<64>();
-        else if (kv.head_dim == 128)
-            pair_values<128>();
-        else
-            pair_values<0>();
+        pair_values<kHeadDim>();
     }
 
     template <int kHeadDim>  // 0: any
@@ -198,82 +194,118 @@ struct TileAttention {
 
     // --- tiles ----------------------------------------------------------------------------------------------------
 
-    // Products that are under way, step by step: of a tile of rows with four tiles of keys, or of values; their sums
-    // are in the tile registers 0 to 3.
-    Piece scored{}, gathered{};
-    // Where a step is: in the scores (tile of keys, of dimensions), in the sums (tile of dimensions, of weights).
-    int score_key = 0, score_dim = 0, num_key_tiles = 0, gather_dim = 0, gather_key = 0, num_weight_tiles = 0;
+    // The weights of a piece's rows, made one by one, between the products of other pieces.
+    template <int kHeadDim>  // 0: any
+    struct Weighing {
+        const float *scores, *bases, *factors, *scales;
+        std::uint16_t* weights;
+        float* totals;
+        vf scale;
+        int left;
+        int of_four;  // rows for each four products, so that they last as long
 
-    void begin_products(const Piece& next, const Piece& before) {
-        scored = next, gathered = before;
-        score_key = score_dim = gather_dim = gather_key = 0;
-        num_key_tiles = next.begin < 0 ? 0 : columns_of(next) / 16;
-        num_weight_tiles = before.begin < 0 ? 0 : columns_of(before) / kTileInputs;
-    }
-
-    int num_steps() const { return (num_key_tiles + 3) / 4 * depth + (depth + 1) / 2 * num_weight_tiles; }
-
-    bool multiply_on() {
-        if (score_key < num_key_tiles) {
-            add_scores();
-            if (++score_dim == depth) score_dim = 0, score_key += 4;
-            return true;
+        // After the product number `kAt` of four.
+        template <int kAt>
+        OCTAVO_INLINE void after_product() {
+            const int rows = kHeadDim > 0 ? rows_of_four(kHeadDim / kTileInputs) : of_four;
+#pragma GCC unroll 2
+            for (int i = kAt; i < rows; i += 4)
+                if (left > 0) weigh();
         }
-        if (num_weight_tiles == 0 || gather_dim >= 2 * depth) return false;
-        add_values();
-        if (++gather_key == num_weight_tiles) gather_key = 0, gather_dim += 4;
-        return true;
-    }
 
-    void multiply_all() {
-        while (multiply_on()) {
+        OCTAVO_INLINE void weigh() {
+            const vf base = splat(*bases++);
+            vf total = splat(0.0f);
+#pragma GCC unroll 4
+            for (int tile = 0; tile < kWeightTiles; ++tile) {
+                const float* s = scores + tile * kTileInputs;
+                vf low = rough_exp2(fma(load(s), scale, base)), high = rough_exp2(fma(load(s + W), scale, base));
+                total = total + (low + high);
+                if constexpr (kScaled<T>) {
+                    const float* by = scales + kSpanKeys + tile * kTileInputs;
+                    low = scaled(low, load(by)), high = scaled(high, load(by + W));
+                }
+                store_rounded(weights + tile * kTileWords, low, high);
+            }
+            store(totals, fma(load(totals), splat(*factors++), total));
+            scores += kSpanKeys, weights += kTileInputs, totals += W, --left;
         }
+
+        // What is not seen has no weight, and a scale that may be NaN.
+        static vf scaled(vf weight, vf by) { return select(weight != splat(0.0f), weight * by, splat(0.0f)); }
+    };
+
+    static constexpr int rows_of_four(int depth) { return (kBandRows + 2 * depth - 1) / (2 * depth); }
+
+    template <int kHeadDim>
+    int depth_of() const { return kHeadDim > 0 ? kHeadDim / kTileInputs : depth; }
+
+    template <int kHeadDim>
+    Weighing<kHeadDim> weighing(const Piece& piece) const {
+        return {room.scores[piece.place],
+                room.bases,
+                room.factors[piece.place],
+                room.scales,
+                room.weights[piece.place],
+                room.totals + piece.row * W,
+                splat(factor),
+                piece.begin < 0 ? 0 : last_row(piece) + 1 - piece.row,
+                rows_of_four(depth)};
     }
 
-    const void* key_tile(int i) const {
-        return reinterpret_cast<const char*>(key_tiles[i]) + score_dim * 16 * key_stride;
-    }
-
-    void add_scores() {
-        if (score_dim == 0) tile_zero<0>(), tile_zero<1>(), tile_zero<2>(), tile_zero<3>();
-        tile_load<4>(room.queries + (scored.row / kTileRows * depth + score_dim) * kTileWords, 64);
-        tile_load<5>(key_tile(score_key), key_stride);
-        tile_products_bf16<0, 4, 5>();
-        tile_load<6>(key_tile(score_key + 1), key_stride);
-        tile_products_bf16<1, 4, 6>();
-        tile_load<7>(key_tile(score_key + 2), key_stride);
-        tile_products_bf16<2, 4, 7>();
-        tile_load<5>(key_tile(score_key + 3), key_stride);
-        tile_products_bf16<3, 4, 5>();
-        if (score_dim != depth - 1) return;
-        float* to = room.scores[scored.place] + score_key * 16;
+    // Scores of a piece: of a tile of rows with four tiles of keys.
+    template <int kHeadDim>
+    OCTAVO_INLINE void multiply_keys(const Piece& piece, Weighing<kHeadDim>& rows) const {
+        static_assert(kKeyTiles == 4, "a register of sums for each");
+        const int depth = depth_of<kHeadDim>();
+        const std::uint16_t* queries = room.queries + piece.row / kTileRows * depth * kTileWords;
+        const auto key = [this](int i) { return reinterpret_cast<const char*>(key_tiles[i]); };
+        const char *a = key(0), *b = key(1), *c = key(2), *d = key(3);
+        const std::int64_t stride = key_stride, step = 16 * stride;
+        tile_zero<0>(), tile_zero<1>(), tile_zero<2>(), tile_zero<3>();
+#pragma GCC unroll 2
+        for (int dims = 0; dims < depth; ++dims, queries += kTileWords, a += step, b += step, c += step, d += step) {
+            tile_load<4>(queries, 64);
+            tile_load<5>(a, stride), tile_products_bf16<0, 4, 5>(), rows.template after_product<0>();
+            tile_load<6>(b, stride), tile_products_bf16<1, 4, 6>(), rows.template after_product<1>();
+            tile_load<7>(c, stride), tile_products_bf16<2, 4, 7>(), rows.template after_product<2>();
+            tile_load<5>(d, stride), tile_products_bf16<3, 4, 5>(), rows.template after_product<3>();
+        }
+        float* to = room.scores[piece.place];
         tile_store<0>(to, kSpanKeys * 4), tile_store<1>(to + 16, kSpanKeys * 4);
         tile_store<2>(to + 32, kSpanKeys * 4), tile_store<3>(to + 48, kSpanKeys * 4);
     }
 
-    void add_values() {
-        float* sums = room.sums + (gathered.row / kTileRows * 2 * depth + gather_dim) * kTileFloats;
-        float* more = sums + 2 * kTileFloats;
-        const std::uint16_t* values = room.values + (gather_key * 2 * depth + gather_dim) * kTileWords;
-        const bool has_four = gather_dim + 2 < 2 * depth;
-        if (gather_key == 0) {
-            tile_load<0>(sums, 64), tile_load<1>(sums + kTileFloats, 64);
-            if (has_four) tile_load<2>(more, 64), tile_load<3>(more + kTileFloats, 64);
+    // Weights of a piece times values, to its sums: of four tiles of dimensions at a time, or of two.
+    template <int kHeadDim>
+    OCTAVO_INLINE void multiply_values(const Piece& piece, Weighing<kHeadDim>& rows) const {
+        const int depth = depth_of<kHeadDim>();
+        float* sums = room.sums + piece.row / kTileRows * 2 * depth * kTileFloats;
+        const std::uint16_t* values = room.values;
+        int dims = 0;
+        for (; dims + 4 <= 2 * depth; dims += 4, sums += 4 * kTileFloats, values += 4 * kTileWords)
+            multiply_values<true>(room.weights[piece.place], values, sums, rows);
+        if (dims < 2 * depth) multiply_values<false>(room.weights[piece.place], values, sums, rows);
+    }
+
+    template <bool kFour, int kHeadDim>
+    OCTAVO_INLINE void multiply_values(const std::uint16_t* weights, const std::uint16_t* values, float* sums,
+                                       Weighing<kHeadDim>& rows) const {
+        const int depth = depth_of<kHeadDim>();
+        const std::int64_t step = std::int64_t{2} * depth * kTileWords;
+        tile_load<0>(sums, 64), tile_load<1>(sums + kTileFloats, 64);
+        if (kFour) tile_load<2>(sums + 2 * kTileFloats, 64), tile_load<3>(sums + 3 * kTileFloats, 64);
+#pragma GCC unroll 2
+        for (int tile = 0; tile < kWeightTiles; ++tile, weights += kTileWords, values += step) {
+            tile_load<4>(weights, 64);
+            tile_load<5>(values, 64), tile_products_bf16<0, 4, 5>(), rows.template after_product<0>();
+            tile_load<6>(values + kTileWords, 64), tile_products_bf16<1, 4, 6>(), rows.template after_product<1>();
+            if (!kFour) continue;
+            tile_load<7>(values + 2 * kTileWords, 64), tile_products_bf16<2, 4, 7>(), rows.template after_product<2>();
+            tile_load<5>(values + 3 * kTileWords, 64), tile_products_bf16<3, 4, 5>(), rows.template after_product<3>();
         }
-        tile_load<4>(room.weights[gathered.place] + gather_key * kTileWords, 64);
-        tile_load<5>(values, 64);
-        tile_products_bf16<0, 4, 5>();
-        tile_load<6>(values + kTileWords, 64);
-        tile_products_bf16<1, 4, 6>();
-        if (has_four) {
-            tile_load<7>(values + 2 * kTileWords, 64);
-            tile_products_bf16<2, 4, 7>();
-            tile_load<5>(values + 3 * kTileWords, 64);
-            tile_products_bf16<3, 4, 5>();
-        }
-        if (gather_key != num_weight_tiles - 1) return;
         tile_store<0>(sums, 64), tile_store<1>(sums + kTileFloats, 64);
-        if (has_four) tile_store<2>(more, 64), tile_store<3>(more + kTileFloats, 64);
+        if (kFour) tile_store<2>(sums + 2 * kTileFloats, 64), tile_store<3>(sums + 3 * kTileFloats, 64);
     }
 
     // --- softmax --------------------------------------------------------------------------------------------------
@@ -294,10 +326,10 @@ struct TileAttention {
     }
 
     // A row's scores: scaled, capped, and of keys that it does not see minus infinity.
-    void prepare(float* s, int begin, int columns, int first_key, int end_key) const {
+    void prepare(float* s, int begin, int first_key, int end_key) const {
         const vi lane = lane_numbers();
         const float twice = 2.0f * kLog2E * args.scale / args.soft_cap;
-        for (int column = 0; column < columns; column += W) {
+        for (int column = 0; column < kSpanKeys; column += W) {
             vf x = load(s + column);
             if constexpr (kScaled<T>) x = x * load(room.scales + column);
             if (args.soft_cap > 0.0f) x = capped_scores(x, twice, args.soft_cap * kLog2E);
@@ -309,18 +341,16 @@ struct TileAttention {
     // Maxima, bases and factors of a piece's rows.
     void find_bases(const Piece& piece) {
         float* s = room.scores[piece.place];
-        const int columns = columns_of(piece), num_rows = last_row(piece) + 1 - piece.row;
+        const int num_rows = last_row(piece) + 1 - piece.row;
         const int low = position_of(piece.row), high = position_of(last_row(piece));
-        const bool sees_all = piece.begin >= first_seen(high) && piece.begin + columns <= end_seen(low);
-        const bool as_they_are = sees_all && !kScaled<T> && !(args.soft_cap > 0.0f);
-        for (int r = 0; r < num_rows; ++r, s += kSpanKeys) {
-            const int position = position_of(piece.row + r);
-            if (!as_they_are) prepare(s, piece.begin, columns, first_seen(position), end_seen(position));
-            vf largest = max(load(s), load(s + W));
-            for (int column = 2 * W; column < columns; column += 2 * W)
-                largest = max(largest, max(load(s + column), load(s + column + W)));
-            store(room.peaks + r * W, largest);
-        }
+        const bool sees_all = piece.begin >= first_seen(high) && piece.begin + kSpanKeys <= end_seen(low);
+        if (!sees_all || kScaled<T> || args.soft_cap > 0.0f)
+            for (int r = 0; r < num_rows; ++r) {
+                const int position = position_of(piece.row + r);
+                prepare(s + r * kSpanKeys, piece.begin, first_seen(position), end_seen(position));
+            }
+        for (int r = 0; r < num_rows; ++r, s += kSpanKeys)
+            store(room.peaks + r * W, max(max(load(s), load(s + W)), max(load(s + 2 * W), load(s + 3 * W))));
         const vf before = load(room.largest + piece.row);
         const vf now = max(max_of_rows(room.peaks) * factor, before);
         store(room.largest + piece.row, now);
@@ -328,53 +358,31 @@ struct TileAttention {
         store(room.factors[piece.place], select(before == now, splat(1.0f), exp2(before - now)));
     }
 
-    // Scores to weights, of rows [from, to) of the piece.
-    void weigh_rows(const Piece& piece, int from, int to) {
-        const int columns = columns_of(piece);
-        const vf scale = splat(factor);
-        for (int r = from; r < to; ++r) {
-            const float* s = room.scores[piece.place] + r * kSpanKeys;
-            std::uint16_t* weights = room.weights[piece.place] + r * kTileInputs;
-            const vf base = splat(room.bases[r]);
-            vf total = splat(0.0f);
-            for (int column = 0; column < columns; column += 2 * W, weights += kTileWords) {
-                vf low = rough_exp2(fma(load(s + column), scale, base));
-                vf high = rough_exp2(fma(load(s + column + W), scale, base));
-                total = total + (low + high);
-                if constexpr (kScaled<T>) low = scaled(low, column), high = scaled(high, column + W);
-                store_rounded(weights, low, high);
-            }
-            float* totals = room.totals + (piece.row + r) * W;
-            store(totals, fma(load(totals), splat(room.factors[piece.place][r]), total));
-        }
-    }
-
-    // What is not seen has no weight, and a scale that may be NaN.
-    vf scaled(vf weight, int column) const {
-        return select(weight != splat(0.0f), weight * load(room.scales + kSpanKeys + column), splat(0.0f));
-    }
-
     // The sums of a piece's rows to their new maxima.
     void rescale(const Piece& piece) {
+        const float* factors = room.factors[piece.place];
+        if (are_ones(load(factors))) return;
         for (int row = piece.row; row <= last_row(piece); ++row) {
-            const float by = room.factors[piece.place][row - piece.row];
+            const float by = factors[row - piece.row];
             if (by == 1.0f) continue;
             float* sums = room.sums + row / kTileRows * depth * 2 * kTileFloats + row % kTileRows * 16;
             for (int d = 0; d < 2 * depth; ++d, sums += kTileFloats) store(sums, load(sums) * by);
         }
     }
 
-    // One piece's softmax, while the products go on.
-    void soften(const Piece& piece) {
-        if constexpr (kScaled<T>) take_scales(piece.begin);
-        const int rows = last_row(piece) + 1 - piece.row, steps = num_steps();
-        const int between = steps > 0 ? (rows + steps - 1) / steps : rows;
-        find_bases(piece);
-        for (int r = 0; r < rows; r += between) {
-            multiply_on();
-            weigh_rows(piece, r, r + between < rows ? r + between : rows);
+    // One piece's softmax; meanwhile the scores of the next one, and the values of the one before. begin < 0: none.
+    template <int kHeadDim>
+    void step(const Piece& before, const Piece& piece, const Piece& next) {
+        if (before.begin >= 0) bring_values<kHeadDim>(before.begin), rescale(before);
+        if (next.begin >= 0) bring_keys(next.begin);
+        if (piece.begin >= 0) {
+            if constexpr (kScaled<T>) take_scales(piece.begin);
+            find_bases(piece);
         }
-        multiply_all();
+        Weighing<kHeadDim> rows = weighing<kHeadDim>(piece);
+        if (next.begin >= 0) multiply_keys(next, rows);
+        if (before.begin >= 0) multiply_values(before, rows);
+        while (rows.left > 0) rows.weigh();
     }
 
     // --- the walk -------------------------------------------------------------------------------------------------
@@ -417,29 +425,25 @@ struct TileAttention {
         pack_queries();
         const int rows = count < kTileRows ? count : kTileRows;
         configure_rows({rows, rows, rows, rows, rows, kTileRows, kTileRows, kTileRows});
-        Piece before{-1, 0, 0}, piece = after({first / kSpanKeys * kSpanKeys, -kBandRows, 1});
-        if (piece.begin >= 0) bring_keys(piece.begin);
-        begin_products(piece, before);
-        multiply_all();
-        while (piece.begin >= 0) {
-            const Piece next = after(piece);
-            if (next.begin >= 0 && next.begin != piece.begin) bring_keys(next.begin);
-            prepare_values(before);
-            begin_products(next, before);
-            soften(piece);
-            before = piece, piece = next;
-        }
-        prepare_values(before);
-        begin_products(piece, before);
-        multiply_all();
+        if (kv.head_dim == 64)
+            walk<64>();
+        else if (kv.head_dim == 128)
+            walk<128>();
+        else
+            walk<0>();
         release();
         finish_state();
     }
 
-    void prepare_values(const Piece& piece) {
-        if (piece.begin < 0) return;
-        bring_values(piece.begin);
-        rescale(piece);
+    template <int kHeadDim>
+    void walk() {
+        const Piece none{-1, 0, 0};
+        Piece before = none, piece = none, next = after({first / kSpanKeys * kSpanKeys, -kBandRows, 1});
+        while (next.begin >= 0 || piece.begin >= 0 || before.begin >= 0) {
+            step<kHeadDim>(before, piece, next);
+            before = piece, piece = next;
+            if (next.begin >= 0) next = after(next);
+        }
     }
 
     // Totals and sums as `merge` and `finish` have them: a row's dimensions in order.
@@ -449,13 +453,17 @@ struct TileAttention {
             states.total[row] = sum(load(room.totals + row * W));
             const float* sums = room.sums + row / kTileRows * depth * 2 * kTileFloats + row % kTileRows * 16;
             float* to = states.values + std::int64_t{row} * states.width;
-            for (int d = 0; d < states.width; d += 4) {
-                // `interleave` took quarters of 8 from 32; codes are in order.
-                const int at = kScaled<T> ? d / 16 * kTileFloats + d % 16
-                                          : (d / 32 * 2 + d / 4 % 2) * kTileFloats + d % 32 / 8 * 4;
-                std::memcpy(to + d, sums + at, 4 * sizeof(float));
+            if constexpr (kScaled<T>) {
+                for (int d = 0; d < states.width; d += W, sums += kTileFloats) store(to + d, load(sums) + 0.0f);
+                continue;
             }
-            for (int d = 0; d < states.width; d += W) store(to + d, load(to + d) + 0.0f);
+            int d = 0;
+            for (; d + kTileInputs <= states.width; d += kTileInputs, sums += 2 * kTileFloats)
+                restore_order(load(sums) + 0.0f, load(sums + kTileFloats) + 0.0f, to + d);
+            if (d == states.width) continue;
+            float rest[kTileInputs];
+            restore_order(load(sums) + 0.0f, load(sums + kTileFloats) + 0.0f, rest);
+            store(to + d, load(rest));
         }
     }
 };

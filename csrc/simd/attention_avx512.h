@@ -16,6 +16,10 @@ OCTAVO_INLINE vf times_power(vf p, vf x) {
     return (vf)_mm512_maskz_scalef_ps(counts, (__m512)p, (__m512)x);
 }
 
+OCTAVO_INLINE bool are_ones(vf x) {
+    return _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(1.0f), _CMP_NEQ_UQ) == 0;
+}
+
 // Lane i: the largest number of row i, of [16][16]. A row with a NaN among them has any of its numbers.
 OCTAVO_INLINE vf max_of_rows(const float* rows) {
     __m512 halves[8], quarters[4], eighths[2];
@@ -51,6 +55,14 @@ OCTAVO_INLINE void interleave(const std::uint16_t* x, const std::uint16_t* y, st
     const __m512i a = _mm512_loadu_si512(x), b = _mm512_loadu_si512(y);
     _mm512_storeu_si512(low, _mm512_unpacklo_epi16(a, b));
     _mm512_storeu_si512(high, _mm512_unpackhi_epi16(a, b));
+}
+
+// Numbers that lie as `interleave` left them, in order.
+OCTAVO_INLINE void restore_order(vf low, vf high, float* to) {
+    const __m512i first = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+    const __m512i second = _mm512_setr_epi32(8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
+    _mm512_storeu_ps(to, _mm512_permutex2var_ps((__m512)low, first, (__m512)high));
+    _mm512_storeu_ps(to + 16, _mm512_permutex2var_ps((__m512)low, second, (__m512)high));
 }
 
 }  // namespace

@@ -28,6 +28,12 @@ OCTAVO_INLINE vf times_power(vf p, vf x) {
     return p;
 }
 
+OCTAVO_INLINE bool are_ones(vf x) {
+    for (int i = 0; i < W; ++i)
+        if (x[i] != 1.0f) return false;
+    return true;
+}
+
 OCTAVO_INLINE vf max_of_rows(const float* rows) {
     vf largest;
     for (int i = 0; i < W; ++i) largest[i] = max_lane(load(rows + i * W));
@@ -48,6 +54,10 @@ OCTAVO_INLINE void interleave(const std::uint16_t* x, const std::uint16_t* y, st
         std::uint16_t* to = (i / 4 % 2 == 0 ? low : high) + (i / 8 * 4 + i % 4) * 2;
         to[0] = x[i], to[1] = y[i];
     }
+}
+
+OCTAVO_INLINE void restore_order(vf low, vf high, float* to) {
+    for (int i = 0; i < 32; ++i) to[i] = (i / 4 % 2 == 0 ? low : high)[i / 8 * 4 + i % 4];
 }
 
 }  // namespace
