@@ -62,6 +62,17 @@ void pack_input(ExecutionContext& context, const Matrix& matrix, const LinearInp
     });
 }
 
+// Its rows in `parts` parts, one of them.
+StoreArgs part_of(const StoreArgs& store, int part, int parts) {
+    const int first = store.num_rows * part / parts, end = store.num_rows * (part + 1) / parts;
+    StoreArgs some = store;
+    some.sums += first * kPanel;
+    if (some.up != nullptr) some.up += first * kPanel;
+    some.out += first * store.stride;
+    some.num_rows = end - first;
+    return some;
+}
+
 bool is_widened(const Matrix& matrix, const PanelView& view) {
     return is_quantized(view.format) && matrix.input == Input::bfloat16;
 }
@@ -82,7 +93,7 @@ void run_linear(ExecutionContext& context, const Matrix& matrix, const LinearInp
     const std::int64_t row_bytes = packed_row_bytes(kernels, matrix);
     pack_input(context, matrix, input, row_bytes);
     const int step = output.silu ? 2 : 1;
-    const std::int64_t num_sums = 2 * kRowsAtOnce * kPanel;
+    const std::int64_t num_sums = 4 * kRowsAtOnce * kPanel;
     const std::int64_t num_words = context.widens ? std::int64_t{matrix.padded_in} / 2 * kPanel : 0;
     context.reserve_scratch(num_sums + step * num_words);
     const WorkSplit c = split_work(context, matrix, input.num_rows, row_bytes, step);
@@ -90,24 +101,29 @@ void run_linear(ExecutionContext& context, const Matrix& matrix, const LinearInp
     const std::int64_t panel_bytes = matrix.num_bytes() / matrix.num_panels();
     // A thread goes along the panels with one part of the rows, then with the next.
     context.pool.each(c.num_panel_units * c.row_parts, [&](int unit, int thread) {
-        float* sums = context.scratch_of(thread);
+        float* const all_sums = context.scratch_of(thread);
         const int first_panel = unit % c.num_panel_units * c.panels_per_unit, part = unit / c.num_panel_units;
         const int end_panel = std::min(first_panel + c.panels_per_unit, matrix.num_panels() / step);
         const int first_row = part * c.rows_per_part, end_row = std::min(first_row + c.rows_per_part, input.num_rows);
         const char* first = static_cast<const char*>(matrix.panel(first_panel * step).view.data);
         for (int line = 0; line < kFirstBytes; line += 64) __builtin_prefetch(first + line, 0, 3);
+        StoreArgs pending{};  // what the next product stores meanwhile
+        int place = 0;  // of two for sums, where it is not
         for (int index = first_panel; index < end_panel; ++index) {
             const Matrix::Panel& panel = matrix.panel(index * step);
             PanelView views[2];
             for (int i = 0; i < step; ++i) {
-                auto* words = reinterpret_cast<std::uint32_t*>(sums + num_sums + i * num_words);
+                auto* words = reinterpret_cast<std::uint32_t*>(all_sums + num_sums + i * num_words);
                 views[i] = ready_panel(kernels, matrix, index * step + i, words);
             }
             const bool is_plain = bias == nullptr && !output.silu && !output.adds && panel.num_columns == kPanel &&
                                   kernels.stores_straight[static_cast<int>(views[0].format)];
+            const bool stores_meanwhile = kernels.stores_meanwhile[static_cast<int>(views[0].format)];
             for (int row = first_row; row < end_row; row += kRowsAtOnce) {
                 const int rows = std::min(kRowsAtOnce, end_row - row);
                 float* out = output.out + row * output.stride + panel.first_out;
+                float* sums = all_sums + place * 2 * kRowsAtOnce * kPanel;
+                if (!stores_meanwhile && pending.num_rows > 0) kernels.store(pending), pending.num_rows = 0;
                 for (int i = 0; i < step; ++i) {
                     const PanelView& view = views[i];
                     ProductArgs args{view, context.packed.as<void>(), sums + i * kRowsAtOnce * kPanel, row_bytes,
@@ -122,8 +138,10 @@ void run_linear(ExecutionContext& context, const Matrix& matrix, const LinearInp
                     args.ahead = data + (is_bound ? kBytesAhead : step * panel_bytes + done);
                     args.ahead_bytes = panel_bytes * rows / (end_row - first_row);
                     if (i == step - 1) args.out = out, args.out_stride = output.stride;
+                    args.meanwhile = part_of(pending, i, step);
                     kernels.product[static_cast<int>(view.format)](args);
                 }
+                pending.num_rows = 0;
                 if (is_plain) continue;
                 StoreArgs store{};
                 store.sums = sums;
@@ -135,9 +153,13 @@ void run_linear(ExecutionContext& context, const Matrix& matrix, const LinearInp
                 store.num_rows = rows;
                 store.num_columns = panel.num_columns;
                 store.adds = output.adds;
-                kernels.store(store);
+                if (stores_meanwhile)
+                    pending = store, place ^= 1;
+                else
+                    kernels.store(store);
             }
         }
+        if (pending.num_rows > 0) kernels.store(pending);
     });
 }
 

@@ -56,22 +56,24 @@ OCTAVO_INLINE void add_bias(const float* sums, const float* bias, int n, float* 
         for (int i = 0; i < n; ++i) out[i] += bias[i];
 }
 
-void store_sums(const StoreArgs& args) {
+OCTAVO_INLINE void store_row(const StoreArgs& args, int row) {
     alignas(64) float values[kPanel], ups[kPanel];
-    for (int row = 0; row < args.num_rows; ++row) {
-        float* out = args.out + row * args.stride;
-        add_bias(args.sums + row * kPanel, args.bias, args.num_columns, values);
-        if (args.up != nullptr) {
-            add_bias(args.up + row * kPanel, args.up_bias, args.num_columns, ups);
-            silu_mul(values, ups, kPanel, values);
-        }
-        if (args.num_columns == kPanel) {
-            for (int v = 0; v < kPanel; v += W)
-                store(out + v, args.adds ? load(out + v) + load(values + v) : load(values + v));
-        } else {
-            for (int i = 0; i < args.num_columns; ++i) out[i] = args.adds ? out[i] + values[i] : values[i];
-        }
+    float* out = args.out + row * args.stride;
+    add_bias(args.sums + row * kPanel, args.bias, args.num_columns, values);
+    if (args.up != nullptr) {
+        add_bias(args.up + row * kPanel, args.up_bias, args.num_columns, ups);
+        silu_mul(values, ups, kPanel, values);
     }
+    if (args.num_columns == kPanel) {
+        for (int v = 0; v < kPanel; v += W)
+            store(out + v, args.adds ? load(out + v) + load(values + v) : load(values + v));
+    } else {
+        for (int i = 0; i < args.num_columns; ++i) out[i] = args.adds ? out[i] + values[i] : values[i];
+    }
+}
+
+void store_sums(const StoreArgs& args) {
+    for (int row = 0; row < args.num_rows; ++row) store_row(args, row);
 }
 
 // A row of a product's input: normed where there is a norm, and padded with zeros.

@@ -61,6 +61,21 @@ void pack_rows_tiles(const PackArgs& args, int first_row, int num_rows) {
 
 static_assert(kTileColumns == kPanel, "two tiles of columns are a panel");
 
+// Stores an earlier product's sums row by row between the `num_steps` steps of another, which wait for other parts of the
+// processor.
+struct Meanwhile {
+    const StoreArgs& args;
+    const int rows_per_step;
+    int row = 0;
+
+    Meanwhile(const StoreArgs& args, std::int64_t num_steps)
+        : args(args), rows_per_step(static_cast<int>((args.num_rows + num_steps - 1) / num_steps)) {}
+
+    OCTAVO_INLINE void step() {
+        for (int i = 0; i < rows_per_step && row < args.num_rows; ++i) store_row(args, row++);
+    }
+};
+
 // Where a tile's sums go, and what is asked for meanwhile: at each step `lines` lines from `ahead` on, and those of the
 // rows' places in the output, which lie far apart and in no cache.
 struct TileOutputs {
@@ -70,6 +85,7 @@ struct TileOutputs {
     std::int64_t out_stride;
     const char* ahead;
     int lines;
+    Meanwhile* meanwhile;
 };
 
 // A tile of rows (kTwo: two) times two tiles of columns, `steps` times kTileInputs inputs deep, while what `to` says is
@@ -80,6 +96,7 @@ struct TileProduct {
     const std::int64_t a_step, below_step;  // bytes
     const char* ahead;
     const int lines;
+    Meanwhile& meanwhile;
 
     // kAsks: for the lines of a row of each tile as well, `stride` bytes further at each step.
     template <bool kAsks>
@@ -105,6 +122,7 @@ struct TileProduct {
                 __builtin_prefetch(lower, 1, 3), __builtin_prefetch(lower + 64, 1, 3);
                 row += stride, lower += stride;
             }
+            meanwhile.step();
         }
     }
 };
@@ -114,7 +132,8 @@ OCTAVO_INLINE void multiply(TileInputs a, TileInputs below, const std::uint32_t*
     tile_zero<0>(), tile_zero<1>();
     if (kTwo) tile_zero<2>(), tile_zero<3>();
     TileProduct<kTwo> product{reinterpret_cast<const char*>(a.at), reinterpret_cast<const char*>(below.at),
-                              reinterpret_cast<const char*>(b), a.step * 2, below.step * 2, to.ahead, to.lines};
+                              reinterpret_cast<const char*>(b), a.step * 2, below.step * 2, to.ahead, to.lines,
+                              *to.meanwhile};
     int done = 0;
     if (kTwo && to.out != nullptr) {
         done = steps < kTileRows ? steps : kTileRows;
@@ -136,7 +155,8 @@ void product_tiles(const ProductArgs& args) {
     const auto* packed = static_cast<const std::uint16_t*>(args.packed);
     const int steps = args.padded_in / kTileInputs, all_steps = steps * ((args.num_rows + 31) / 32);
     const int lines = static_cast<int>((args.ahead_bytes / 64 + all_steps - 1) / all_steps);
-    TileOutputs to{args.scratch, args.stride, args.out, args.out_stride, args.ahead, lines};
+    Meanwhile meanwhile(args.meanwhile, all_steps);
+    TileOutputs to{args.scratch, args.stride, args.out, args.out_stride, args.ahead, lines, &meanwhile};
     int rows_before = -1, more_before = -1;
     for (int row = 0; row < args.num_rows; row += 2 * kTileRows) {
         const int left = args.num_rows - row, rows = left < kTileRows ? left : kTileRows;

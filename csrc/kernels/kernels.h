@@ -34,6 +34,19 @@ struct GroupHeader {
     std::int32_t sum, sums[2];
 };
 
+// What becomes of the sums of `num_columns` outputs: out[row] = sums + bias (+ out[row]), or, with `up`,
+// silu(sums) * up. Row r of the scratch goes to out + r * stride.
+struct StoreArgs {
+    const float* sums;
+    const float* up;  // the sums of the panel that `sums`, as gates, are multiplied with; or null
+    const float* bias;
+    const float* up_bias;
+    float* out;
+    std::int64_t stride;
+    int num_rows, num_columns;
+    bool adds;
+};
+
 // One panel times rows [first_row, first_row + num_rows), first_row a multiple of block_rows: raw sums into
 // scratch [num_rows, kPanel], or, by a product that stores straight, to rows `stride` apart.
 struct ProductArgs {
@@ -48,19 +61,7 @@ struct ProductArgs {
     std::int64_t ahead_bytes = 0;
     float* out = nullptr;  // where the rows end up at last, `out_stride` apart: lines to ask for, or null
     std::int64_t out_stride = 0;
-};
-
-// What becomes of the sums of `num_columns` outputs: out[row] = sums + bias (+ out[row]), or, with `up`,
-// silu(sums) * up. Row r of the scratch goes to out + r * stride.
-struct StoreArgs {
-    const float* sums;
-    const float* up;  // the sums of the panel that `sums`, as gates, are multiplied with; or null
-    const float* bias;
-    const float* up_bias;
-    float* out;
-    std::int64_t stride;
-    int num_rows, num_columns;
-    bool adds;
+    StoreArgs meanwhile{};  // sums of an earlier product, stored between this one's steps
 };
 
 // Keys and values of one layer; blocks of neighboring numbers are `block_stride` bytes apart. A block holds, for each
@@ -112,6 +113,7 @@ struct Kernels {
     void (*pack_rows[kNumInputs])(const PackArgs&, int first_row, int num_rows);
     void (*product[kNumFormats])(const ProductArgs&);
     bool stores_straight[kNumFormats];  // whether that product heeds ProductArgs::stride
+    bool stores_meanwhile[kNumFormats];  // and ProductArgs::meanwhile
     // A quantized panel (null for other formats) as one of bfloat16, into words [padded_in / 2, kPanel].
     void (*widen[kNumFormats])(const PanelView&, int padded_in, std::uint32_t* to);
     void (*store)(const StoreArgs&);
