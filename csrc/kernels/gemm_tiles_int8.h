@@ -92,23 +92,6 @@ struct CopiedScales {
     }
 };
 
-// A group's sums may begin at the bits of 1.5 * 2^23. They stay within 2^22 of it, so that, read as float32, they are
-// that number plus the sum, exactly: nothing is left to convert, and (kRaised + sum) * scale - kRaised * scale, rounded
-// once, has the bits of sum * scale, for the second product is exact.
-constexpr float kRaised = 12582912.0f;
-
-// plus_scaled of sums that were raised; `lowered`: scales * -kRaised.
-template <bool kMins>
-OCTAVO_INLINE vf plus_raised(vf total, vf sums, vf scales, vf lowered, vf mins, vf row_scale, vf row_shift) {
-    total = fma(fma(sums, scales, lowered), row_scale, total);
-    return kMins ? fma(mins, row_shift, total) : total;
-}
-
-// What every row of a tile of sums begins with. (A tile that is loaded costs less than one that is zeroed: on an Emerald
-// Rapids a product right behind `tilezero` took 52 cycles, behind a load 16.)
-alignas(64) constexpr float kRaisedLine[16] = {kRaised, kRaised, kRaised, kRaised, kRaised, kRaised, kRaised, kRaised,
-                                               kRaised, kRaised, kRaised, kRaised, kRaised, kRaised, kRaised, kRaised};
-
 // Where the sums of a tile go, and what is asked for meanwhile: with each group `lines` lines from `ahead` on.
 struct SumsOfTile {
     float* at;
@@ -132,7 +115,7 @@ inline __attribute__((noinline)) void add_tile(ReadyGroups<kFormat, kMins>& read
     alignas(64) float ring[kRing][kTileRows][W];
     // Rows that no tile stores are taken up too. Whatever stood there could be numbers that the processor is slow with.
     for (int m = rows.count; m < kTileRows; ++m)
-        for (int slot = 0; slot < kRing; ++slot) store(ring[slot][m], splat(kRaised));
+        for (int slot = 0; slot < kRing; ++slot) store(ring[slot][m], splat(0.0f));
     vf totals[kTileRows];
 #pragma GCC unroll 16
     for (int m = 0; m < kTileRows; ++m)
@@ -144,7 +127,7 @@ inline __attribute__((noinline)) void add_tile(ReadyGroups<kFormat, kMins>& read
         constexpr int kSlot = decltype(slot)::value, kBefore = (kSlot + kRing - 1) % kRing;
         if (group < num_groups) {
             const int part = group % Shape::kParts;
-            tile_load<kSlot>(kRaisedLine, 0);
+            tile_zero<kSlot>();
             tile_load<6 + kSlot % 2>(ready.bytes_of(group) + column * 4, kPanel * 4);
             tile_load<4 + kSlot % 2>(rows.codes + group / Shape::kParts * group_bytes + part * Shape::kGroup,
                                      Shape::kInputs);
@@ -153,14 +136,15 @@ inline __attribute__((noinline)) void add_tile(ReadyGroups<kFormat, kMins>& read
         if (group > 0 && group <= num_groups) tile_store<kBefore>(ring[kBefore], W * 4);
     };
     const auto take = [&](int group) __attribute__((always_inline)) {
-        const vf scales = load(ready.scales[group] + column), lowered = scales * -kRaised;
+        const vf scales = load(ready.scales[group] + column);
         const vf mins = kMins ? load(ready.mins[kMins ? group : 0] + column) : vf{};
         const float* own = row_scales.scales + group / Shape::kParts * row_scales.step;
         const float* exact = ring[group % kRing][0];
 #pragma GCC unroll 16
         for (int m = 0; m < kTileRows; ++m) {
             const vf row_shift = kMins ? splat(own[kTileRows + m]) : vf{};
-            totals[m] = plus_raised<kMins>(totals[m], load(exact + m * W), scales, lowered, mins, splat(own[m]), row_shift);
+            const vi sums = load_as<vi>(exact + m * W);
+            totals[m] = plus_scaled<kMins>(totals[m], sums, scales, mins, splat(own[m]), row_shift);
         }
     };
     if (sums.unpacks)
