@@ -12,7 +12,7 @@ constexpr int kBandRows = kTileRows;
 constexpr int kKeyTiles = kSpanKeys / 16, kWeightTiles = kSpanKeys / kTileInputs;  // of a band and a span
 constexpr int kTileWords = kTileRows * kTileInputs;  // bfloat16 of a tile
 constexpr int kTileFloats = kTileRows * 16;
-constexpr int kTileRunRows = 6 * kBandRows;  // that share what is brought together of the values
+constexpr int kTileRunRows = 7 * kBandRows;  // that share what is brought together of the values
 constexpr int kKeyColumns = kSpanKeys + W;  // of keys that are copied: vectors are stored past the end
 
 // The scratch memory of a call.
