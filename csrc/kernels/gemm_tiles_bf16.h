@@ -90,7 +90,7 @@ struct TileOutputs {
 
 // A tile of rows (kTwo: two) times two tiles of columns, `steps` times kTileInputs inputs deep, while what `to` says is
 // asked for.
-template <bool kTwo>
+template <bool kTwo, bool kStores>
 struct TileProduct {
     const char *a, *below, *b;  // of the next step
     const std::int64_t a_step, below_step;  // bytes
@@ -122,18 +122,18 @@ struct TileProduct {
                 __builtin_prefetch(lower, 1, 3), __builtin_prefetch(lower + 64, 1, 3);
                 row += stride, lower += stride;
             }
-            meanwhile.step();
+            if constexpr (kStores) meanwhile.step();
         }
     }
 };
 
-template <bool kTwo>
+template <bool kTwo, bool kStores>
 OCTAVO_INLINE void multiply(TileInputs a, TileInputs below, const std::uint32_t* b, int steps, TileOutputs to) {
     tile_zero<0>(), tile_zero<1>();
     if (kTwo) tile_zero<2>(), tile_zero<3>();
-    TileProduct<kTwo> product{reinterpret_cast<const char*>(a.at), reinterpret_cast<const char*>(below.at),
-                              reinterpret_cast<const char*>(b), a.step * 2, below.step * 2, to.ahead, to.lines,
-                              *to.meanwhile};
+    TileProduct<kTwo, kStores> product{reinterpret_cast<const char*>(a.at), reinterpret_cast<const char*>(below.at),
+                                       reinterpret_cast<const char*>(b), a.step * 2, below.step * 2, to.ahead, to.lines,
+                                       *to.meanwhile};
     int done = 0;
     if (kTwo && to.out != nullptr) {
         done = steps < kTileRows ? steps : kTileRows;
@@ -150,7 +150,8 @@ OCTAVO_INLINE void multiply(TileInputs a, TileInputs below, const std::uint32_t*
     }
 }
 
-void product_tiles(const ProductArgs& args) {
+template <bool kStores>
+OCTAVO_INLINE void multiply_rows(const ProductArgs& args) {
     const auto* panel = static_cast<const std::uint32_t*>(args.panel.data);
     const auto* packed = static_cast<const std::uint16_t*>(args.packed);
     const int steps = args.padded_in / kTileInputs, all_steps = steps * ((args.num_rows + 31) / 32);
@@ -166,14 +167,21 @@ void product_tiles(const ProductArgs& args) {
         const TileInputs a = tiles_of(packed, args.first_row + row, args.total_rows, args.padded_in);
         const TileInputs below = tiles_of(packed, args.first_row + row + kTileRows, args.total_rows, args.padded_in);
         if (more > 0)
-            multiply<true>(a, below, panel, steps, to);
+            multiply<true, kStores>(a, below, panel, steps, to);
         else
-            multiply<false>(a, below, panel, steps, to);
+            multiply<false, kStores>(a, below, panel, steps, to);
         to.sums += 2 * kTileRows * to.stride;
         if (to.out != nullptr) to.out += 2 * kTileRows * to.out_stride;
         to.ahead += std::int64_t{64} * lines * steps;
     }
     release();
+}
+
+inline __attribute__((noinline)) void multiply_and_store(const ProductArgs& args) { multiply_rows<true>(args); }
+
+void product_tiles(const ProductArgs& args) {
+    if (args.meanwhile.num_rows > 0) return multiply_and_store(args);
+    multiply_rows<false>(args);
 }
 
 }  // namespace

@@ -36,6 +36,8 @@ FMA = r"vfmadd\d+ps"
 LOOPS = (
     # A step of four products of 16 x 16 x 32 (or of two): as many loads, addresses, and what is asked for ahead.
     Loop("amx", "product_tiles", "tdpbf16ps", 8.5),
+    # The same with a row of another product's sums stored: SwiGLU, biases, columns that a panel has too few of.
+    Loop("amx", "multiply_and_store", "tdpbf16ps", 66.0, may_use_stack=True, only_tightest=True),
     # A group of 32 or 64 inputs of 16 rows and columns: the tile's sums come back as 16 vectors, and are scaled; 4 bits
     # are unpacked on the way. gcc 12 keeps an address or two on the stack.
     Loop("amx", r"add_tile<\(octavo::Format\)[345]", "tdpbssd", 28.0, may_use_stack=True, only_tightest=True),
