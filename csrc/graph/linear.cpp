@@ -10,7 +10,7 @@ namespace octavo {
 
 namespace {
 
-constexpr int kRowsAtOnce = 96;  // rows whose sums a thread holds; a multiple of every ISA variant's block_rows
+constexpr int kRowsAtOnce = 96;  // rows that a product takes at a time; a multiple of every ISA variant's block_rows
 constexpr std::int64_t kStreamBytes = 384 << 10;  // weights that a thread reads in one go, where there are few rows
 constexpr int kUnitsPerThread = 3;
 constexpr std::int64_t kPassBytes = 1 << 20;  // of packed rows that panels stream past: they stay in the cache
@@ -62,7 +62,7 @@ void pack_input(ExecutionContext& context, const Matrix& matrix, const LinearInp
     });
 }
 
-// Its rows in `parts` parts, one of them.
+// Of the rows to store part number `part` of `parts`.
 StoreArgs part_of(const StoreArgs& store, int part, int parts) {
     const int first = store.num_rows * part / parts, end = store.num_rows * (part + 1) / parts;
     StoreArgs some = store;
@@ -93,7 +93,9 @@ void run_linear(ExecutionContext& context, const Matrix& matrix, const LinearInp
     const std::int64_t row_bytes = packed_row_bytes(kernels, matrix);
     pack_input(context, matrix, input, row_bytes);
     const int step = output.silu ? 2 : 1;
+    // A thread holds sums of kRowsAtOnce rows, gate and up; twice, where those of the rows before are stored meanwhile.
     const std::int64_t num_sums = 4 * kRowsAtOnce * kPanel;
+    const bool stores_meanwhile = kernels.stores_meanwhile[static_cast<int>(matrix.input)];
     const std::int64_t num_words = context.widens ? std::int64_t{matrix.padded_in} / 2 * kPanel : 0;
     context.reserve_scratch(num_sums + step * num_words);
     const WorkSplit c = split_work(context, matrix, input.num_rows, row_bytes, step);
@@ -108,7 +110,7 @@ void run_linear(ExecutionContext& context, const Matrix& matrix, const LinearInp
         const char* first = static_cast<const char*>(matrix.panel(first_panel * step).view.data);
         for (int line = 0; line < kFirstBytes; line += 64) __builtin_prefetch(first + line, 0, 3);
         StoreArgs pending{};  // what the next product stores meanwhile
-        int place = 0;  // of two for sums, where it is not
+        int half = 0;  // of the sums' memory, for the next product; in the other one is what is pending
         for (int index = first_panel; index < end_panel; ++index) {
             const Matrix::Panel& panel = matrix.panel(index * step);
             PanelView views[2];
@@ -118,12 +120,10 @@ void run_linear(ExecutionContext& context, const Matrix& matrix, const LinearInp
             }
             const bool is_plain = bias == nullptr && !output.silu && !output.adds && panel.num_columns == kPanel &&
                                   kernels.stores_straight[static_cast<int>(views[0].format)];
-            const bool stores_meanwhile = kernels.stores_meanwhile[static_cast<int>(views[0].format)];
             for (int row = first_row; row < end_row; row += kRowsAtOnce) {
                 const int rows = std::min(kRowsAtOnce, end_row - row);
                 float* out = output.out + row * output.stride + panel.first_out;
-                float* sums = all_sums + place * 2 * kRowsAtOnce * kPanel;
-                if (!stores_meanwhile && pending.num_rows > 0) kernels.store(pending), pending.num_rows = 0;
+                float* sums = all_sums + half * 2 * kRowsAtOnce * kPanel;
                 for (int i = 0; i < step; ++i) {
                     const PanelView& view = views[i];
                     ProductArgs args{view, context.packed.as<void>(), sums + i * kRowsAtOnce * kPanel, row_bytes,
@@ -154,7 +154,7 @@ void run_linear(ExecutionContext& context, const Matrix& matrix, const LinearInp
                 store.num_columns = panel.num_columns;
                 store.adds = output.adds;
                 if (stores_meanwhile)
-                    pending = store, place ^= 1;
+                    pending = store, half ^= 1;
                 else
                     kernels.store(store);
             }

@@ -20,7 +20,7 @@ constexpr Kernels make_amx_kernels() {
     kernels.product[static_cast<int>(Format::bfloat16)] = product_tiles;
     kernels.spin_products[static_cast<int>(Format::bfloat16)] = spin_tiles<false>;
     kernels.stores_straight[static_cast<int>(Format::bfloat16)] = true;
-    kernels.stores_meanwhile[static_cast<int>(Format::bfloat16)] = true;
+    kernels.stores_meanwhile[static_cast<int>(Input::bfloat16)] = true;
     each_format([&](auto format) {
         constexpr Format kFormat = decltype(format)::value;
         if constexpr (is_quantized(kFormat)) {

@@ -76,8 +76,8 @@ struct Meanwhile {
     }
 };
 
-// Where a tile's sums go, and what is asked for meanwhile: at each step `lines` lines from `ahead` on, and those of the
-// rows' places in the output, which lie far apart and in no cache.
+// Where a tile's sums go; what is asked for meanwhile, at each step `lines` lines from `ahead` on, and those of the rows'
+// places in the output, which lie far apart and in no cache; and what is stored meanwhile.
 struct TileOutputs {
     float* sums;
     std::int64_t stride;
@@ -89,7 +89,7 @@ struct TileOutputs {
 };
 
 // A tile of rows (kTwo: two) times two tiles of columns, `steps` times kTileInputs inputs deep, while what `to` says is
-// asked for.
+// asked for and, with kStores, stored.
 template <bool kTwo, bool kStores>
 struct TileProduct {
     const char *a, *below, *b;  // of the next step

@@ -112,10 +112,9 @@ template <Format kFormat, bool kMins>
 inline __attribute__((noinline)) void add_tile(ReadyGroups<kFormat, kMins>& ready, int column, const RowsOfBlock& rows,
                                                RowScales row_scales, SumsOfTile sums) {
     using Shape = GroupShape<kFormat>;
-    alignas(64) float ring[kRing][kTileRows][W];
-    // Rows that no tile stores are taken up too. Whatever stood there could be numbers that the processor is slow with.
-    for (int m = rows.count; m < kTileRows; ++m)
-        for (int slot = 0; slot < kRing; ++slot) store(ring[slot][m], splat(0.0f));
+    alignas(64) std::int32_t ring[kRing][kTileRows][W];
+    // Rows that no tile stores are taken up too, and come to nothing.
+    if (rows.count < kTileRows) std::memset(ring, 0, sizeof ring);
     vf totals[kTileRows];
 #pragma GCC unroll 16
     for (int m = 0; m < kTileRows; ++m)
@@ -139,7 +138,7 @@ inline __attribute__((noinline)) void add_tile(ReadyGroups<kFormat, kMins>& read
         const vf scales = load(ready.scales[group] + column);
         const vf mins = kMins ? load(ready.mins[kMins ? group : 0] + column) : vf{};
         const float* own = row_scales.scales + group / Shape::kParts * row_scales.step;
-        const float* exact = ring[group % kRing][0];
+        const std::int32_t* exact = ring[group % kRing][0];
 #pragma GCC unroll 16
         for (int m = 0; m < kTileRows; ++m) {
             const vf row_shift = kMins ? splat(own[kTileRows + m]) : vf{};

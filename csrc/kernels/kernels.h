@@ -61,7 +61,7 @@ struct ProductArgs {
     std::int64_t ahead_bytes = 0;
     float* out = nullptr;  // where the rows end up at last, `out_stride` apart: lines to ask for, or null
     std::int64_t out_stride = 0;
-    StoreArgs meanwhile{};  // sums of an earlier product, stored between this one's steps
+    StoreArgs meanwhile{};  // sums of an earlier product, none of them in `scratch`; stored when this one returns
 };
 
 // Keys and values of one layer; blocks of neighboring numbers are `block_stride` bytes apart. A block holds, for each
@@ -113,7 +113,7 @@ struct Kernels {
     void (*pack_rows[kNumInputs])(const PackArgs&, int first_row, int num_rows);
     void (*product[kNumFormats])(const ProductArgs&);
     bool stores_straight[kNumFormats];  // whether that product heeds ProductArgs::stride
-    bool stores_meanwhile[kNumFormats];  // and ProductArgs::meanwhile
+    bool stores_meanwhile[kNumInputs];  // whether all products with such an input heed ProductArgs::meanwhile
     // A quantized panel (null for other formats) as one of bfloat16, into words [padded_in / 2, kPanel].
     void (*widen[kNumFormats])(const PanelView&, int padded_in, std::uint32_t* to);
     void (*store)(const StoreArgs&);

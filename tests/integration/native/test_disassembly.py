@@ -42,9 +42,9 @@ LOOPS = (
     # are unpacked on the way. gcc 12 keeps an address or two on the stack.
     Loop("amx", r"add_tile<\(octavo::Format\)[345]", "tdpbssd", 28.0, may_use_stack=True, only_tightest=True),
     Loop("amx", r"add_tile<\(octavo::Format\)2", "tdpbssd", 53.0, may_use_stack=True, only_tightest=True),
-    # Attention: scores of 64 keys, and sums of their values, with the softmax of a row between some; where a step is
-    # lies in memory.
-    Loop("amx", r"TileAttention<.*run|attend_tiles", "tdpbf16ps", 24.0, may_use_stack=True, only_tightest=True),
+    # Attention: scores of 64 keys, and sums of their values, with the softmax of a row after a product where rows are
+    # left. gcc 12 keeps addresses on the stack.
+    Loop("amx", r"TileAttention<.*(run|step)|attend_tiles", "tdpbf16ps", 36.0, may_use_stack=True, only_tightest=True),
     # The limits themselves: nothing but products.
     Loop("amx", "spin_tiles", "tdp.*", 0.75),
     Loop("amx", "spin_fma", FMA, 0.3),

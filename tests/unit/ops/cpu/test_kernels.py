@@ -194,13 +194,17 @@ def test_swiglu_of_a_product(device, oracle, n, inner, has_bias):
         assert same_bits(found, cpu.download(cpu.silu_mul(cpu.upload(device, plain))))
 
 
-@pytest.mark.parametrize("sizes", [(64, 32, 32), (96, 32, 32), (40, 7, 7), (1, 1, 62), (128, 64, 64)])
-def test_a_matrix_of_uneven_parts(device, oracle, sizes):
-    """Q, K and V: whatever the first part makes of the order of panels, outputs are where they belong."""
-    x, matrix, bias = product_inputs(device, 5, sum(sizes), 50)
+@pytest.mark.parametrize(("rows", "has_bias"), [(5, True), (97, False)])
+@pytest.mark.parametrize("sizes", [(64, 32, 32), (96, 32, 32), (40, 7, 7), (40, 64, 64), (1, 1, 62), (128, 64, 64)])
+def test_a_matrix_of_uneven_parts(device, oracle, sizes, rows, has_bias):
+    """Q, K and V: whatever the first part makes of the order of panels, outputs are where they belong; those of a short
+    panel too, whose sums may be stored while the next, a whole one, is computed."""
+    x, matrix, bias = product_inputs(device, rows, sum(sizes), 50)
     parts = np.split(matrix, np.cumsum(sizes)[:-1])
-    packed = cpu.pack_linear(device, matrix.shape, (host(p, device.dtype) for p in parts), host(bias, device.dtype))
+    ours = host(bias, device.dtype) if has_bias else None
+    packed = cpu.pack_linear(device, matrix.shape, (host(p, device.dtype) for p in parts), ours)
     found = cpu.download(cpu.linear(cpu.upload(device, x), packed))
+    bias = bias if has_bias else np.zeros_like(bias)
     theirs = reference.linear(reference.upload(oracle, x), pack(reference, oracle, matrix, bias))
     assert_within(found, reference.download(theirs), sum_bound(np.abs(x) @ np.abs(matrix).T + np.abs(bias), 50))
 
