@@ -179,8 +179,9 @@ def test_near_misses_cost_at_most_as_much_again(byte_level: Vocabulary) -> None:
             stream.push([token_id], finished=False)
         return time.process_time() - start
 
-    plain = min(seconds(StreamOptions()) for _ in range(5))
-    assert min(seconds(StreamOptions(stop=stops)) for _ in range(5)) <= 2 * plain
+    # In turns: a shared machine's clock may change to half between one run and the next.
+    ratios = [seconds(StreamOptions(stop=stops)) / seconds(StreamOptions()) for _ in range(9)]
+    assert sorted(ratios)[4] <= 2
 
 
 def test_fixtures_are_what_they_claim(byte_level: Vocabulary, llama_like: Vocabulary) -> None:
